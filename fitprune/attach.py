@@ -1,0 +1,262 @@
+"""How anything here attaches to an unmodified transformers model, and lets go of it again.
+
+Three things are put in place, and every one is taken back by `detach`, also after an exception:
+
+- a pre-hook on the model, which finds the visual tokens in its inputs, and one on its decoder (the module that owns
+  `layers`), which turns them into a `Frame`, the state of that one forward;
+- each decoder layer's `forward`, replaced on the instance. A layer that deletes nothing runs its own original forward
+  with narrowed arguments. A layer that deletes runs norm → attention → add → *cut* → norm → MLP → add, so that a
+  deleted token pays for its layer's attention and for nothing after;
+- a listening attention function (attention.py).
+
+Nothing is patched at import, nothing is written on classes, and the frame travels as a keyword argument from decoder
+to attention: two forwards at once, or two generations taking turns, do not meet. Models placed by accelerate keep
+their hooks: the replacement goes inside them.
+
+Modifications against transformers' LlamaDecoderLayer.forward (5.0 to 5.23; Mistral, Qwen2, Qwen3 and the Qwen-VL text
+layers share it), in layers that delete: the residual and the attention output are cut between attention and MLP.
+Layers of any other class are cut at their exit instead: the survivors are the same, the layer's MLP is not saved.
+
+    pytest tests/test_attach.py
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from . import cache as kv
+from .attention import LISTENER, check_implementation, listening, registry
+from .errors import FitPruneError, UnsupportedError
+from .frame import Frame
+from .locate import ByMask, ByTokenId, Spans
+
+# Classes whose forward is norm → attention → add → norm → MLP → add, checked by tests/test_attach.py for each.
+CUT_INSIDE = frozenset(
+    f"{name}DecoderLayer" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen2VL", "Qwen2_5_VL", "Qwen3VLText")
+)
+
+_numbers = itertools.count()  # for names in the attention registry, so that two attachments never share one
+
+
+@dataclass
+class Arriving:
+    """What the model's pre-hook sends to its decoder's: the images of this call, and whether it arrived."""
+
+    spans: Spans
+    delivered: bool = False
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """What a session is told about a forward: see `Frame` for the fields."""
+
+    spans: Spans
+    length: int
+    past: int
+    real: Tensor | None
+    device: torch.device
+    flash: bool
+
+    def frame(self, kind: type[Frame] = Frame, *args: Any) -> Frame:
+        return kind(*args, self.spans, self.length, self.past, self.real, self.device, self.flash)
+
+
+class Session(Protocol):
+    """Who decides what happens in a forward."""
+
+    def begin(self, call: Prefill) -> Frame:
+        """The frame for a forward that brings visual tokens."""
+
+
+def find_decoder(model: nn.Module) -> nn.Module:
+    """The module that owns the decoder layers.
+
+    Raises:
+        UnsupportedError: if there is none.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    for candidate in (decoder, getattr(decoder, "model", None), getattr(model, "model", None), model):
+        if isinstance(getattr(candidate, "layers", None), nn.ModuleList):
+            return candidate  # type: ignore[return-value]
+    raise UnsupportedError(f"{type(model).__name__} has no decoder with `layers`: see docs/new_family.md for what a model must look like")
+
+
+class Attachment:
+    """A model with something attached; `detach` restores it."""
+
+    def __init__(self, model: nn.Module, session: Session, visual_mask: Tensor | None = None, cut_inside: bool = True) -> None:
+        """
+        Args:
+            model: A transformers model, or its bare decoder.
+            session: Makes the frame of each prefill.
+            visual_mask: bool [B, S] over the prompt; without it images are found by the config's image token.
+            cut_inside: False cuts every layer at its exit (slower, the same survivors): for tests.
+        Raises:
+            UnsupportedError: if the model cannot be attached to; FitPruneError if something is attached already.
+        """
+        self.decoder = find_decoder(model)
+        self.session = session
+        self.layers: list[nn.Module] = list(self.decoder.layers)  # type: ignore[arg-type]
+        self.cut_inside = cut_inside
+        self.config = self.decoder.config
+        if attachment_of(model) is not None:
+            raise FitPruneError("this model already has a recipe attached: leave that `with` block, or call detach(model), first")
+        check_implementation(self.config._attn_implementation)
+        self._mask = None if visual_mask is None else ByMask(visual_mask)
+        self._undo = ExitStack()
+        with ExitStack() as undo:
+            if self._mask is None:
+                self._hook_model(model, undo)
+            handle = self.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True)
+            undo.callback(handle.remove)
+            for index, layer in enumerate(self.layers):
+                self._replace_forward(index, layer, undo)
+                self._listen(layer, undo)
+            self._undo = undo.pop_all()
+
+    def detach(self) -> None:
+        """Takes everything back; a second call does nothing."""
+        self._undo.close()
+
+    # ---- putting in place ---------------------------------------------------------------------------------------
+
+    def _hook_model(self, model: nn.Module, undo: ExitStack) -> None:
+        locate = ByTokenId(model.config)
+
+        def find(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if LISTENER in kwargs:
+                return None
+            call = _bound(module, args, kwargs)
+            spans = locate(call)
+            if call.get("labels") is not None and any(spans):
+                raise UnsupportedError("training and losses need every token's logits, which pruning does not compute: call the model without labels")
+            return args, {**kwargs, LISTENER: Arriving(spans)}
+
+        def arrived(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            sent = kwargs.get(LISTENER)
+            if isinstance(sent, Arriving) and any(sent.spans) and not sent.delivered:
+                raise UnsupportedError(
+                    f"{type(model).__name__} does not hand keyword arguments on to its decoder, so nothing was pruned: "
+                    "pass visual_mask= to prune()"
+                )
+
+        for module in {id(m): m for m in (model, getattr(model, "base_model", model)) if m is not self.decoder}.values():
+            undo.callback(module.register_forward_pre_hook(find, with_kwargs=True).remove)
+            undo.callback(module.register_forward_hook(arrived, with_kwargs=True).remove)
+
+    def _replace_forward(self, index: int, layer: nn.Module, undo: ExitStack) -> None:
+        name = "_old_forward" if hasattr(layer, "_hf_hook") else "forward"  # accelerate calls the former
+        own = layer.__dict__.get(name)
+        inside = self.cut_inside and type(layer).__name__ in CUT_INSIDE
+        setattr(layer, name, _LayerForward(self, index, layer, getattr(layer, name), inside))
+        undo.callback(lambda: setattr(layer, name, own) if own is not None else delattr(layer, name))
+
+    def _listen(self, layer: nn.Module, undo: ExitStack) -> None:
+        attention = getattr(layer, "self_attn", None)
+        if attention is None:
+            return  # a layer without attention scores nothing; recipes that delete there are refused in `expect`
+        functions, config, name = registry(attention), attention.config, f"fitprune_{next(_numbers)}"
+        functions[name] = listening(config)
+        undo.callback(lambda: functions.__delitem__(name))
+        own = copy.copy(config)
+        own._attn_implementation_internal = name
+        attention.config = own
+        undo.callback(lambda: setattr(attention, "config", config))
+
+    # ---- during a forward ---------------------------------------------------------------------------------------
+
+    def _on_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        sent = kwargs.pop(LISTENER, None)
+        call = _bound(decoder, args, kwargs)
+        tokens = call["inputs_embeds"] if call.get("inputs_embeds") is not None else call.get("input_ids")
+        if tokens is None:
+            return None  # the decoder itself says what is missing
+        rows, length = tokens.shape[:2]
+        cache = call.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        if isinstance(sent, Arriving):
+            sent.delivered = True
+            spans = sent.spans
+        elif self._mask is not None:
+            spans = self._mask.window(rows, past, length)
+        else:
+            spans = [[] for _ in range(rows)]
+            if length > 1:
+                raise FitPruneError("the decoder was called directly, so nothing says which tokens are visual: call the model, or pass visual_mask= to prune()")
+        prefill = any(spans)
+        if not prefill and not kv.is_pruned(cache):
+            return args, kwargs  # text only, or nothing was ever pruned: the model as it is
+        if decoder.training and torch.is_grad_enabled():
+            raise UnsupportedError("pruning is for inference and this model is in training mode with gradients: call model.eval(), or detach to train")
+        flash = "flash" in (self.config._attn_implementation or "")
+        check_implementation(self.config._attn_implementation)
+        real = _real(call.get("attention_mask"), length) if prefill else None
+        told = Prefill(spans, length, past, real, tokens.device, flash)
+        if prefill:
+            kv.check_prunable(cache)
+        frame = self.session.begin(told) if prefill else told.frame()
+        return args, {**kwargs, LISTENER: frame}
+
+
+class _LayerForward:
+    """A decoder layer's forward while attached. Carries the attachment, so that it can be found from the model."""
+
+    def __init__(self, attachment: Attachment, index: int, layer: nn.Module, original: Callable[..., Any], inside: bool) -> None:
+        self.attachment, self.index, self.layer, self.original, self.inside = attachment, index, layer, original, inside
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        frame: Frame | None = kwargs.pop(LISTENER, None)
+        if frame is None:
+            return self.original(hidden_states, *args, **kwargs)
+        index, layer = self.index, self.layer
+        frame.enter(index, hidden_states, kwargs)
+        cache = kwargs.get("past_key_values")
+        cuts = frame.listens(index)
+        if cuts:
+            kwargs[LISTENER] = frame
+        if not (cuts and self.inside):
+            output = self.original(hidden_states, *args, **kwargs)
+            frame.held_by(index, cache)
+            if not isinstance(output, tuple):
+                return frame.cut(output)
+            return frame.cut(output[0]), *output[1:]
+        attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)  # type: ignore[operator]
+        hidden_states = hidden_states + attended
+        frame.held_by(index, cache)
+        hidden_states = frame.cut(hidden_states)
+        return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))  # type: ignore[operator]
+
+
+def attachment_of(model: nn.Module) -> Attachment | None:
+    """What is attached to a model's decoder, if anything."""
+    for layer in find_decoder(model).layers:  # type: ignore[union-attr]
+        for name in ("forward", "_old_forward"):
+            own = layer.__dict__.get(name)
+            if isinstance(own, _LayerForward):
+                return own.attachment
+    return None
+
+
+def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name, whether they were given by position or by keyword."""
+    if not args:
+        return kwargs
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _real(attention_mask: Tensor | None, length: int) -> Tensor | None:
+    """[B, length] bool on the CPU, False at padding among the new tokens; None without padding."""
+    if attention_mask is None or attention_mask.ndim != 2:
+        return None
+    real = attention_mask[:, -length:].cpu().bool()
+    return None if bool(real.all()) else real

@@ -1,0 +1,79 @@
+"""A transformers attention function that lets somebody listen.
+
+`transformers` looks attention functions up by name in a registry, with the attention module's own `config`. While
+pruning is attached, each attention module of the decoder has a shallow copy of that config which names the function
+below; it calls whatever implementation the model really uses (sdpa, eager, flash_attention_2, …) and, where a layer
+is to be scored, hands query, key and mask to the listener. The model's shared config, its masks and every other module
+stay as they are. The listener travels as a keyword argument, so concurrent forwards cannot mix.
+
+Modifications against transformers' attention (5.0 to 5.23): none to its result; query and key are also shown to `listener`.
+
+    pytest tests/test_attach.py
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .errors import UnsupportedError
+
+LISTENER = "fitprune"  # the keyword under which a forward's state travels, from the decoder down to its attention
+
+
+class _WithConfig:
+    """An attention module as its implementation expects it: the original config in place of the copy."""
+
+    def __init__(self, module: nn.Module, config: Any) -> None:
+        self._module, self.config = module, config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _globals(module: nn.Module) -> dict[str, Any]:
+    return inspect.unwrap(type(module).forward).__globals__
+
+
+def registry(module: nn.Module) -> Any:
+    """The registry that this attention module consults (models may have their own).
+
+    Raises:
+        UnsupportedError: if the module was written without one.
+    """
+    found = _globals(module).get("ALL_ATTENTION_FUNCTIONS")
+    if found is None or not hasattr(module, "config"):
+        raise UnsupportedError(
+            f"{type(module).__name__} does not use transformers' attention registry, so its attention cannot be scored; see docs/new_family.md"
+        )
+    return found
+
+
+def check_implementation(name: str | None) -> None:
+    """Raises UnsupportedError for implementations whose masks are not understood here."""
+    if name is not None and ("flex" in name or name.startswith("paged")):
+        raise UnsupportedError(
+            f"cannot prune with attention implementation {name!r}: its block masks have no columns to take. "
+            "Load the model with attn_implementation='sdpa', 'eager' or 'flash_attention_2'"
+        )
+
+
+def listening(config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """An attention function that runs the implementation `config` names at the time of the call."""
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        listener = kwargs.pop(LISTENER, None)
+        name = config._attn_implementation or "eager"
+        known = _globals(module)
+        inner = known["eager_attention_forward"] if name == "eager" else registry(module)[name]
+        output = inner(_WithConfig(module, config), query, key, value, attention_mask, **kwargs)
+        if listener is not None:
+            listener.heard(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5, attention_mask)
+        return output
+
+    return attention

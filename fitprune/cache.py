@@ -1,0 +1,129 @@
+"""A KV cache whose layers hold different tokens, and know which.
+
+The cache of layer l keeps every token that *enters* layer l, so layer 0 is complete (positions of new tokens stay
+right) and later layers are shorter. With padding, ragged batches, beams or a second image in a later turn, the model's
+mask, made for layer 0, has to be read at the columns that a layer still has. Those columns live here, on the cache
+layer itself: they are reordered with the beams and die with the cache. Nothing is kept on the model.
+
+A pruned layer is the cache's own layer with a mixin added (`mark`), so quantised or offloaded caches keep
+their behaviour. Left out: sliding windows (a window counts tokens, not positions) and `crop`, which assisted decoding
+needs: layers of unequal length cannot be cut back to one length.
+
+    pytest tests/test_cache.py
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from .errors import UnsupportedError
+
+
+class PrunedLayer:
+    """Mixed into a cache layer that does not hold every token.
+
+    columns: [B, n] int, for its first n entries, the column of layer 0's cache that each one is.
+    valid: [B, n] bool, False where an entry is padding or a deleted token kept as filler; None if all are real.
+    seen: Length of layer 0's cache when `columns` was written; entries after the first n follow from there one by one.
+    """
+
+    columns: Tensor
+    valid: Tensor | None
+    seen: int
+
+    def entries(self, length: int) -> tuple[Tensor, Tensor | None]:
+        """Columns [B, length] and validity of the layer's entries, those appended since `mark` included."""
+        added = length - self.columns.shape[1]
+        if added == 0:
+            return self.columns, self.valid
+        new = torch.arange(self.seen, self.seen + added, device=self.columns.device)
+        columns = torch.cat([self.columns, new.expand(self.columns.shape[0], -1)], dim=1)
+        valid = self.valid
+        if valid is not None:
+            valid = torch.nn.functional.pad(valid, (0, added), value=True)
+        return columns, valid
+
+    def _rows(self, index: Tensor) -> None:
+        self.columns = self.columns[index.to(self.columns.device)]
+        if self.valid is not None:
+            self.valid = self.valid[index.to(self.valid.device)]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._rows(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._rows(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        self._rows(torch.arange(self.columns.shape[0]).repeat_interleave(repeats))
+
+    def crop(self, *_: Any, **__: Any) -> None:
+        raise UnsupportedError(
+            "a pruned cache cannot be cropped, so assisted and prompt-lookup decoding do not work inside prune(): its layers "
+            "hold different tokens and have no common length to return to. Generate without assistant_model and prompt_lookup_num_tokens"
+        )
+
+
+_classes: dict[type, type] = {}  # DynamicLayer → the same with the mixin, made once
+
+
+def mark(cache: Cache, index: int, columns: Tensor, valid: Tensor | None, seen: int) -> None:
+    """Writes down which tokens layer `index` of the cache holds; see `PrunedLayer` for the arguments."""
+    layer = cache.layers[index]
+    if not isinstance(layer, PrunedLayer):
+        kind = type(layer)
+        if kind not in _classes:
+            _classes[kind] = type(f"Pruned{kind.__name__}", (PrunedLayer, kind), {})
+        pruned = object.__new__(_classes[kind])
+        pruned.__dict__.update(layer.__dict__)  # the same tensors, no copy
+        cache.layers[index] = layer = pruned
+    layer.columns, layer.valid, layer.seen = columns, valid, seen
+
+
+def entries(cache: Cache | None, layer: int) -> tuple[Tensor, Tensor | None] | None:
+    """What `layer` of the cache holds before this forward, or None where it holds every token."""
+    if cache is None or layer >= len(cache.layers):
+        return None
+    held = cache.layers[layer]
+    length = held.get_seq_length()
+    return held.entries(length) if length and isinstance(held, PrunedLayer) else None
+
+
+def is_pruned(cache: Cache | None) -> bool:
+    """Whether some layer of the cache lacks tokens."""
+    return cache is not None and any(isinstance(layer, PrunedLayer) for layer in cache.layers)
+
+
+def check_prunable(cache: Cache | None) -> None:
+    """Refuses the caches that pruning cannot work with.
+
+    Raises:
+        UnsupportedError: static caches (one length for all layers), sliding windows, encoder-decoder caches.
+    """
+    if cache is None:
+        return
+    name = type(cache).__name__
+    if not hasattr(cache, "layers"):
+        raise UnsupportedError(f"cannot prune with a {name}: use the default cache (DynamicCache)")
+    if getattr(cache, "layer_class_to_replicate", None) not in (None, DynamicLayer) and not cache.layers:
+        kinds = [cache.layer_class_to_replicate]
+    else:
+        kinds = [type(layer) for layer in cache.layers]
+    for kind in kinds:
+        if not issubclass(kind, DynamicLayer):
+            raise UnsupportedError(
+                f"cannot prune with a {name} ({kind.__name__}): its layers have one length fixed in advance, while pruned layers hold "
+                "different numbers of tokens. Leave cache_implementation at its default"
+            )
+        if getattr(kind, "is_sliding", False):
+            raise UnsupportedError(
+                f"cannot prune with a sliding-window {name}: its window counts tokens, and pruned tokens leave gaps. "
+                "Pass past_key_values=DynamicCache(), or set sliding_window to None in the config if it exceeds your prompts"
+            )

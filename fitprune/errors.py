@@ -1,0 +1,18 @@
+"""What goes wrong, said in one line.
+
+Every error that a user can cause (a missing file, a ratio of 1.7, a recipe for another model, a static cache) is a
+`FitPruneError` whose message says what is wrong and what to do. The command line prints that line and exits with 2;
+anything else is a bug of ours and keeps its traceback.
+
+    python -c "import fitprune; fitprune.Recipe.published('llava-v1.5-7b', 0.65)"
+"""
+
+from __future__ import annotations
+
+
+class FitPruneError(ValueError):
+    """Bad input, described in one line that says what to do about it."""
+
+
+class UnsupportedError(FitPruneError, NotImplementedError):
+    """Something that pruning cannot do (static cache, assisted decoding, training, …); the message says why."""

@@ -1,0 +1,144 @@
+"""Conversation templates: the exact text around a question that each LLaVA checkpoint was trained with.
+
+A checkpoint answers worse, silently, when one word or space of its frame differs ("curious user" and "curious human"
+are two templates). So a template is plain data and one function writes it. The prompts are those that the Conversation
+class of LLaVA's llava/conversation.py prints.
+
+Four styles: "two" (separators alternate), "single" (one separator), "chatml" (MPT and ChatML: role headers, one end
+mark, no newline between blocks), "llama_2" ([INST] … [/INST]). `plain` is pretraining's captioning text and has no
+dialogue. Left out: templates that no LLaVA-1.5 or later evaluation uses (v0 with its example turn, llama_2 with Meta's
+system text, the mmtag ones) and llava_llama_3. `<image>` is the caller's: it stands in the user text, usually first,
+followed by a newline. The BOS token is the tokenizer's.
+
+    python -c "from fitprune.families.conversation import *; print(build_prompt('mpt', [('<image>\\nWhy?', None)]))"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import FitPruneError
+
+
+@dataclass(frozen=True)
+class Template:
+    """One frame around a conversation.
+
+    `sep` ends what the user says (in "llama_2" it precedes it, from the second time on); `sep2`, or `sep` where there
+    is none, ends an answer.
+    """
+
+    style: Literal["two", "single", "chatml", "llama_2", "plain"]
+    system: str
+    user: str
+    assistant: str
+    sep: str
+    sep2: str = ""
+
+
+_CURIOUS = (
+    "A chat between a curious {person} and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the {person}'s questions."
+)
+_CHATML = ("<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>")
+
+TEMPLATES: dict[str, Template] = {
+    "vicuna_v1": Template("two", _CURIOUS.format(person="user"), "USER", "ASSISTANT", " ", "</s>"),
+    "llava_v1": Template("two", _CURIOUS.format(person="human"), "USER", "ASSISTANT", " ", "</s>"),
+    "llava_v0": Template("single", _CURIOUS.format(person="human"), "Human", "Assistant", "###"),
+    "mistral_instruct": Template("llama_2", "", "", "", "", "</s>"),
+    "chatml_direct": Template("chatml", "<|im_start|>system\nAnswer the questions.", *_CHATML),
+    "mpt": Template(
+        "chatml",
+        "<|im_start|>system\nA conversation between a user and an LLM-based AI assistant. "
+        "The assistant gives helpful and honest answers.",
+        *_CHATML,
+    ),
+    "llava_llama_2": Template(
+        "llama_2",
+        "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+        "provides, and assist the user with a variety of tasks using natural language.",
+        "",
+        "",
+        "<s>",
+        "</s>",
+    ),
+    "plain": Template("plain", "", "", "", "\n"),
+    "embedded": Template("two", "", "USER", "ASSISTANT", " ", "</s>"),  # ours: the model that ships with the project
+}
+ALIASES = {"v1": "vicuna_v1", "mistral_direct": "chatml_direct", "v0_plain": "plain"}
+
+
+def names() -> list[str]:
+    """Every accepted template name, other spellings included, sorted."""
+    return sorted([*TEMPLATES, *ALIASES])
+
+
+def stop_string(template: str) -> str:
+    """The text that ends an answer in this template: LLaVA strips it from the end of a decoded answer.
+
+    As in the original it is the second separator in the "two" style and the first one elsewhere; "" (mistral_instruct)
+    means that there is nothing to strip. The end-of-sequence token ends an answer in any case.
+
+    Raises:
+        FitPruneError: for an unknown template.
+    """
+    frame = _template(template)
+    return frame.sep2 if frame.style == "two" else frame.sep
+
+
+def build_prompt(template: str, turns: Sequence[tuple[str, str | None]]) -> str:
+    """The text of a conversation, ending where the model is to go on.
+
+    Args:
+        template: One of `names()`.
+        turns: (user text, assistant text) pairs. None as assistant text, allowed in the last pair only, is the turn to
+            be answered; "" is an answer that is empty.
+    Raises:
+        FitPruneError: for an unknown template, no turn, or an unanswered turn before the last one.
+    Source: LLaVA, llava/conversation.py (Conversation.get_prompt).
+    """
+    frame = _template(template)
+    if not turns:
+        raise FitPruneError("a prompt needs at least one turn: give [(text, None)]")
+    if any(answer is None for _, answer in turns[:-1]):
+        raise FitPruneError("only the last turn of a conversation can be without an answer: give the earlier answers")
+    if frame.style == "plain":
+        if len(turns) > 1 or turns[0][1] is not None:
+            raise FitPruneError(
+                f"template {template!r} is for a single caption, not for dialogue: use another template"
+            )
+        return turns[0][0] + frame.sep
+    if frame.style == "llama_2":
+        return _llama_2(frame, turns)
+    colon = "" if frame.style == "chatml" else ": "
+    opening = frame.system + frame.sep if frame.system else ""
+    parts = [opening]
+    for text, answer in turns:
+        parts.append(frame.user + colon + text + frame.sep)
+        if answer is None:
+            parts.append(frame.assistant + colon.rstrip())
+        else:
+            parts.append(frame.assistant + colon + answer + (frame.sep2 or frame.sep))
+    return "".join(parts)
+
+
+def _llama_2(frame: Template, turns: Sequence[tuple[str, str | None]]) -> str:
+    """Users speak inside [INST]; the system text stands inside the first of them, unless it is empty."""
+    parts = []
+    for index, (text, answer) in enumerate(turns):
+        if index == 0 and frame.system:
+            text = f"<<SYS>>\n{frame.system}\n<</SYS>>\n\n{text}"
+        parts.append(f"{frame.sep if index else ''}[INST] {text} [/INST]")
+        if answer is not None:
+            parts.append(f" {answer} {frame.sep2}")
+    return "".join(parts)
+
+
+def _template(name: str) -> Template:
+    frame = TEMPLATES.get(ALIASES.get(name, name))
+    if frame is None:
+        raise FitPruneError(f"unknown conversation template {name!r}: use one of {', '.join(names())}")
+    return frame

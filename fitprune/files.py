@@ -1,0 +1,48 @@
+"""Writing a file so that it is either the old one or the new one, never half of it.
+
+Recipes and statistics are written once after minutes of work and read by later runs; a torn one must not exist. The
+bytes go to a temporary file in the same folder, to the disk, and then take the final name in one step.
+
+    python -c "from fitprune.files import write_atomically; write_atomically('/tmp/a/b.txt', b'whole')"
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from .errors import FitPruneError
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path`, creating its folders; on any failure the file that was there stays as it was.
+
+    Raises:
+        FitPruneError: when the folder cannot be created or written to.
+    """
+    target = Path(path)
+    temporary: str | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.replace(temporary, target)
+        temporary = None
+    except OSError as error:
+        raise FitPruneError(f"cannot write {target}: {error.strerror or error}") from None
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,177 @@
+"""Fitting: the gentlest schedule that meets a budget, from statistics alone (paper, section 3.3; no model runs here).
+
+One number, alpha, says how much of the attention received in the unpruned model may be lost in every layer. For a given
+alpha each sample is pruned on paper: in layer l the least attended tokens go as long as those left hold (1 - alpha) of
+the layer's dense mass, judged by cross-attention and by self-attention, and a token goes only if both agree. The curve
+of survivors, averaged over the samples, has a cost; bisection finds the alpha at which it is the budget. Then the curve
+is rounded to whole tokens so that the budget holds (`schedule.round_to_budget`).
+
+Left out: the released code's search runs the layers again at every alpha and reports whichever step came last, within
+the budget or not; `fitprune.replay` does that. Here the dense statistics stand for every alpha, as the paper says.
+
+    python -c "import torch; from fitprune.fit import fit; from fitprune.stats import AttentionStats as A; \
+        from fitprune.cost import VICUNA_7B; c, s = torch.rand(2, 8, 32, 576).pow(4); n = torch.full((8,), 576); \
+        print(fit(A(c, s, n, n), VICUNA_7B, 0.6))"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .cost import CostModel
+from .errors import FitPruneError
+from .ratio import parse_ratio
+from .recipe import Recipe
+from .schedule import deepen, round_to_budget, smallest
+from .stats import AttentionStats
+
+TIGHT = 0.002  # the bracket is tight once its two curves' reductions are this close; between them we interpolate
+SERIAL = 32768  # elements below which torch does not start threads, whose start costs more than the work; fits a cache
+FINEST = 2.0**-30  # or, where a few samples make the cost jump, once alpha is known this well
+
+
+def alive_reference(cross: Sequence[Sequence[float]], intra: Sequence[Sequence[float]], alpha: float) -> list[int]:
+    """The rule for one sample, slow and obvious; what the fast version is tested against.
+
+    Args:
+        cross, intra: Dense attention received, [layer][visual].
+        alpha: Share of each layer's mass that may be lost, in [0, 1].
+    Returns:
+        Visual tokens alive after each layer, [layer].
+    """
+    alive = list(range(len(cross[0])))
+    counts = []
+    for received in zip(cross, intra, strict=True):
+        doomed = []
+        for mass in received:
+            threshold = sum(mass) * (1 - alpha)
+            order = sorted(alive, key=lambda token, mass=mass: mass[token])  # type: ignore[misc]
+            gone = 0
+            while gone < len(order) - 1 and sum(mass[token] for token in order[gone + 1 :]) >= threshold:
+                gone += 1
+            doomed.append(set(order[:gone]))
+        alive = [token for token in alive if token not in doomed[0] & doomed[1]]
+        counts.append(len(alive))
+    return counts
+
+
+class _Mass:
+    """One kind of attention received, sorted once per layer; dead tokens are then masked rather than sorted away."""
+
+    def __init__(self, received: Tensor) -> None:
+        samples, layers, visual = received.shape
+        self.sorted, order = received.transpose(0, 1).double().contiguous().sort(stable=True)  # ties by position
+        self.rank = order.argsort().int()  # a token's place in the order
+        self.token = (order + visual * torch.arange(samples)[:, None]).int().view(layers, -1)  # into a flat [N·n]
+        self.total = self.sorted.sum(-1, keepdim=True)  # [L, N, 1]
+
+    def lowest(self, layer: int, alive: Tensor, alpha: float) -> Tensor:
+        """The least attended tokens that may go, [N, n] (with dead ones among them), never all that are alive."""
+        living = alive.view(-1).index_select(0, self.token[layer]).view_as(alive)
+        gone = (self.sorted[layer] * living).cumsum(1)
+        spare = gone[:, -1:] - self.total[layer] * (1 - alpha)  # the mass that may go; negative when too little is left
+        count = torch.searchsorted(gone, spare, right=True)
+        if alpha == 1 or float(self.total[layer].min()) == 0:  # otherwise the best token's own mass keeps it
+            count = count.minimum((living * torch.arange(living.shape[1])).amax(1, keepdim=True))
+        return self.rank[layer] < count.int()
+
+
+def alive_fractions(stats: AttentionStats) -> Callable[[float], Tensor]:
+    """A function from alpha to the share of each sample's visual tokens alive after each layer, [N, L] float64."""
+    rows = max(1, SERIAL // stats.cross.shape[2])
+    present = torch.arange(stats.cross.shape[2]) < stats.visual_tokens[:, None]  # [N, n]
+    blocks = [
+        (_Mass(cross), _Mass(intra), alive.double())
+        for cross, intra, alive in zip(stats.cross.split(rows), stats.intra.split(rows), present.split(rows), strict=True)
+    ]
+
+    def at(alpha: float) -> Tensor:
+        counts = torch.empty(stats.layers, stats.samples, dtype=torch.float64)
+        for (cross, intra, alive), out in zip(blocks, counts.split(rows, 1), strict=True):
+            for layer in range(stats.layers):
+                doomed = cross.lowest(layer, alive, alpha) & intra.lowest(layer, alive, alpha)
+                alive = alive.masked_fill(doomed, 0)
+                out[layer] = alive.sum(1)
+        return counts.T / stats.visual_tokens[:, None]
+
+    return at
+
+
+def fit_all(stats: AttentionStats, cost: CostModel | None, ratios: Iterable[float | str]) -> dict[float, Recipe]:
+    """One recipe per reduction ratio, each the same as `fit` gives; the work is shared.
+
+    Args:
+        cost: The model's cost; None for the one that the statistics carry.
+        ratios: As `parse_ratio` takes them.
+    Returns:
+        Recipes by ratio (a fraction), in the order given.
+    Raises:
+        FitPruneError: for a ratio out of range or out of reach, and when there is no cost model or it does not fit.
+    """
+    cost = cost if cost is not None else stats.cost
+    if not isinstance(cost, CostModel):
+        raise FitPruneError("fitting needs a cost model: these statistics carry none, so pass CostModel.from_config(...)")
+    if cost.layers != stats.layers:
+        raise FitPruneError(f"the statistics have {stats.layers} layers but the cost model {cost.layers}")
+    tokens = int(stats.visual_tokens.max())
+    fractions = alive_fractions(stats)
+
+    @lru_cache(maxsize=None)
+    def curve(alpha: float) -> list[float]:
+        return (fractions(alpha).mean(0) * tokens).tolist() if alpha else [float(tokens)] * cost.layers
+
+    return {ratio: _fit(stats, cost, tokens, curve, ratio) for ratio in map(parse_ratio, ratios)}
+
+
+def fit(stats: AttentionStats, cost: CostModel | None = None, reduction_ratio: float | str = 0.6) -> Recipe:
+    """The recipe that loses the least attention (smallest alpha) among those that meet the budget.
+
+    Args:
+        stats: What the unpruned model attends to, from `observe`.
+        cost: The model's cost; None for the one that the statistics carry.
+        reduction_ratio: Share of the visual tokens' compute to save (`CostModel.visual_reduction`), 0.6 or 60.
+    Returns:
+        A recipe at the samples' visual-token count (the largest, where they differ) that saves at least the ratio, and
+        less than one token in one layer more.
+    Raises:
+        FitPruneError: for a ratio out of range or out of reach, and when there is no cost model or it does not fit.
+    """
+    return next(iter(fit_all(stats, cost, [reduction_ratio]).values()))
+
+
+def _fit(
+    stats: AttentionStats, cost: CostModel, tokens: int, curve: Callable[[float], list[float]], ratio: float
+) -> Recipe:
+    def saved(alive: list[float]) -> float:
+        return cost.visual_reduction_of_alive(alive, tokens)
+
+    def between(share: float) -> list[float]:
+        return [(1 - share) * more + share * less for more, less in zip(curve(low), curve(high), strict=True)]
+
+    low, high = 0.0, 1.0 if ratio else 0.0
+    if saved(curve(high)) < ratio:  # losing all that can be lost is not enough: go on in the same shape
+        alive = deepen([count / tokens for count in curve(high)], tokens, cost, ratio)
+    else:
+        while high - low > FINEST and saved(curve(high)) - saved(curve(low)) > TIGHT:
+            middle = (low + high) / 2
+            low, high = (low, middle) if saved(curve(middle)) >= ratio else (middle, high)
+        alive = between(smallest(lambda share: saved(between(share)) >= ratio, 0, 1) if ratio else 0)
+    whole = round_to_budget(alive, tokens, cost, ratio)
+    counts = [before - after for before, after in zip([tokens, *whole], whole, strict=False)]
+    return Recipe.from_deletions(
+        counts,
+        visual_tokens=tokens,
+        scaling="budget",
+        model=stats.model,
+        reduction_ratio=ratio,
+        achieved=cost.visual_reduction(counts, tokens),
+        alpha=high,
+        samples=stats.samples,
+        fingerprint=stats.fingerprint,
+        cost=cost,
+        source="fitted",
+    )

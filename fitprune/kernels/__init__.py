@@ -1,0 +1,30 @@
+"""Attention received by visual tokens, computed in several ways that agree.
+
+FitPrune ranks a visual token k by how much attention it receives: the sum over a set of queries of the **maximum over
+heads** of the attention weight (paper, section 3.2; the released code takes the maximum first, so per-head column sums
+do not serve). Two sets of queries count: the text after the image (*cross*) and the image's own tokens (*intra*).
+
+    reference.py   the formula, whole map at once: what tests and benchmarks compare with
+    chunked.py     the same in row blocks, never more than a few megabytes of the map: what the product runs
+
+A GPU kernel takes its place here as `triton.py` and enters `received_attention` below; nothing else has to change.
+
+    pytest tests/test_kernels.py
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .chunked import received_attention as chunked
+from .reference import TEXT
+from .reference import received_attention as reference
+
+__all__ = ["TEXT", "chunked", "received_attention", "reference"]
+
+
+def received_attention(
+    query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, query_group: Tensor, key_group: Tensor, **spans: object
+) -> tuple[Tensor, Tensor]:
+    """The fastest implementation for these tensors; arguments and result as `reference.received_attention`."""
+    return chunked(query, key, scaling, mask, query_group, key_group, **spans)  # type: ignore[arg-type]

@@ -1,0 +1,69 @@
+"""The formula for received attention, in plain torch: slow, whole, obvious.
+
+    A[h, q, k]  = softmax_k(scaling * query[h, q] . key[h, k])        attention of query q to key k in head h
+    M[q, k]     = max_h A[h, q, k]                                    the maximum over heads comes first
+    cross[k]    = sum of M[q, k] over the text queries q
+    intra[k]    = sum of M[q, k] over the visual queries q of the image that k belongs to
+
+By causality a text query before the image contributes nothing to it, so `cross` sums over all text queries. Neither sum
+is divided by the number of queries: that is one constant per image, which ranking does not see (`observe` divides).
+Source: FitPrune (AAAI 2025), section 3.2; shape conventions B batch, H heads, G key heads, Q queries, K keys, D head size.
+
+    pytest tests/test_kernels.py
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TEXT = -1  # group of a text query; 0 is "neither" (padding), 1, 2, … are the images of a row in their order
+
+
+def additive(mask: Tensor | None, queries: int, keys: int, like: Tensor) -> Tensor:
+    """Any mask that an attention implementation takes, as float32 numbers to add to the scores.
+
+    Args:
+        mask: None (causal, aligned at the last key), bool or float [B, 1, Q, K], or the bool [B, K] of flash attention
+            (which keys are real; causal besides).
+        like: A tensor whose device is used.
+    Returns:
+        [B or 1, 1, Q, K]
+    """
+    lowest = torch.finfo(torch.float32).min
+    if mask is not None and mask.ndim == 4:
+        zeros = torch.zeros((), dtype=torch.float32, device=like.device)
+        return torch.where(mask, zeros, lowest) if mask.dtype == torch.bool else mask.float().clamp(min=lowest)
+    position = torch.arange(keys, device=like.device)
+    allowed = position[None, :] <= position[keys - queries :, None]  # [Q, K]
+    allowed = allowed[None, None] if mask is None else allowed[None, None] & mask[:, None, None, :].bool()
+    return torch.zeros(allowed.shape, device=like.device).masked_fill(~allowed, lowest)
+
+
+def received_attention(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    mask: Tensor | None,
+    query_group: Tensor,
+    key_group: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Attention that every visual key receives from the text and from its own image.
+
+    Args:
+        query: [B, H, Q, D], rotary embedding applied.
+        key: [B, G, K, D] with H a multiple of G (grouped-query attention), the last Q of them belonging to the queries.
+        scaling: What the dot products are multiplied with.
+        mask: As the attention implementation got it, see `additive`.
+        query_group: [B, Q] int: `TEXT`, 0 (does not count) or the number of the image.
+        key_group: [B, K] int: 0 (not visual) or the number of the image.
+    Returns:
+        cross [B, K], intra [B, K], float32, zero where the key is not visual.
+    """
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    logits = (query @ key.transpose(-1, -2)).float() * scaling + additive(mask, query.shape[2], key.shape[2], query)
+    highest = logits.softmax(dim=-1).amax(dim=1)  # [B, Q, K]
+    visual = key_group > 0  # [B, K]
+    cross = (highest * (query_group == TEXT)[:, :, None]).sum(1) * visual
+    intra = (highest * (query_group[:, :, None] == key_group[:, None, :])).sum(1) * visual
+    return cross, intra

@@ -1,0 +1,105 @@
+"""Where the visual tokens are: one span per image, read from the inputs, never assumed.
+
+The released code hard-codes 35 tokens before the image and 576 of the image. Here a prompt may have any prefix, any
+number of images and any number of tokens per image; each image is a *span* (start, end) of its row and gets its own
+deletion budget. Spans come from the image-token id in `input_ids` or from a boolean mask that the caller gives.
+Adjacent images make one run of image tokens; it is split where the config says that all images have one size.
+
+    pytest tests/test_locate.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import FitPruneError
+
+Spans = list[list[tuple[int, int]]]  # per row, per image: first position and one past the last
+
+
+def find_spans(mask: Tensor, tokens_per_image: int | None = None) -> Spans:
+    """Runs of True, row by row.
+
+    Args:
+        mask: [B, S] bool, True at visual positions.
+        tokens_per_image: Runs of a multiple of this length are split into images of this length.
+    """
+    edges = torch.nn.functional.pad(mask.cpu().to(torch.int8), (1, 1)).diff(dim=1)  # one transfer for all rows
+    spans: Spans = []
+    for row in edges:
+        starts, ends = (row == 1).nonzero().flatten().tolist(), (row == -1).nonzero().flatten().tolist()
+        images: list[tuple[int, int]] = []
+        for start, end in zip(starts, ends, strict=True):
+            size = tokens_per_image if tokens_per_image and (end - start) % tokens_per_image == 0 else end - start
+            images += [(at, at + size) for at in range(start, end, size)]
+        spans.append(images)
+    return spans
+
+
+def groups(spans: Spans, length: int) -> Tensor:
+    """[B, length] int on the CPU: the number of the image (1, 2, …) that each position belongs to, else 0."""
+    group = torch.zeros(len(spans), length, dtype=torch.long)
+    for row, images in zip(group, spans, strict=True):
+        for number, (start, end) in enumerate(images, 1):
+            row[start:end] = number
+    return group
+
+
+class ByTokenId:
+    """Finds images by the id of the image token in `input_ids`, as transformers' own LLaVA models do."""
+
+    def __init__(self, config: Any) -> None:
+        """Raises FitPruneError if the config names no image token."""
+        token = getattr(config, "image_token_id", None)
+        if token is None:
+            token = getattr(config, "image_token_index", None)
+        if token is None:
+            raise FitPruneError(
+                f"a {type(config).__name__} names no image token, so nothing says which tokens are visual: "
+                "pass visual_mask= (bool [batch, sequence], True at visual positions)"
+            )
+        self.token = int(token)
+        one_size = getattr(config, "image_grid_pinpoints", None) is None  # without tiles every image has the same size
+        self.tokens_per_image = getattr(config, "image_seq_length", None) if one_size else None
+
+    def __call__(self, call: Mapping[str, Any]) -> Spans:
+        """Spans within the tokens of this call (`input_ids` [B, n])."""
+        ids = call.get("input_ids")
+        if ids is None:
+            embeds = call.get("inputs_embeds")
+            if embeds is not None and embeds.shape[1] == 1:
+                return [[] for _ in range(embeds.shape[0])]
+            raise FitPruneError("called with inputs_embeds only, which do not tell visual tokens from text: pass visual_mask= to prune()")
+        if ids.shape[1] == 1:  # decoding: no need to look, and no wait for the device
+            return [[] for _ in range(ids.shape[0])]
+        return find_spans(ids == self.token, self.tokens_per_image)
+
+
+class ByMask:
+    """Finds images by a mask that the caller gave for the whole prompt, for decoders fed with `inputs_embeds`."""
+
+    def __init__(self, mask: Tensor) -> None:
+        if mask.ndim != 2 or mask.dtype != torch.bool:
+            raise FitPruneError(f"visual_mask must be bool [batch, sequence], got {mask.dtype} with shape {tuple(mask.shape)}")
+        self.mask = mask.cpu()
+
+    def window(self, rows: int, past: int, length: int) -> Spans:
+        """Spans within the `length` tokens that follow `past` earlier ones; rows may be repeated (beams).
+
+        Raises:
+            FitPruneError: if the mask does not fit the prompt.
+        """
+        given, total = self.mask.shape
+        if rows % given:
+            raise FitPruneError(f"visual_mask has {given} rows but the batch has {rows}")
+        if past == 0 and length != total:
+            raise FitPruneError(f"visual_mask covers {total} tokens but the prompt has {length}")
+        if past >= total:
+            return [[] for _ in range(rows)]
+        mask = self.mask[:, past : past + length]
+        mask = torch.nn.functional.pad(mask, (0, length - mask.shape[1]))
+        return find_spans(mask.repeat_interleave(rows // given, dim=0))

@@ -1,0 +1,348 @@
+"""A recipe: how many visual tokens are deleted in each decoder layer. Plain data, no model, no torch.
+
+A recipe is made at a reference count of visual tokens and answers for any other (`deletions`), in one of three ways:
+
+- `proportional`: each layer's count times n / reference, rounded down, as the authors' code scales its tables;
+- `budget`: the same shape, made deeper or shallower so that the reduction ratio asked for still holds at n (fitted
+  recipes; they know their cost model);
+- `fraction`: each layer's share of n, of any number of layers (`Recipe.step`, which is how FastV and VTW delete).
+
+Which tokens go is not said here: method = schedule × score. Provenance travels along but does not take part in
+equality: two recipes are equal when they delete the same.
+
+    python -c "from fitprune.recipe import Recipe; print(Recipe.published('llava-v1.5-7b', 0.6))"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import operator
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .cost import VICUNA_7B, CostModel, alive_after
+from .errors import FitPruneError
+from .files import write_atomically
+from .ratio import parse_ratio
+from .schedule import deepen, round_to_budget
+from .version import __version__
+
+SCHEMA = "fitprune.recipe/1"
+SCALINGS = ("proportional", "budget", "fraction")
+BAR = 40  # characters of a full bar when printed
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """Visual tokens deleted per layer at a reference count, with the rule for other counts and where it comes from.
+
+    Attributes:
+        counts: Deleted in each layer, [layer]: whole tokens of `visual_tokens`; shares of 1 if scaling is "fraction".
+        visual_tokens: The reference count; 1 if scaling is "fraction".
+        scaling: "proportional", "budget" or "fraction" (see the module).
+        num_layers: Layers of the model it is for; None when it fits any model that is deep enough.
+        model, reduction_ratio, achieved, alpha, samples, fingerprint: Provenance: checkpoint, reduction ratio asked and
+            achieved (the paper's, visual tokens only), the fit's alpha, size and SHA-256 of the calibration set.
+        cost: The cost model that the ratio was computed with; needed if scaling is "budget".
+        source: How it came about: "given", "published", "fitted", "replayed", …
+    Raises:
+        FitPruneError: for counts that are negative, not whole or more than there are, and for fields of a wrong type.
+    """
+
+    counts: tuple[float, ...]
+    visual_tokens: int
+    scaling: str = "proportional"
+    num_layers: int | None = None
+    model: str | None = None
+    reduction_ratio: float | None = None
+    achieved: float | None = None
+    alpha: float | None = None
+    samples: int | None = None
+    fingerprint: str | None = None
+    cost: CostModel | None = None
+    source: str = "given"
+    fitprune_version: str = __version__
+
+    def __post_init__(self) -> None:
+        if self.scaling not in SCALINGS:
+            raise FitPruneError(f"recipe: scaling must be one of {', '.join(SCALINGS)}, not {self.scaling!r}")
+        fraction = self.scaling == "fraction"
+        if isinstance(self.counts, str | Mapping) or not hasattr(self.counts, "__iter__"):
+            raise FitPruneError(f"recipe: counts must be a list with one number per layer, not {self.counts!r}")
+        counts = tuple(_number(count, "deletions", whole=not fraction) for count in self.counts)
+        object.__setattr__(self, "counts", counts)
+        object.__setattr__(self, "visual_tokens", _number(self.visual_tokens, "visual_tokens", whole=True))
+        if not counts:
+            raise FitPruneError("recipe: there must be at least one layer")
+        if self.visual_tokens < 1:
+            raise FitPruneError(f"recipe: visual_tokens must be at least 1, not {self.visual_tokens}")
+        if sum(counts) > self.visual_tokens + (1e-9 if fraction else 0):
+            raise FitPruneError(f"recipe: deletes {sum(counts):g} tokens of {self.visual_tokens}")
+        for name in ("num_layers", "samples", "reduction_ratio", "achieved", "alpha"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _number(value, name, whole=name in ("num_layers", "samples")))
+        for name in ("model", "fingerprint", "source", "fitprune_version"):
+            if (value := getattr(self, name)) is not None and not isinstance(value, str):
+                raise FitPruneError(f"recipe: {name} must be text, not {value!r}")
+        if self.num_layers not in (None, len(counts)):
+            raise FitPruneError(f"recipe: num_layers is {self.num_layers} but there are {len(counts)} counts")
+        if self.cost is not None and not isinstance(self.cost, CostModel):
+            raise FitPruneError(f"recipe: cost must be a cost model, not {self.cost!r}")
+        if self.scaling == "budget":
+            if self.cost is None or self.reduction_ratio is None or not self.reduction_ratio < 1:
+                raise FitPruneError('recipe: scaling "budget" needs a cost model and a reduction ratio below 1')
+            if self.cost.layers != len(counts):
+                raise FitPruneError(f"recipe: {len(counts)} counts for a cost model of {self.cost.layers} layers")
+
+    # Making one.
+
+    @classmethod
+    def from_deletions(cls, deletions: Sequence[int], *, visual_tokens: int, **provenance: Any) -> Recipe:
+        """A recipe from deletions per layer, [layer], at a count of visual tokens.
+
+        Args:
+            provenance: Any further field of `Recipe`, such as `model="llava-v1.5-7b"`.
+        Raises:
+            FitPruneError: as `Recipe`.
+        """
+        try:
+            counts = tuple(deletions)
+        except TypeError:
+            raise FitPruneError(f"recipe: deletions must be a list of numbers, not {deletions!r}") from None
+        return cls(**{"counts": counts, "visual_tokens": visual_tokens, "num_layers": len(counts), **provenance})
+
+    @classmethod
+    def none(cls, layers: int, visual_tokens: int = 1, **provenance: Any) -> Recipe:
+        """The recipe that deletes nothing, for a model of that many layers."""
+        return cls.from_deletions([0] * layers, visual_tokens=visual_tokens, **provenance)
+
+    @classmethod
+    def step(cls, *, layer: int, keep: float) -> Recipe:
+        """Delete once: after `layer`'s attention (from 0) keep that fraction of the visual tokens, rounded up.
+
+        FastV (https://arxiv.org/abs/2403.06764) is such a step with keep 0.5, VTW one with keep 0. It fits any model
+        that has the layer.
+
+        Raises:
+            FitPruneError: when `layer` is negative or `keep` is outside [0, 1].
+        """
+        if not isinstance(layer, int) or layer < 0:
+            raise FitPruneError(f"layer must be a whole number from 0, not {layer!r}")
+        if not isinstance(keep, int | float) or not 0 <= keep <= 1:
+            raise FitPruneError(f"keep must be a fraction from 0 to 1, not {keep!r}")
+        share = round(1 - keep, 12)  # 1 - 0.9 is 0.1, not 0.09999999999999998
+        return cls(counts=(0.0,) * layer + (share,), visual_tokens=1, scaling="fraction", source="step")
+
+    @classmethod
+    def published(cls, name: str, ratio: float | str) -> Recipe:
+        """One of the authors' recipes.
+
+        Args:
+            name: A checkpoint, in any of its usual spellings: "llava-v1.5-7b", "llava-hf/llava-1.5-7b-hf", a path.
+            ratio: Nominal reduction ratio, as `parse_ratio` takes it. What is really saved is in `achieved`.
+        Raises:
+            FitPruneError: when there is no such recipe; lists those that there are.
+        """
+        table = _published_table(name)
+        wanted = parse_ratio(ratio)
+        for percent, counts in table["reduction_ratio_percent_to_deletions_per_layer"].items():
+            if math.isclose(float(percent) / 100, wanted, abs_tol=1e-9):
+                tokens = table["reference_visual_tokens"]
+                return cls.from_deletions(
+                    counts,
+                    visual_tokens=tokens,
+                    model=table["model"],
+                    reduction_ratio=wanted,
+                    achieved=VICUNA_7B.visual_reduction(counts, tokens),
+                    source="published",
+                )
+        ratios = ", ".join(f"{value:g}" for value in published_ratios(name))
+        raise FitPruneError(f"{table['model']} has no published recipe for {wanted:g}: choose from {ratios}, or fit one")
+
+    # Using one.
+
+    def deletions(self, visual_tokens: int, layers: int | None = None) -> list[int]:
+        """Visual tokens to delete in each layer, [layer], for an image of that many.
+
+        Args:
+            layers: Layers of the model; needed to get a full list from a recipe that fits any model.
+        Raises:
+            FitPruneError: for a negative count, for another number of layers, and when a "budget" recipe meets a count
+                at which its ratio is out of reach.
+        """
+        n = int(_number(visual_tokens, "visual_tokens", whole=True))
+        if layers is not None:
+            self.check_layers(layers)
+        if self.scaling == "fraction":
+            gone = [math.floor(count * n + 1e-9) for count in self.counts]
+        elif n == self.visual_tokens:
+            gone = [int(count) for count in self.counts]
+        elif self.scaling == "proportional":
+            gone = [int(count * n / self.visual_tokens) for count in self.counts]
+        else:
+            gone = list(_scaled_to_budget(self, n))
+        return gone + [0] * ((layers or 0) - len(gone))
+
+    def alive(self, visual_tokens: int, layers: int | None = None) -> list[int]:
+        """Visual tokens alive after each layer, [layer], for an image of that many; errors as `deletions`."""
+        return alive_after(self.deletions(visual_tokens, layers), visual_tokens)
+
+    def check_layers(self, n_layers: int) -> None:
+        """Make sure that the recipe fits a model of that many layers.
+
+        Raises:
+            FitPruneError: when it does not, naming both numbers.
+        """
+        if self.num_layers not in (None, n_layers):
+            raise FitPruneError(
+                f"this recipe is for {self.num_layers} layers but the model has {n_layers}: fit one for this model"
+            )
+        if len(self.counts) > n_layers:
+            raise FitPruneError(
+                f"this recipe deletes in layer {len(self.counts) - 1} but the model has {n_layers} layers, from 0"
+            )
+
+    def check_model(self, cost: CostModel) -> None:
+        """Make sure that the recipe fits a model of these sizes; the vocabulary does not matter.
+
+        Raises:
+            FitPruneError: for another number of layers, or when the recipe's ratio was computed for other sizes.
+        """
+        self.check_layers(cost.layers)
+        if self.cost is not None and dataclasses.replace(self.cost, vocab=cost.vocab) != cost:
+            theirs, ours = self.cost.to_dict(), cost.to_dict()
+            differing = ", ".join(f"{k} {theirs[k]} is {ours[k]}" for k in ours if theirs[k] != ours[k] and k != "vocab")
+            raise FitPruneError(f"this recipe was made for a model of other sizes ({differing}): fit one for this model")
+
+    # Keeping one.
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as JSON, one field per line, atomically.
+
+        Raises:
+            FitPruneError: when the file cannot be written.
+        """
+        data = {"schema": SCHEMA, **dataclasses.asdict(self)}
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in data.items())
+        write_atomically(path, f"{{\n{lines}\n}}\n".encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recipe:
+        """Read what `save` wrote.
+
+        Raises:
+            FitPruneError: naming the file, when it is missing, torn, of another schema, or not a valid recipe.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise FitPruneError(f"cannot read recipe {path}: {error.strerror or error}") from None
+        except ValueError as error:
+            raise FitPruneError(f"{path} is not a recipe, or a torn one ({error}): fit it again") from None
+        if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
+            raise FitPruneError(f'{path} is not a recipe of schema "{SCHEMA}": fit it again with this version')
+        try:
+            if data.get("cost") is not None:
+                data["cost"] = CostModel.from_dict(data["cost"])
+            return cls(**data)
+        except TypeError as error:
+            raise FitPruneError(f"{path}: fields missing or unknown ({error})") from None
+        except FitPruneError as error:
+            raise FitPruneError(f"{path}: {error}") from None
+
+    # Looking at one.
+
+    def _schedule(self) -> tuple[object, ...]:
+        same = (self.counts, self.visual_tokens, self.scaling, self.num_layers)
+        return (*same, self.reduction_ratio, self.cost) if self.scaling == "budget" else same
+
+    def __eq__(self, other: object) -> bool:
+        return self._schedule() == other._schedule() if isinstance(other, Recipe) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._schedule())
+
+    def __str__(self) -> str:
+        tokens = 100 if self.scaling == "fraction" else self.visual_tokens
+        deletions, alive = self.deletions(tokens), self.alive(tokens)
+        facts = [f"{self.source} recipe" + (f" for {self.model}" if self.model else "")]
+        if self.reduction_ratio is not None:
+            facts.append(f"asked for {self.reduction_ratio:.1%}")
+        if self.achieved is not None:
+            facts.append(f"saves {self.achieved:.1%} of the visual compute")
+        width = len(str(tokens))
+        depth = f"{len(alive)} layers" if self.num_layers else "any model"
+        lines = [", ".join(facts), f"{depth}, {tokens} visual tokens, {alive[-1]} alive at the end"]
+        lines += [
+            f"{layer:4d} {count:{width}d} {f'-{gone}' if gone else '':>{width + 1}} {_bar(count / tokens)}"
+            for layer, (count, gone) in enumerate(zip(alive, deletions, strict=True))
+        ]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def published_names() -> list[str]:
+    """The checkpoints that have published recipes."""
+    return sorted(_tables())
+
+
+def published_ratios(name: str) -> list[float]:
+    """The nominal reduction ratios published for a checkpoint, ascending fractions with 0 first.
+
+    Raises:
+        FitPruneError: when nothing is published for it; lists what is.
+    """
+    return sorted(int(p) / 100 for p in _published_table(name)["reduction_ratio_percent_to_deletions_per_layer"])
+
+
+@lru_cache
+def _tables() -> dict[str, dict[str, Any]]:
+    files = [file for file in resources.files("fitprune.recipes").iterdir() if file.name.endswith(".json")]
+    return {table["model"]: table for file in files for table in [json.loads(file.read_text(encoding="utf-8"))]}
+
+
+def _published_table(name: str) -> dict[str, Any]:
+    def plain(spelling: str) -> str:
+        last = re.split(r"[/\\]", spelling.strip().rstrip("/\\"))[-1].lower()
+        return re.sub(r"-v(?=\d)", "-", last.removesuffix("-hf"))
+
+    for model, table in _tables().items():
+        if plain(model) == plain(str(name)):
+            return table
+    raise FitPruneError(f"no recipe is published for {name}: choose from {', '.join(published_names())}, or fit one")
+
+
+@lru_cache(maxsize=256)
+def _scaled_to_budget(recipe: Recipe, n: int) -> tuple[int, ...]:
+    """Deletions of a "budget" recipe at another count: every prefill asks, few counts occur, hence the cache."""
+    assert recipe.cost is not None and recipe.reduction_ratio is not None
+    fractions = [count / recipe.visual_tokens for count in recipe.alive(recipe.visual_tokens)]
+    curve = deepen(fractions, n, recipe.cost, recipe.reduction_ratio)
+    alive = round_to_budget(curve, n, recipe.cost, recipe.reduction_ratio)
+    return tuple(before - after for before, after in zip([n, *alive], alive, strict=False))
+
+
+def _number(value: Any, name: str, whole: bool) -> int | float:
+    """A finite number that is not negative, as a plain int or float; numpy and torch scalars are welcome."""
+    try:
+        if isinstance(value, bool | str):
+            raise TypeError
+        number = operator.index(value) if whole else float(value)
+    except (TypeError, ValueError):
+        raise FitPruneError(f"recipe: {name} must be {'a whole number' if whole else 'a number'}, not {value!r}") from None
+    if not 0 <= number < math.inf:
+        raise FitPruneError(f"recipe: {name} must not be negative or endless, not {value!r}")
+    return number
+
+
+def _bar(share: float) -> str:
+    """A bar of block characters, in eighths of a character."""
+    eighths = round(share * BAR * 8)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()

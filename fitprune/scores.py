@@ -1,0 +1,110 @@
+"""How a visual token is ranked: the token with the lowest score is deleted first.
+
+A score is one function from `Attended` (what a layer's attention saw) to one number per token. The paper's is the
+product of the attention received from the text and from the image (section 3.2). Comparison methods differ in their
+schedule (another `Recipe`) or in their score (another function here), not in machinery: method = schedule × score.
+A new one is a function and a line in `SCORES`; it pays for attention only if it asks for `received`.
+
+    python -c "from fitprune.scores import SCORES; print(*SCORES)"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .errors import FitPruneError
+from .kernels import TEXT, received_attention
+
+
+@dataclass
+class Attended:
+    """One layer's attention during a prefill, as scores see it. B rows, n tokens of this forward, K keys with the cache.
+
+    query [B, H, n, D] and key [B, G, K, D] carry rotary embeddings; token_group [B, n] is `TEXT`, 0 (padding) or the
+    number of the image that a token belongs to; `images` the largest such number; `visual` a range that holds all
+    visual tokens; `seed` what a random score draws from.
+    """
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+    mask: Tensor | None
+    token_group: Tensor
+    images: int
+    visual: tuple[int, int]
+    layer: int
+    seed: int = 0
+    extra: dict[str, object] = field(default_factory=dict)
+
+    @cached_property
+    def received(self) -> tuple[Tensor, Tensor]:
+        """Sums of attention received (cross [B, n], intra [B, n]) by the tokens of this forward, float32."""
+        past = self.key.shape[2] - self.query.shape[2]
+        key_group = torch.nn.functional.pad(self.token_group.clamp(min=0), (past, 0))
+        cross, intra = received_attention(
+            self.query,
+            self.key,
+            self.scaling,
+            self.mask,
+            self.token_group,
+            key_group,
+            images=self.images,
+            rows=(self.visual[0], self.query.shape[2]),
+            columns=(past + self.visual[0], past + self.visual[1]),
+        )
+        return cross[:, past:], intra[:, past:]
+
+    @property
+    def text_follows(self) -> Tensor:
+        """[B, n] bool: whether any text comes after the token (without it, cross-attention says nothing)."""
+        return (self.token_group == TEXT).flip(1).cumsum(1).flip(1) > 0
+
+
+Score = Callable[[Attended], Tensor]  # → [B, n], compared within one image of one row only
+
+
+def product(seen: Attended) -> Tensor:
+    """The paper's: attention received from the text × attention received from the image.
+
+    For an image that no text follows the first factor is left out; else every token would score zero and position
+    alone would decide.
+    """
+    cross, intra = seen.received
+    return torch.where(seen.text_follows, cross * intra, intra)
+
+
+def cross(seen: Attended) -> Tensor:
+    """Attention received from the text after the image only."""
+    return seen.received[0]
+
+
+def intra(seen: Attended) -> Tensor:
+    """Attention received from the image's own tokens only."""
+    return seen.received[1]
+
+
+def random(seen: Attended) -> Tensor:
+    """No information at all: the control that every method has to beat at equal FLOPs. Same seed, same tokens."""
+    generator = torch.Generator().manual_seed(seen.seed * 1_000_003 + seen.layer)
+    return torch.rand(seen.token_group.shape, generator=generator).to(seen.token_group.device)
+
+
+SCORES: dict[str, Score] = {"fitprune": product, "cross": cross, "self": intra, "random": random}
+
+
+def find_score(score: str | Score) -> Score:
+    """A score by name, or the function itself.
+
+    Raises:
+        FitPruneError: for a name that is not in `SCORES`.
+    """
+    if callable(score):
+        return score
+    if score not in SCORES:
+        raise FitPruneError(f"unknown score {score!r}: use one of {', '.join(SCORES)}, or pass a function")
+    return SCORES[score]

@@ -1,0 +1,71 @@
+"""Which tokens a layer deletes, given scores and counts: a few small sorts, no word with the host.
+
+The recipe fixes every count before the forward starts, so every shape is known in advance and nothing here waits for
+the device. Rows of a batch may delete different numbers; the rectangle is kept by *fillers*, tokens that are still
+carried but masked as keys: padding first (the latest), then deleted tokens. Survivors stay in their order.
+
+    pytest tests/test_select.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ALIVE, PADDING, DELETED = 0, 1, 2  # what a column of a row holds
+
+
+def lowest(score: Tensor, group: Tensor, counts: Sequence[Sequence[int]]) -> Tensor:
+    """Marks the tokens of lowest score, image by image; ties go by position, the earlier first.
+
+    Args:
+        score: [B, n].
+        group: [B, n] int, the number of the image a token belongs to (1, 2, …), anything else is never marked.
+        counts: counts[row][image - 1] = how many tokens of that image to mark (images may be missing at the end).
+    Returns:
+        [B, n] bool
+    """
+    marked = torch.zeros_like(group, dtype=torch.bool)
+    for image in range(1, max(map(len, counts), default=0) + 1):
+        wanted = [row[image - 1] if image <= len(row) else 0 for row in counts]
+        most = max(wanted)
+        if most == 0:
+            continue
+        masked = torch.where(group == image, score, torch.inf)
+        order = masked.argsort(dim=1, stable=True)[:, :most]  # [B, most]
+        if len(set(wanted)) == 1:
+            marked.scatter_(1, order, True)
+        else:
+            rank = torch.arange(most, device=score.device)
+            chosen = rank < torch.tensor(wanted, device=score.device)[:, None]
+            marked |= torch.zeros_like(marked).scatter_(1, order, chosen)
+    return marked
+
+
+def compact(status: Tensor, length: int) -> Tensor:
+    """The columns that are carried on: all that are alive, filled up to `length` with fillers.
+
+    Args:
+        status: [B, n] of `ALIVE`, `PADDING`, `DELETED`.
+        length: How many columns to keep; no row may have more alive.
+    Returns:
+        [B, length] indices into n, ascending.
+    """
+    n = status.shape[1]
+    position = torch.arange(n, device=status.device)
+    within = torch.where(status == ALIVE, position, n - 1 - position)
+    order = (status.long() * n + within).argsort(dim=1)[:, :length]
+    return order.sort(dim=1).values
+
+
+def take(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Picks columns per row: tensor [B, …] at `dim`, index [B, m]. A single row costs one plain index."""
+    if index.shape[0] == 1 and tensor.shape[0] == 1:
+        return tensor.index_select(dim, index[0])
+    shape = [1] * tensor.ndim
+    shape[0], shape[dim] = index.shape
+    sizes = [*tensor.shape]
+    sizes[0], sizes[dim] = index.shape
+    return tensor.expand(index.shape[0], *tensor.shape[1:]).gather(dim, index.view(shape).expand(sizes))

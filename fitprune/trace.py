@@ -1,0 +1,79 @@
+"""What a pruned prefill kept: read it after the forward, for checks, drawings and statistics.
+
+Survivors stay on the device until somebody reads them, so tracing costs a forward nothing.
+
+    with fitprune.prune(model, recipe) as trace:
+        model.generate(**inputs)
+    print(trace)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .select import ALIVE
+
+
+class Trace:
+    """Survivors of the last prefill that brought visual tokens; empty before the first.
+
+    `alive[layer][row]` is a LongTensor of the positions alive after that layer: positions in the sequence as the model
+    got it (text before the image included, padding excluded, earlier turns counted), ascending. Rows are those of the
+    forward, so beams have a row each. Text is always alive; `visual[layer][row]` has the image's positions only.
+    """
+
+    def __init__(self) -> None:
+        self.clear(0, None, None)
+
+    def clear(self, past: int, status: Tensor | None, group: Tensor | None) -> None:
+        """Starts anew for a prefill after `past` tokens; status and group [B, n] as in `Frame`, on the CPU."""
+        self._past, self._status, self._group = past, status, group
+        self._steps: list[tuple[Tensor | None, Tensor | None]] = []
+
+    def record(self, columns: Tensor | None, status: Tensor | None) -> None:
+        """Notes what is carried after a layer (references only); None means as before any cut."""
+        self._steps.append((columns, status))
+
+    def __len__(self) -> int:
+        """Number of decoder layers recorded."""
+        return len(self._steps)
+
+    @property
+    def alive(self) -> list[list[Tensor]]:
+        """Positions alive after each layer, per row."""
+        return [[row + self._past for row in rows] for rows in self._columns()]
+
+    @property
+    def visual(self) -> list[list[Tensor]]:
+        """Positions of visual tokens alive after each layer, per row."""
+        if self._group is None:
+            return []
+        return [
+            [row[group[row] > 0] + self._past for row, group in zip(rows, self._group, strict=True)]
+            for rows in self._columns()
+        ]
+
+    @property
+    def visual_tokens(self) -> list[int]:
+        """Number of visual tokens of each row before pruning."""
+        return [] if self._group is None else (self._group > 0).sum(1).tolist()
+
+    def _columns(self) -> list[list[Tensor]]:
+        assert self._status is not None or not self._steps
+        out = []
+        for columns, status in self._steps:
+            here = self._status if status is None else status.cpu()
+            assert here is not None
+            where = torch.arange(here.shape[1]).expand_as(here) if columns is None else columns.cpu()
+            out.append([row[kind == ALIVE] for row, kind in zip(where, here, strict=True)])
+        return out
+
+    def __str__(self) -> str:
+        if not self._steps:
+            return "Trace: no prefill with visual tokens yet"
+        start = self.visual_tokens
+        lines = [f"Trace of {len(start)} row(s), visual tokens before pruning: {', '.join(map(str, start))}"]
+        for layer, rows in enumerate(self.visual):
+            lines.append(f"after layer {layer:3d}: {', '.join(str(len(row)) for row in rows)}")
+        return "\n".join(lines)
