@@ -37,7 +37,7 @@ from . import cache as kv
 from .attention import LISTENER, check_implementation, listening, registry
 from .errors import FitPruneError, UnsupportedError
 from .frame import Frame
-from .locate import ByMask, ByTokenId, Spans
+from .locate import ByMask, ByTokenId, Spans, without_padding
 
 # Classes whose forward is norm → attention → add → norm → MLP → add, checked by tests/test_attach.py for each.
 CUT_INSIDE = frozenset(
@@ -87,13 +87,17 @@ def find_decoder(model: nn.Module) -> nn.Module:
     for candidate in (decoder, getattr(decoder, "model", None), getattr(model, "model", None), model):
         if isinstance(getattr(candidate, "layers", None), nn.ModuleList):
             return candidate  # type: ignore[return-value]
-    raise UnsupportedError(f"{type(model).__name__} has no decoder with `layers`: see docs/new_family.md for what a model must look like")
+    raise UnsupportedError(
+        f"{type(model).__name__} has no decoder with `layers`: see docs/new_family.md for what a model must look like"
+    )
 
 
 class Attachment:
     """A model with something attached; `detach` restores it."""
 
-    def __init__(self, model: nn.Module, session: Session, visual_mask: Tensor | None = None, cut_inside: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, session: Session, visual_mask: Tensor | None = None, cut_inside: bool = True
+    ) -> None:
         """
         Args:
             model: A transformers model, or its bare decoder.
@@ -109,15 +113,16 @@ class Attachment:
         self.cut_inside = cut_inside
         self.config = self.decoder.config
         if attachment_of(model) is not None:
-            raise FitPruneError("this model already has a recipe attached: leave that `with` block, or call detach(model), first")
+            raise FitPruneError(
+                "this model already has a recipe attached: leave that `with` block, or call detach(model), first"
+            )
         check_implementation(self.config._attn_implementation)
         self._mask = None if visual_mask is None else ByMask(visual_mask)
         self._undo = ExitStack()
         with ExitStack() as undo:
-            if self._mask is None:
-                self._hook_model(model, undo)
-            handle = self.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True)
-            undo.callback(handle.remove)
+            self._hook_model(model, undo)
+            undo.callback(self.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True).remove)
+            undo.callback(self.decoder.register_forward_hook(self._after_decoder, with_kwargs=True).remove)
             for index, layer in enumerate(self.layers):
                 self._replace_forward(index, layer, undo)
                 self._listen(layer, undo)
@@ -130,16 +135,20 @@ class Attachment:
     # ---- putting in place ---------------------------------------------------------------------------------------
 
     def _hook_model(self, model: nn.Module, undo: ExitStack) -> None:
-        locate = ByTokenId(model.config)
+        locate = ByTokenId(model.config) if self._mask is None else None
 
-        def find(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        def find(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
             if LISTENER in kwargs:
                 return None
             call = _bound(module, args, kwargs)
-            spans = locate(call)
-            if call.get("labels") is not None and any(spans):
-                raise UnsupportedError("training and losses need every token's logits, which pruning does not compute: call the model without labels")
-            return args, {**kwargs, LISTENER: Arriving(spans)}
+            spans = [] if locate is None else locate(call)
+            if call.get("labels") is not None and (any(spans) or locate is None):
+                raise UnsupportedError(
+                    "training and losses need every token's logits, which pruning does not compute: call the model without labels"
+                )
+            return None if locate is None else (args, {**kwargs, LISTENER: Arriving(spans)})
 
         def arrived(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             sent = kwargs.get(LISTENER)
@@ -149,7 +158,9 @@ class Attachment:
                     "pass visual_mask= to prune()"
                 )
 
-        for module in {id(m): m for m in (model, getattr(model, "base_model", model)) if m is not self.decoder}.values():
+        for module in {
+            id(m): m for m in (model, getattr(model, "base_model", model)) if m is not self.decoder
+        }.values():
             undo.callback(module.register_forward_pre_hook(find, with_kwargs=True).remove)
             undo.callback(module.register_forward_hook(arrived, with_kwargs=True).remove)
 
@@ -174,7 +185,9 @@ class Attachment:
 
     # ---- during a forward ---------------------------------------------------------------------------------------
 
-    def _on_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def _on_decoder(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         sent = kwargs.pop(LISTENER, None)
         call = _bound(decoder, args, kwargs)
         tokens = call["inputs_embeds"] if call.get("inputs_embeds") is not None else call.get("input_ids")
@@ -191,26 +204,41 @@ class Attachment:
         else:
             spans = [[] for _ in range(rows)]
             if length > 1:
-                raise FitPruneError("the decoder was called directly, so nothing says which tokens are visual: call the model, or pass visual_mask= to prune()")
+                raise FitPruneError(
+                    "the decoder was called directly, so nothing says which tokens are visual: call the model, or pass visual_mask= to prune()"
+                )
         prefill = any(spans)
         if not prefill and not kv.is_pruned(cache):
             return args, kwargs  # text only, or nothing was ever pruned: the model as it is
         if decoder.training and torch.is_grad_enabled():
-            raise UnsupportedError("pruning is for inference and this model is in training mode with gradients: call model.eval(), or detach to train")
+            raise UnsupportedError(
+                "pruning is for inference and this model is in training mode with gradients: call model.eval(), or detach to train"
+            )
         flash = "flash" in (self.config._attn_implementation or "")
         check_implementation(self.config._attn_implementation)
         real = _real(call.get("attention_mask"), length) if prefill else None
+        if real is not None:
+            spans = without_padding(spans, real)
         told = Prefill(spans, length, past, real, tokens.device, flash)
         if prefill:
             kv.check_prunable(cache)
         frame = self.session.begin(told) if prefill else told.frame()
         return args, {**kwargs, LISTENER: frame}
 
+    def _after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        frame = kwargs.get(LISTENER)
+        if isinstance(frame, Frame) and frame.layer + 1 != len(self.layers):
+            raise UnsupportedError(
+                f"{type(decoder).__name__} does not hand keyword arguments on to its layers, so nothing was pruned; see docs/new_family.md"
+            )
+
 
 class _LayerForward:
     """A decoder layer's forward while attached. Carries the attachment, so that it can be found from the model."""
 
-    def __init__(self, attachment: Attachment, index: int, layer: nn.Module, original: Callable[..., Any], inside: bool) -> None:
+    def __init__(
+        self, attachment: Attachment, index: int, layer: nn.Module, original: Callable[..., Any], inside: bool
+    ) -> None:
         self.attachment, self.index, self.layer, self.original, self.inside = attachment, index, layer, original, inside
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -226,6 +254,10 @@ class _LayerForward:
         if not (cuts and self.inside):
             output = self.original(hidden_states, *args, **kwargs)
             frame.held_by(index, cache)
+            if cuts and frame.heard_at != index:
+                raise UnsupportedError(
+                    f"{type(layer).__name__} does not hand keyword arguments on to its attention, so nothing was pruned; see docs/new_family.md"
+                )
             if not isinstance(output, tuple):
                 return frame.cut(output)
             return frame.cut(output[0]), *output[1:]

@@ -61,6 +61,15 @@ def check_implementation(name: str | None) -> None:
         )
 
 
+def _check_formula(module: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Scores are made from softmax(scaling · q·k + mask): attention with more in it would be ranked by other weights."""
+    for name in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise UnsupportedError(
+                f"cannot score {type(module).__name__}: its attention uses {name}, which the scores do not know; see docs/new_family.md"
+            )
+
+
 def listening(config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """An attention function that runs the implementation `config` names at the time of the call."""
 
@@ -68,6 +77,8 @@ def listening(config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         listener = kwargs.pop(LISTENER, None)
+        if listener is not None:
+            _check_formula(module, kwargs)
         name = config._attn_implementation or "eager"
         known = _globals(module)
         inner = known["eager_attention_forward"] if name == "eager" else registry(module)[name]

@@ -80,6 +80,7 @@ def mark(cache: Cache, index: int, columns: Tensor, valid: Tensor | None, seen: 
     if not isinstance(layer, PrunedLayer):
         kind = type(layer)
         if kind not in _classes:
+            _check(kind, type(cache).__name__)  # a cache that the decoder made for itself was not seen before
             _classes[kind] = type(f"Pruned{kind.__name__}", (PrunedLayer, kind), {})
         pruned = object.__new__(_classes[kind])
         pruned.__dict__.update(layer.__dict__)  # the same tensors, no copy
@@ -117,13 +118,17 @@ def check_prunable(cache: Cache | None) -> None:
     else:
         kinds = [type(layer) for layer in cache.layers]
     for kind in kinds:
-        if not issubclass(kind, DynamicLayer):
-            raise UnsupportedError(
-                f"cannot prune with a {name} ({kind.__name__}): its layers have one length fixed in advance, while pruned layers hold "
-                "different numbers of tokens. Leave cache_implementation at its default"
-            )
-        if getattr(kind, "is_sliding", False):
-            raise UnsupportedError(
-                f"cannot prune with a sliding-window {name}: its window counts tokens, and pruned tokens leave gaps. "
-                "Pass past_key_values=DynamicCache(), or set sliding_window to None in the config if it exceeds your prompts"
-            )
+        _check(kind, name)
+
+
+def _check(kind: type, name: str) -> None:
+    if not issubclass(kind, DynamicLayer):
+        raise UnsupportedError(
+            f"cannot prune with a {name} ({kind.__name__}): its layers have one length fixed in advance, while pruned layers hold "
+            "different numbers of tokens. Leave cache_implementation at its default"
+        )
+    if getattr(kind, "is_sliding", False):
+        raise UnsupportedError(
+            f"cannot prune with a sliding-window {name}: its window counts tokens, and pruned tokens leave gaps. "
+            "Pass past_key_values=DynamicCache(), or set sliding_window to None in the config if it exceeds your prompts"
+        )

@@ -94,7 +94,9 @@ class CostModel:
 
     def attention_macs(self, t: float) -> float:
         """One layer's query, key and value projections, scores and weighted sum, for the t tokens that enter it."""
-        return t * self.hidden * (self.heads + 2 * self.kv_heads) * self.head_dim + 2 * t * t * self.heads * self.head_dim
+        return (
+            t * self.hidden * (self.heads + 2 * self.kv_heads) * self.head_dim + 2 * t * t * self.heads * self.head_dim
+        )
 
     def rest_macs(self, t: float) -> float:
         """One layer's output projection and MLP, for the t tokens that leave it."""

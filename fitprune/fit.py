@@ -4,7 +4,9 @@ One number, alpha, says how much of the attention received in the unpruned model
 alpha each sample is pruned on paper: in layer l the least attended tokens go as long as those left hold (1 - alpha) of
 the layer's dense mass, judged by cross-attention and by self-attention, and a token goes only if both agree. The curve
 of survivors, averaged over the samples, has a cost; bisection finds the alpha at which it is the budget. Then the curve
-is rounded to whole tokens so that the budget holds (`schedule.round_to_budget`).
+is rounded to whole tokens so that the budget holds (`schedule.round_to_budget`). The cost need not fall at every step
+of alpha (a layer that has lost too much to earlier ones deletes nothing); where it meets the budget several times,
+bisection settles on one of them.
 
 Left out: the released code's search runs the layers again at every alpha and reports whichever step came last, within
 the budget or not; `fitprune.replay` does that. Here the dense statistics stand for every alpha, as the paper says.
@@ -17,7 +19,7 @@ the budget or not; `fitprune.replay` does that. Here the dense statistics stand 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -86,7 +88,9 @@ def alive_fractions(stats: AttentionStats) -> Callable[[float], Tensor]:
     present = torch.arange(stats.cross.shape[2]) < stats.visual_tokens[:, None]  # [N, n]
     blocks = [
         (_Mass(cross), _Mass(intra), alive.double())
-        for cross, intra, alive in zip(stats.cross.split(rows), stats.intra.split(rows), present.split(rows), strict=True)
+        for cross, intra, alive in zip(
+            stats.cross.split(rows), stats.intra.split(rows), present.split(rows), strict=True
+        )
     ]
 
     def at(alpha: float) -> Tensor:
@@ -114,13 +118,15 @@ def fit_all(stats: AttentionStats, cost: CostModel | None, ratios: Iterable[floa
     """
     cost = cost if cost is not None else stats.cost
     if not isinstance(cost, CostModel):
-        raise FitPruneError("fitting needs a cost model: these statistics carry none, so pass CostModel.from_config(...)")
+        raise FitPruneError(
+            "fitting needs a cost model: these statistics carry none, so pass CostModel.from_config(...)"
+        )
     if cost.layers != stats.layers:
         raise FitPruneError(f"the statistics have {stats.layers} layers but the cost model {cost.layers}")
     tokens = int(stats.visual_tokens.max())
     fractions = alive_fractions(stats)
 
-    @lru_cache(maxsize=None)
+    @cache
     def curve(alpha: float) -> list[float]:
         return (fractions(alpha).mean(0) * tokens).tolist() if alpha else [float(tokens)] * cost.layers
 
@@ -128,7 +134,7 @@ def fit_all(stats: AttentionStats, cost: CostModel | None, ratios: Iterable[floa
 
 
 def fit(stats: AttentionStats, cost: CostModel | None = None, reduction_ratio: float | str = 0.6) -> Recipe:
-    """The recipe that loses the least attention (smallest alpha) among those that meet the budget.
+    """The gentlest recipe that meets the budget: alpha as small as bisection finds it.
 
     Args:
         stats: What the unpruned model attends to, from `observe`.

@@ -35,7 +35,9 @@ class Frame:
     fillers: whether any row carries something that is not alive (known to the host).
     """
 
-    def __init__(self, spans: Spans, length: int, past: int, real: Tensor | None, device: torch.device, flash: bool) -> None:
+    def __init__(
+        self, spans: Spans, length: int, past: int, real: Tensor | None, device: torch.device, flash: bool
+    ) -> None:
         """
         Args:
             spans: Images of every row, positions within the new tokens.
@@ -58,7 +60,7 @@ class Frame:
         self.columns: Tensor | None = None
         self.padded = self.fillers = real is not None
         self.keep: Tensor | None = None
-        self.layer = -1
+        self.layer = self.heard_at = -1
         self._held: tuple[Tensor, Tensor | None] | None = None
         self._remembered: dict[str, tuple[Any, Any]] = {}
 
@@ -89,13 +91,16 @@ class Frame:
             return
         embeddings = kwargs.get("position_embeddings")
         if embeddings is not None:
-            kwargs["position_embeddings"] = self._once("rotary", embeddings, lambda: tuple(map(self._alive, embeddings)))
+            kwargs["position_embeddings"] = self._once(
+                "rotary", embeddings, lambda: tuple(map(self._alive, embeddings))
+            )
             kwargs["position_ids"] = None  # used up; flash attention would take their gaps for packed sequences
         elif kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = self._alive(kwargs["position_ids"], dim=-1)
 
     def heard(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
         """Called by the attention function of a layer that `listens`."""
+        self.heard_at = self.layer
         seen = Attended(
             query, key, scaling, mask, self.token_group, self.images, self._visual_range(), layer=self.layer
         )

@@ -40,6 +40,20 @@ def find_spans(mask: Tensor, tokens_per_image: int | None = None) -> Spans:
     return spans
 
 
+def without_padding(spans: Spans, real: Tensor) -> Spans:
+    """Spans less their padding: an image may come padded itself, in a batch of images of different sizes.
+
+    Args:
+        real: [B, S] bool, False at padding.
+    """
+    kept: Spans = []
+    for images, row in zip(spans, real, strict=True):
+        kept.append([])
+        for start, end in images:
+            kept[-1] += [(start + a, start + b) for a, b in find_spans(row[None, start:end])[0]]
+    return kept
+
+
 def groups(spans: Spans, length: int) -> Tensor:
     """[B, length] int on the CPU: the number of the image (1, 2, …) that each position belongs to, else 0."""
     group = torch.zeros(len(spans), length, dtype=torch.long)
@@ -73,7 +87,9 @@ class ByTokenId:
             embeds = call.get("inputs_embeds")
             if embeds is not None and embeds.shape[1] == 1:
                 return [[] for _ in range(embeds.shape[0])]
-            raise FitPruneError("called with inputs_embeds only, which do not tell visual tokens from text: pass visual_mask= to prune()")
+            raise FitPruneError(
+                "called with inputs_embeds only, which do not tell visual tokens from text: pass visual_mask= to prune()"
+            )
         if ids.shape[1] == 1:  # decoding: no need to look, and no wait for the device
             return [[] for _ in range(ids.shape[0])]
         return find_spans(ids == self.token, self.tokens_per_image)
@@ -84,7 +100,9 @@ class ByMask:
 
     def __init__(self, mask: Tensor) -> None:
         if mask.ndim != 2 or mask.dtype != torch.bool:
-            raise FitPruneError(f"visual_mask must be bool [batch, sequence], got {mask.dtype} with shape {tuple(mask.shape)}")
+            raise FitPruneError(
+                f"visual_mask must be bool [batch, sequence], got {mask.dtype} with shape {tuple(mask.shape)}"
+            )
         self.mask = mask.cpu()
 
     def window(self, rows: int, past: int, length: int) -> Spans:

@@ -71,9 +71,13 @@ def per_image(frame: ObserveFrame) -> list[tuple[Tensor, Tensor, int, int]]:
         for start, end in spans:
             text = int((frame.host_group[row, end:] == TEXT).sum())
             if text == 0:
-                raise FitPruneError("a sample has no text after its image, so no attention from text can be observed: ask a question after the image")
+                raise FitPruneError(
+                    "a sample has no text after its image, so no attention from text can be observed: ask a question after the image"
+                )
             others = int((frame.host_group[row] == TEXT).sum())
-            images.append((cross[:, row, start:end] / text, intra[:, row, start:end] / (end - start), end - start, others))
+            images.append(
+                (cross[:, row, start:end] / text, intra[:, row, start:end] / (end - start), end - start, others)
+            )
     return images
 
 
@@ -143,7 +147,9 @@ def _spans(model: nn.Module, inputs: Mapping[str, Any]) -> Spans:
     mask = inputs.get("visual_mask")
     spans = find_spans(mask) if mask is not None else ByTokenId(model.config)(inputs)
     if not all(spans):
-        raise FitPruneError("a calibration sample has no image: remove it, or check that its prompt contains the image token")
+        raise FitPruneError(
+            "a calibration sample has no image: remove it, or check that its prompt contains the image token"
+        )
     return spans
 
 

@@ -51,7 +51,7 @@ class PruneFrame(Frame):
             self.lengths.append(max(alive))
             self.ragged.append(len(set(alive)) > 1)
         padding = torch.where(self.host_group == 0, 1, ALIVE)
-        session.trace.clear(self.past, padding, self.host_group)
+        self.steps = session.trace.clear(self.past, padding, self.host_group)
 
     def listens(self, layer: int) -> bool:
         return any(any(row) for row in self.counts[layer])
@@ -67,7 +67,7 @@ class PruneFrame(Frame):
 
     def cut(self, hidden: Tensor) -> Tensor:
         hidden = super().cut(hidden)
-        self.session.trace.record(self.columns, None if self.columns is None else self.status)
+        self.steps.append((self.columns, None if self.columns is None else self.status))
         return hidden
 
 
@@ -103,7 +103,9 @@ def attach(
 ) -> PrunedModel:
     """Attaches a recipe to a model until `detach`. Arguments and errors as `prune`; returns a handle with `trace`."""
     if not isinstance(recipe, Recipe):
-        raise FitPruneError(f"expected a Recipe, got {type(recipe).__name__}: use Recipe.load(path), Recipe.published(name, ratio) or fit(...)")
+        raise FitPruneError(
+            f"expected a Recipe, got {type(recipe).__name__}: use Recipe.load(path), Recipe.published(name, ratio) or fit(...)"
+        )
     decoder = find_decoder(model)
     layers = len(decoder.layers)  # type: ignore[arg-type]
     recipe.check_layers(layers)

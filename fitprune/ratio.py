@@ -24,7 +24,9 @@ def parse_ratio(value: float | str) -> float:
     try:
         number = float(text.removesuffix("%"))
     except ValueError:
-        raise FitPruneError(f"reduction ratio {text!r} is not a number: give a fraction such as 0.6 or a percentage such as 60") from None
+        raise FitPruneError(
+            f"reduction ratio {text!r} is not a number: give a fraction such as 0.6 or a percentage such as 60"
+        ) from None
     if text.endswith("%"):
         number /= 100
     elif number >= 2:

@@ -20,11 +20,9 @@ import json
 import math
 import operator
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +30,11 @@ from .cost import VICUNA_7B, CostModel, alive_after
 from .errors import FitPruneError
 from .files import write_atomically
 from .ratio import parse_ratio
+from .recipes import published_names, published_ratios, published_table, schedules
 from .schedule import deepen, round_to_budget
 from .version import __version__
+
+__all__ = ["Recipe", "published_names", "published_ratios"]
 
 SCHEMA = "fitprune.recipe/1"
 SCALINGS = ("proportional", "budget", "fraction")
@@ -151,21 +152,23 @@ class Recipe:
         Raises:
             FitPruneError: when there is no such recipe; lists those that there are.
         """
-        table = _published_table(name)
+        table = published_table(name)
         wanted = parse_ratio(ratio)
-        for percent, counts in table["reduction_ratio_percent_to_deletions_per_layer"].items():
-            if math.isclose(float(percent) / 100, wanted, abs_tol=1e-9):
+        for nominal, counts in schedules(table).items():
+            if math.isclose(nominal, wanted, abs_tol=1e-9):
                 tokens = table["reference_visual_tokens"]
                 return cls.from_deletions(
                     counts,
                     visual_tokens=tokens,
                     model=table["model"],
-                    reduction_ratio=wanted,
+                    reduction_ratio=nominal,
                     achieved=VICUNA_7B.visual_reduction(counts, tokens),
                     source="published",
                 )
         ratios = ", ".join(f"{value:g}" for value in published_ratios(name))
-        raise FitPruneError(f"{table['model']} has no published recipe for {wanted:g}: choose from {ratios}, or fit one")
+        raise FitPruneError(
+            f"{table['model']} has no published recipe for {wanted:g}: choose from {ratios}, or fit one"
+        )
 
     # Using one.
 
@@ -219,8 +222,12 @@ class Recipe:
         self.check_layers(cost.layers)
         if self.cost is not None and dataclasses.replace(self.cost, vocab=cost.vocab) != cost:
             theirs, ours = self.cost.to_dict(), cost.to_dict()
-            differing = ", ".join(f"{k} {theirs[k]} is {ours[k]}" for k in ours if theirs[k] != ours[k] and k != "vocab")
-            raise FitPruneError(f"this recipe was made for a model of other sizes ({differing}): fit one for this model")
+            differing = ", ".join(
+                f"{k} {theirs[k]} is {ours[k]}" for k in ours if theirs[k] != ours[k] and k != "vocab"
+            )
+            raise FitPruneError(
+                f"this recipe was made for a model of other sizes ({differing}): fit one for this model"
+            )
 
     # Keeping one.
 
@@ -275,9 +282,9 @@ class Recipe:
         deletions, alive = self.deletions(tokens), self.alive(tokens)
         facts = [f"{self.source} recipe" + (f" for {self.model}" if self.model else "")]
         if self.reduction_ratio is not None:
-            facts.append(f"asked for {self.reduction_ratio:.1%}")
+            facts.append(f"asked {self.reduction_ratio:.1%}")
         if self.achieved is not None:
-            facts.append(f"saves {self.achieved:.1%} of the visual compute")
+            facts.append(f"saves {self.achieved:.1%} of visual compute")
         width = len(str(tokens))
         depth = f"{len(alive)} layers" if self.num_layers else "any model"
         lines = [", ".join(facts), f"{depth}, {tokens} visual tokens, {alive[-1]} alive at the end"]
@@ -288,41 +295,11 @@ class Recipe:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def published_names() -> list[str]:
-    """The checkpoints that have published recipes."""
-    return sorted(_tables())
-
-
-def published_ratios(name: str) -> list[float]:
-    """The nominal reduction ratios published for a checkpoint, ascending fractions with 0 first.
-
-    Raises:
-        FitPruneError: when nothing is published for it; lists what is.
-    """
-    return sorted(int(p) / 100 for p in _published_table(name)["reduction_ratio_percent_to_deletions_per_layer"])
-
-
-@lru_cache
-def _tables() -> dict[str, dict[str, Any]]:
-    files = [file for file in resources.files("fitprune.recipes").iterdir() if file.name.endswith(".json")]
-    return {table["model"]: table for file in files for table in [json.loads(file.read_text(encoding="utf-8"))]}
-
-
-def _published_table(name: str) -> dict[str, Any]:
-    def plain(spelling: str) -> str:
-        last = re.split(r"[/\\]", spelling.strip().rstrip("/\\"))[-1].lower()
-        return re.sub(r"-v(?=\d)", "-", last.removesuffix("-hf"))
-
-    for model, table in _tables().items():
-        if plain(model) == plain(str(name)):
-            return table
-    raise FitPruneError(f"no recipe is published for {name}: choose from {', '.join(published_names())}, or fit one")
-
-
 @lru_cache(maxsize=256)
 def _scaled_to_budget(recipe: Recipe, n: int) -> tuple[int, ...]:
     """Deletions of a "budget" recipe at another count: every prefill asks, few counts occur, hence the cache."""
-    assert recipe.cost is not None and recipe.reduction_ratio is not None
+    assert recipe.cost is not None  # checked when it was made
+    assert recipe.reduction_ratio is not None
     fractions = [count / recipe.visual_tokens for count in recipe.alive(recipe.visual_tokens)]
     curve = deepen(fractions, n, recipe.cost, recipe.reduction_ratio)
     alive = round_to_budget(curve, n, recipe.cost, recipe.reduction_ratio)
@@ -336,7 +313,9 @@ def _number(value: Any, name: str, whole: bool) -> int | float:
             raise TypeError
         number = operator.index(value) if whole else float(value)
     except (TypeError, ValueError):
-        raise FitPruneError(f"recipe: {name} must be {'a whole number' if whole else 'a number'}, not {value!r}") from None
+        raise FitPruneError(
+            f"recipe: {name} must be {'a whole number' if whole else 'a number'}, not {value!r}"
+        ) from None
     if not 0 <= number < math.inf:
         raise FitPruneError(f"recipe: {name} must not be negative or endless, not {value!r}")
     return number

@@ -65,7 +65,9 @@ def largest_removal(weights: Tensor, threshold: float) -> int:
     if len(weights) == 0:
         return 0
     ascending = weights.double().sort().values
-    remaining = ascending.sum() - torch.nn.functional.pad(ascending.cumsum(0), (1, 0))[:-1]  # [t] after removing 0 … t-1
+    remaining = (
+        ascending.sum() - torch.nn.functional.pad(ascending.cumsum(0), (1, 0))[:-1]
+    )  # [t] after removing 0 … t-1
     return max(int((remaining >= threshold).sum()) - 1, 0)
 
 
@@ -118,7 +120,9 @@ class Thresholds:
 
     def begin(self, call: Prefill) -> Frame:
         if len(call.spans) != 1 or len(call.spans[0]) != 1 or call.real is not None:
-            raise FitPruneError("replay takes samples of one row with one image and no padding, as the released code does")
+            raise FitPruneError(
+                "replay takes samples of one row with one image and no padding, as the released code does"
+            )
         return call.frame(ThresholdFrame, self)
 
 
@@ -146,9 +150,7 @@ def replay(
     dense = [observe(model, [sample], progress=False) for sample in samples]
     if not dense:
         raise FitPruneError("nothing to replay: give at least one sample")
-    totals = [
-        list(zip(stats.cross[0].sum(1).tolist(), stats.intra[0].sum(1).tolist(), strict=True)) for stats in dense
-    ]
+    totals = [list(zip(stats.cross[0].sum(1).tolist(), stats.intra[0].sum(1).tolist(), strict=True)) for stats in dense]
     steps: list[ReplayStep] = []
     low, high = 0.0, 1.0
     with tqdm(desc="replaying", unit="alpha", disable=not progress) as bar:
@@ -204,7 +206,9 @@ def _evaluate(
     for layer in range(layers):  # the budget is examined before the layer deletes anything
         entering = [row[layer][0] for row in rows]
         used += sum(map(cost.attention_macs, entering))
-        dense_rest = sum(cost.rest_macs(t) + (layers - 1 - layer) * (cost.attention_macs(t) + cost.rest_macs(t)) for t in entering)
+        dense_rest = sum(
+            cost.rest_macs(t) + (layers - 1 - layer) * (cost.attention_macs(t) + cost.rest_macs(t)) for t in entering
+        )
         if (used + dense_rest) / count <= allowed:
             stop = layer
             break

@@ -66,9 +66,7 @@ def deepen(fractions: Sequence[float], visual_tokens: int, cost: CostModel, redu
     return curve(smallest(lambda log_p: saved(log_p) >= reduction_ratio, -64, 64))
 
 
-def round_to_budget(
-    alive: Sequence[float], visual_tokens: int, cost: CostModel, reduction_ratio: float
-) -> list[int]:
+def round_to_budget(alive: Sequence[float], visual_tokens: int, cost: CostModel, reduction_ratio: float) -> list[int]:
     """Whole tokens alive after each layer that meet the budget, nearest to a real-valued curve that about meets it.
 
     Args:
@@ -104,7 +102,9 @@ def round_to_budget(
         layer = min(above, key=remainder)
         spent -= price(layer, whole[layer])
         whole[layer] -= 1
-    while below := [layer for layer in range(last + 1) if whole[layer] < (whole[layer - 1] if layer else visual_tokens)]:
+    while below := [
+        layer for layer in range(last + 1) if whole[layer] < (whole[layer - 1] if layer else visual_tokens)
+    ]:
         layer = max(below, key=remainder)
         more = spent + price(layer, whole[layer] + 1)
         if not meets(more):

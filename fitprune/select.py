@@ -21,13 +21,14 @@ def lowest(score: Tensor, group: Tensor, counts: Sequence[Sequence[int]]) -> Ten
     """Marks the tokens of lowest score, image by image; ties go by position, the earlier first.
 
     Args:
-        score: [B, n].
+        score: [B, n] float; NaN ranks as infinity does, last.
         group: [B, n] int, the number of the image a token belongs to (1, 2, …), anything else is never marked.
         counts: counts[row][image - 1] = how many tokens of that image to mark (images may be missing at the end).
     Returns:
         [B, n] bool
     """
     marked = torch.zeros_like(group, dtype=torch.bool)
+    score = score.nan_to_num(nan=torch.inf).clamp(max=torch.finfo(score.dtype).max)  # below what is not of the image
     for image in range(1, max(map(len, counts), default=0) + 1):
         wanted = [row[image - 1] if image <= len(row) else 0 for row in counts]
         most = max(wanted)

@@ -1,7 +1,7 @@
 """What the unpruned model attends to: all that fitting needs to know about a checkpoint.
 
-`observe` fills it from one dense forward per sample, `fit` reads it; saved, it makes recipes for any ratio later without
-the model. It holds, per sample, layer and visual token, the attention received from the text after the image (cross)
+`observe` fills it from one dense forward per sample, `fit` reads it; saved, it makes recipes for any ratio later, with
+no model. It holds, per sample, layer and visual token, the attention received from the text after the image (cross)
 and from the image itself (intra), each the mean over the asking tokens of the maximum over the heads. That is 288 KiB
 per sample for 576 tokens and 32 layers in float32; attention maps themselves (tens of MiB per layer) are never kept.
 
@@ -75,7 +75,9 @@ class AttentionStats:
         for name in ("cross", "intra"):
             values = getattr(self, name)
             if not bool(torch.isfinite(values).all()) or float(values.min()) < 0:
-                raise FitPruneError(f"statistics: {name} has values that are negative or not finite: observe in float32")
+                raise FitPruneError(
+                    f"statistics: {name} has values that are negative or not finite: observe in float32"
+                )
             if bool((values.amax(1) * beyond).any()):
                 raise FitPruneError(f"statistics: {name} must be 0 beyond each sample's visual tokens")
         if self.cost is not None and self.cost.layers != self.layers:

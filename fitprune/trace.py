@@ -15,6 +15,9 @@ from torch import Tensor
 from .select import ALIVE
 
 
+Steps = list[tuple[Tensor | None, Tensor | None]]
+
+
 class Trace:
     """Survivors of the last prefill that brought visual tokens; empty before the first.
 
@@ -26,14 +29,16 @@ class Trace:
     def __init__(self) -> None:
         self.clear(0, None, None)
 
-    def clear(self, past: int, status: Tensor | None, group: Tensor | None) -> None:
-        """Starts anew for a prefill after `past` tokens; status and group [B, n] as in `Frame`, on the CPU."""
-        self._past, self._status, self._group = past, status, group
-        self._steps: list[tuple[Tensor | None, Tensor | None]] = []
+    def clear(self, past: int, status: Tensor | None, group: Tensor | None) -> Steps:
+        """Starts anew for a prefill after `past` tokens; status and group [B, n] as in `Frame`, on the CPU.
 
-    def record(self, columns: Tensor | None, status: Tensor | None) -> None:
-        """Notes what is carried after a layer (references only); None means as before any cut."""
-        self._steps.append((columns, status))
+        Returns:
+            The list that this prefill appends (columns, status) to after each layer, references only; None means as
+            before any cut. It is the prefill's own, so that another one that begins meanwhile is not mixed into it.
+        """
+        steps: Steps = []
+        self._past, self._status, self._group, self._steps = past, status, group, steps
+        return steps
 
     def __len__(self) -> int:
         """Number of decoder layers recorded."""
@@ -58,6 +63,20 @@ class Trace:
     def visual_tokens(self) -> list[int]:
         """Number of visual tokens of each row before pruning."""
         return [] if self._group is None else (self._group > 0).sum(1).tolist()
+
+    @property
+    def positions(self) -> Tensor:
+        """[B, m] the position that each column of the model's output stands for, -1 where it is padding or filler.
+
+        Rows that keep different numbers of tokens are filled up, so with right padding the last column of a row need
+        not be its last token: `trace.positions[row].argmax()` is the column of the last token.
+        """
+        if self._status is None:
+            return torch.empty(0, 0, dtype=torch.long)
+        columns, status = self._steps[-1] if self._steps else (None, None)
+        here = self._status if status is None else status.cpu()
+        where = torch.arange(here.shape[1]).expand_as(here) if columns is None else columns.cpu()
+        return torch.where(here == ALIVE, where + self._past, -1)
 
     def _columns(self) -> list[list[Tensor]]:
         assert self._status is not None or not self._steps

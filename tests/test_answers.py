@@ -98,6 +98,16 @@ def test_resumes_whatever_the_texts_are(data):
         assert_resumes(Path(folder, "cut"), whole, cut, questions, texts)
 
 
+def test_zeros_after_a_whole_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    whole = write_all(path).read_bytes()
+    for end in (0, whole.index(b"\n"), whole.index(b"\n") + 1, len(whole)):
+        path.write_bytes(whole[:end] + b"\0" * 100)
+        assert resume(path) == (0 if end == 0 else 3 if end == len(whole) else 1)
+        assert path.read_bytes().startswith(whole[:end])
+        assert b"\0" not in path.read_bytes()
+
+
 def test_cut_twice_and_zeros_left_by_a_crash(tmp_path):
     path = tmp_path / "a.jsonl"
     whole = write_all(path).read_bytes()
@@ -181,6 +191,7 @@ def test_a_file_of_another_run_is_refused_and_left_alone(tmp_path, questions, mo
     [
         lambda whole: whole.replace(b'"text"', b'"txt"', 1),
         lambda whole: whole.replace(b'"72"', b"72", 1),
+        lambda whole: whole.replace(b'"question_id": 3', b'"question_id": 3.0'),
         lambda whole: whole[:30] + b"\n" + whole,  # torn in the middle, not at the end
         lambda whole: whole + whole.splitlines()[0],  # one more, without its newline
         lambda whole: whole + b'{"question_id": "5e',  # all is answered: the start of a line is not ours

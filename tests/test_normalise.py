@@ -38,6 +38,8 @@ from fitprune.evaluation.normalise import CONTRACTIONS, PUNCTUATION, normalise
         ("-x-y-", "x y"),
         ("x;-y", "x y"),
         ("x/ -y-z", "x yz"),
+        ("x-;y-z", "x y z"),  # the blank left by ; does not count
+        ("x;-y-z", "x y z"),
         ("x- /y", "x y"),
         # step 4
         (".5", ".5"),

@@ -44,7 +44,7 @@ def test_smallest_is_exact():
 @given(fractions(32), st.integers(300, 3000), st.floats(0.01, 0.9))
 def test_vicuna_meets_any_budget_within_a_tenth_of_a_point(shape, n, ratio):
     assert worth(VICUNA_7B, n) < 0.001
-    shape[0] = min(shape[0], 0.99)
+    shape = [min(fraction, 0.99) for fraction in shape]
     saved = check(round_to_budget(deepen(shape, n, VICUNA_7B, ratio), n, VICUNA_7B, ratio), n, VICUNA_7B, ratio)
     assert saved <= ratio + 0.001
 
@@ -78,7 +78,7 @@ def test_gives_back_where_the_curve_is_furthest():
 @settings(deadline=None)
 @given(fractions(6), st.integers(1, 500), st.floats(0.01, 0.5))
 def test_deepen_meets_the_budget_and_keeps_the_shape(shape, n, ratio):
-    shape[0] = min(shape[0], 0.9)
+    shape = [min(fraction, 0.9) for fraction in shape]
     curve = deepen([1.0, *shape[:-1]], n, SMALL, ratio)
     assert curve[0] == n
     assert all(before >= after for before, after in pairwise(curve))
@@ -102,5 +102,5 @@ def test_out_of_reach_names_the_largest_ratio():
         round_to_budget([0] * 6, 90, SMALL, 0.99)
     reachable = float(str(error.value).split()[-1])
     assert sum(round_to_budget([0] * 6, 90, SMALL, reachable)) < 6
-    with pytest.raises(FitPruneError, match="at most 0.15"):  # only the last layer may fall, and there only its MLP
+    with pytest.raises(FitPruneError, match=r"at most 0\.1096"):  # the last MLP is all that may go
         deepen([1, 1, 1, 1, 1, 0.5], 90, SMALL, 0.5)

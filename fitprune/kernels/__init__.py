@@ -24,7 +24,13 @@ __all__ = ["TEXT", "chunked", "received_attention", "reference"]
 
 
 def received_attention(
-    query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, query_group: Tensor, key_group: Tensor, **spans: object
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    mask: Tensor | None,
+    query_group: Tensor,
+    key_group: Tensor,
+    **spans: object,
 ) -> tuple[Tensor, Tensor]:
     """The fastest implementation for these tensors; arguments and result as `reference.received_attention`."""
     return chunked(query, key, scaling, mask, query_group, key_group, **spans)  # type: ignore[arg-type]

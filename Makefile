@@ -1,0 +1,47 @@
+# The commands of this project. `make run` and `make test` are the two that the README names; each sets up .venv first
+# if it has to (scripts/setup_venv.sh: a GPU machine's own torch is kept, else the build that constraints.txt names).
+#
+#   make PYTHON=python3.12 …       another Python to make .venv with (3.10 or newer)
+#   make TORCH_ARGS="…" …          more pip arguments for installing torch, such as --index-url for a CPU-only build
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+PYTHON ?= python3
+TORCH_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+override VENV := .venv
+STAMP := $(VENV)/.stamp
+
+.PHONY: help setup run test check bench clean distclean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt scripts/setup_venv.sh
+	@PYTHON='$(PYTHON)' TORCH_ARGS='$(TORCH_ARGS)' bash scripts/setup_venv.sh $(VENV)
+	@touch $@
+
+setup: $(STAMP) ## make or refresh .venv only
+
+run: $(STAMP) ## fit a recipe, answer the embedded questions dense and pruned, print accuracy, tokens, FLOPs and time
+	@PYTHON='$(CURDIR)/$(VENV)/bin/python' bash LLaVA_1.5/scripts/v1_5/eval/textvqa.sh
+
+test: $(STAMP) ## the test suite
+	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP) ## ruff (lint and format) and mypy
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy
+
+bench: $(STAMP) ## prefill, dense and pruned, on random weights (BENCH_ARGS="--help" for the choices)
+	@$(VENV)/bin/python -m fitprune.cli bench $(BENCH_ARGS)
+
+clean: ## remove caches and build leftovers (.venv and runs/ stay)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and .venv as well
+	rm -rf $(VENV)

@@ -1,0 +1,118 @@
+"""From a checkpoint and a handful of its questions to a recipe; and which recipe a run should use.
+
+Fitting needs pictures and questions, no answers: `questions_for_calibration` takes evenly spaced ones, so that a file
+sorted by kind is covered. `choose` is the one place that decides what a run prunes with: the file that was named,
+else a published recipe, else one fitted earlier for this run, else one fitted now.
+
+    fitprune fit --model-path embedded --reduction-ratio 0.6
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import FitPruneError
+from .evaluation.questions import Question, read_questions
+from .families import Loaded
+from .families.loaded import read_image
+from .fit import fit
+from .observe import observe
+from .recipe import Recipe
+from .stats import AttentionStats
+
+SAMPLES = 128  # calibration questions taken unless told otherwise
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where calibration questions come from, how many are taken, how many are run at a time."""
+
+    question_file: str | Path
+    image_folder: str | Path
+    samples: int = SAMPLES
+    batch_size: int = 8
+
+    def questions(self) -> list[Question]:
+        """Evenly spaced questions that have an image.
+
+        Raises:
+            FitPruneError: if there is none, or fewer than one sample is asked for.
+        """
+        if self.samples < 1:
+            raise FitPruneError(f"cannot fit on {self.samples} samples: give at least 1")
+        illustrated = [question for question in read_questions(self.question_file) if question.image]
+        if not illustrated:
+            raise FitPruneError(f"{self.question_file} has no question with an image to fit on")
+        count = min(self.samples, len(illustrated))
+        return [illustrated[index * len(illustrated) // count] for index in range(count)]
+
+
+def observe_questions(loaded: Loaded, calibration: Calibration, progress: bool = True) -> AttentionStats:
+    """Statistics of a loaded checkpoint on its calibration questions."""
+    questions = calibration.questions()
+    size = calibration.batch_size
+    batches = [questions[at : at + size] for at in range(0, len(questions), size)]
+    inputs = (
+        loaded.encode(
+            [(loaded.prompt(q.text), [read_image(Path(calibration.image_folder) / str(q.image))]) for q in batch],
+            "right",
+        )
+        for batch in batches
+    )
+    return observe(loaded.model, inputs, name=loaded.name, total=len(batches), progress=progress)
+
+
+def choose(
+    loaded: Loaded,
+    ratio: float,
+    calibration: Calibration,
+    *,
+    recipe_file: str | Path | None = None,
+    keep_at: str | Path | None = None,
+    progress: bool = True,
+) -> tuple[Recipe | None, str]:
+    """The recipe for a run, and a line that says where it came from.
+
+    Args:
+        ratio: Reduction ratio as a fraction; 0 without a file means no pruning (None).
+        recipe_file: A recipe to use whatever the ratio.
+        keep_at: Where a recipe fitted here is kept, and looked for.
+    Raises:
+        FitPruneError: unreadable recipe, recipe for another model, nothing to fit on.
+    """
+    if recipe_file is not None:
+        recipe = Recipe.load(recipe_file)
+        recipe.check_model(loaded.cost)
+        return recipe, f"recipe from {recipe_file}"
+    if ratio == 0:
+        return None, "no pruning (reduction ratio 0)"
+    try:
+        recipe = Recipe.published(loaded.name, ratio)
+        recipe.check_model(loaded.cost)
+        return recipe, f"published recipe of {recipe.model} for {ratio:.0%}, which saves {recipe.achieved or 0:.1%}"
+    except FitPruneError:
+        pass  # nothing published for this model and ratio: fit one
+    if keep_at is not None and Path(keep_at).exists():
+        recipe = Recipe.load(keep_at)
+        recipe.check_model(loaded.cost)
+        if recipe.reduction_ratio == ratio:
+            return recipe, f"recipe fitted earlier, {keep_at}"
+    recipe = fit(observe_questions(loaded, calibration, progress), reduction_ratio=ratio)
+    where = ""
+    if keep_at is not None:
+        recipe.save(keep_at)
+        where = f", saved as {keep_at}"
+    return recipe, f"recipe fitted now on {recipe.samples} samples of {calibration.question_file}{where}"
+
+
+def file_name(model: str, ratio: float, *more: str) -> str:
+    """A readable file name stem such as `llava-1.5-7b-hf-r60`."""
+    stem = [part for part in str(model).replace("\\", "/").split("/") if part][-1]
+    return "-".join([stem, f"r{round(ratio * 100, 4):g}", *more])
+
+
+def spread(values: Sequence[float]) -> str:
+    """`12, 11, …` with at most one decimal, for tables."""
+    return " ".join(f"{value:.0f}" if abs(value - round(value)) < 0.05 else f"{value:.1f}" for value in values)

@@ -1,0 +1,258 @@
+"""The `fitprune` command: fit, eval, show, bench.
+
+fitprune fit                                         fit a recipe for the embedded model, print and save it
+fitprune eval --reduction-ratio 0.5 0.7              dense against pruned on the embedded questions
+fitprune show llava-v1.5-7b 0.6                      print a published recipe
+fitprune bench                                       prefill time and memory against the FLOPs ideal
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import options
+from .errors import FitPruneError
+from .ratio import parse_ratio
+from .version import __version__
+
+EXAMPLES = {
+    "fit": """examples:
+  fitprune fit                                             the embedded model, ratio 0.6
+  fitprune fit --reduction-ratio 0.4 0.6 0.8 --stats stats.safetensors
+  fitprune fit --model-path llava-hf/llava-1.5-7b-hf --calibration-file questions.jsonl --image-folder images
+""",
+    "eval": """examples:
+  fitprune eval                                            the embedded model on the embedded questions, ratio 0.6
+  fitprune eval --reduction-ratio 0.3 0.5 0.7 --scores fitprune random
+  fitprune eval --model-path llava-hf/llava-1.5-7b-hf --reduction-ratio 60 --data playground/data/eval/textvqa
+""",
+    "show": """examples:
+  fitprune show llava-v1.5-7b 0.6                          a published recipe
+  fitprune show llava-v1.5-7b                              which ratios are published
+  fitprune show my.recipe.json --visual-tokens 1024        a recipe file, for images of another size
+""",
+    "bench": """examples:
+  fitprune bench                                           32 layers x 1024, 35+576+64 tokens, ratio 0.6
+  fitprune bench --shape llava-1.5-7b --dtype bfloat16 --batch-size 8
+""",
+}
+
+
+def _fit(args: argparse.Namespace) -> int:
+    from .calibrate import file_name, observe_questions
+    from .families import load
+    from .fit import fit_all
+    from .stats import AttentionStats
+
+    options.check_model_base(args)
+    if args.replay:
+        return _replay(args)
+    if args.from_stats:
+        stats = AttentionStats.load(args.from_stats)
+    else:
+        stats = observe_questions(load(args.model_path, **options.load_options(args)), options.calibration(args))
+        if args.stats:
+            stats.save(args.stats)
+            print(f"statistics of {stats.samples} samples saved as {args.stats}")
+    for ratio, recipe in fit_all(stats, None, args.reduction_ratio).items():
+        _keep(recipe, args, file_name(stats.model or "model", ratio))
+    return 0
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from .calibrate import file_name
+    from .families import load
+    from .families.loaded import read_image
+    from .replay import replay
+
+    loaded = load(args.model_path, **options.load_options(args))
+    calibration = options.calibration(args)
+    samples = [
+        loaded.encode([(loaded.prompt(q.text), [read_image(Path(calibration.image_folder) / str(q.image))])])
+        for q in calibration.questions()
+    ]
+    for ratio in args.reduction_ratio:
+        recipe, _ = replay(loaded.model, samples, ratio)
+        _keep(recipe, args, file_name(loaded.name, ratio, "replayed"))
+    return 0
+
+
+def _keep(recipe: object, args: argparse.Namespace, stem: str) -> None:
+    """Prints the scheme and the recipe, and saves it."""
+    from .recipe import Recipe
+
+    assert isinstance(recipe, Recipe)
+    if args.output and len(args.reduction_ratio) > 1 and Path(args.output).suffix == ".json":
+        raise FitPruneError(
+            f"--output {args.output} is one file but there are {len(args.reduction_ratio)} ratios: name a folder"
+        )
+    path = Path(args.output or ".")
+    if path.suffix != ".json":
+        path /= f"{stem}.recipe.json"
+    recipe.save(path)
+    print(list(recipe.counts))  # the scheme, as the released script prints it
+    print(recipe)
+    print(f"saved as {path}")
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from .embedded import embedded
+    from .evaluation.compare import compare, table
+    from .evaluation.questions import read_questions
+    from .families import load
+
+    options.check_model_base(args)
+    if args.data:
+        args.question_file = str(Path(args.data) / "llava_textvqa_val_v051_ocr.jsonl")
+        args.image_folder = str(Path(args.data) / "train_images")
+        args.annotation_file = str(Path(args.data) / "TextVQA_0.5.1_val.json")
+    elif args.annotation_file is None and args.question_file == str(embedded().questions):
+        args.annotation_file = str(embedded().annotations)
+    questions = read_questions(args.question_file)[: args.limit]
+    loaded = load(args.model_path, **options.load_options(args))
+    rows = compare(
+        loaded, questions, args.image_folder, args.output, annotations=args.annotation_file, ratios=args.reduction_ratio,
+        scores=args.scores or [args.score], calibration=options.calibration(args), recipe_file=args.recipe, dense=not args.no_dense,
+        batch_size=args.batch_size, overwrite=args.overwrite, **options.generation(args),
+    )  # fmt: skip
+    print(f"{loaded.name} on {len(questions)} questions of {args.question_file}")
+    print(table(rows))
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from .recipe import Recipe, published_ratios
+
+    if args.recipe.endswith(".json") or Path(args.recipe).is_file():
+        recipe = Recipe.load(args.recipe)
+    elif args.ratio is None:
+        ratios = ", ".join(f"{ratio:g}" for ratio in published_ratios(args.recipe))
+        print(f"published ratios of {args.recipe}: {ratios}")
+        return 0
+    else:
+        recipe = Recipe.published(args.recipe, parse_ratio(args.ratio))
+    print(recipe)
+    if args.visual_tokens is not None:
+        print(f"deletions per layer for an image of {args.visual_tokens} tokens:")
+        print(recipe.deletions(args.visual_tokens))
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from .bench import run
+
+    return run(args)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="fitprune", description="Fit and prune: training-free visual token pruning for multi-modal models.", epilog=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    top.add_argument("--version", action="version", version=f"fitprune {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="fit | eval | show | bench")
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=help, description=help[0].upper() + help[1:] + ".", epilog=EXAMPLES[name],
+            formatter_class=type("Help", (argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter), {}),
+        )  # fmt: skip
+        return made
+
+    fit = command("fit", "fit recipes from one pass over calibration questions")
+    add_fit_options(fit)
+
+    evaluate = command("eval", "answer a benchmark densely and pruned, and compare accuracy, compute and time")
+    options.add_model(evaluate)
+    options.add_data(evaluate)
+    evaluate.add_argument(
+        "--data",
+        default=None,
+        help="a TextVQA folder (llava_textvqa_val_v051_ocr.jsonl, TextVQA_0.5.1_val.json, train_images/) instead of the three paths",
+    )
+    evaluate.add_argument(
+        "--annotation-file",
+        default=None,
+        help="TextVQA annotations; default those of the embedded questions, else no accuracy",
+    )
+    options.add_recipe(evaluate, many=True)
+    evaluate.add_argument(
+        "--scores",
+        nargs="+",
+        default=None,
+        choices=list(options.SCORES),
+        help="compare several rankings at the same schedule",
+    )
+    options.add_generation(evaluate)
+    evaluate.set_defaults(batch_size=8, max_new_tokens=32)
+    evaluate.add_argument(
+        "--output", default="runs", help="folder for answers, recipes and results.json; a rerun continues there"
+    )
+    evaluate.add_argument("--limit", type=options.positive, default=None, help="only the first so many questions")
+    evaluate.add_argument("--no-dense", action="store_true", help="leave the dense run out")
+    evaluate.add_argument("--overwrite", action="store_true", help="answer anew instead of continuing")
+
+    show = command("show", "print a recipe: a file, or a published one by model and ratio")
+    show.add_argument("recipe", help="a recipe file, or the name of a published model")
+    show.add_argument("ratio", nargs="?", default=None, help="reduction ratio of a published recipe")
+    show.add_argument(
+        "--visual-tokens",
+        type=options.positive,
+        default=None,
+        help="also print the deletions for images of this many tokens",
+    )
+
+    bench = command("bench", "time the prefill of random weights, dense and pruned, against the ideal from FLOPs")
+    from .bench import add_options
+
+    add_options(bench)
+    return top
+
+
+def add_fit_options(fit: argparse.ArgumentParser) -> None:
+    """Options of `fitprune fit` and of `statistical_analysis.py`."""
+    options.add_model(fit)
+    options.add_data(fit)
+    fit.add_argument(
+        "--reduction_ratio",
+        "--reduction-ratio",
+        type=options.ratio,
+        nargs="+",
+        default=[0.6],
+        help="share of the visual compute to save, 0.6 or 60; several are fitted from one pass",
+    )
+    options.add_calibration(fit.add_argument_group("calibration"))
+    fit.add_argument("--batch-size", type=options.positive, default=8, help="samples observed at a time")
+    fit.add_argument("--output", default=None, help="recipe file (.json) or folder; default the current folder")
+    fit.add_argument("--stats", default=None, help="also keep the statistics in this file")
+    fit.add_argument("--from-stats", default=None, help="fit from kept statistics, without the model")
+    fit.add_argument(
+        "--replay", action="store_true", help="the released script's search, which runs the model again at every step"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; 0, or 2 with one line on stderr for bad input."""
+    commands = {"fit": _fit, "eval": _eval, "show": _show, "bench": _bench}
+    return options.guarded(lambda args: commands[args.command](args), parser(), argv)
+
+
+def statistical_analysis(argv: Sequence[str] | None = None) -> int:
+    """The authors' fitting script, `llava/eval/statistical_analysis.py`: their flags, `fitprune fit` behind them."""
+    made = argparse.ArgumentParser(
+        prog="statistical_analysis.py", description="Fit a recipe: how many visual tokens each layer deletes.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    add_fit_options(made)
+    made.add_argument(
+        "--num-chunks", type=options.positive, default=1, help="kept for compatibility; fitting uses all of --samples"
+    )
+    made.add_argument("--chunk-idx", type=int, default=0, help="kept for compatibility")
+    return options.guarded(_fit, made, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

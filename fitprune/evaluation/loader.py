@@ -1,0 +1,69 @@
+"""`llava.eval.model_vqa_loader`: the authors' answering script, flag for flag, on unmodified transformers models.
+
+Beyond theirs: `--reduction_ratio` takes 60 and 0.6, `--recipe` a file, `--batch-size`, resuming and `--overwrite`, and
+every path has the embedded data as default. `--temperature` defaults to 0 (theirs: 0.2): a run that can be resumed has
+to be one that can be repeated.
+
+    python -m fitprune.evaluation.loader --reduction_ratio 60 --answers-file /tmp/answers.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import options
+from ..calibrate import choose
+from ..evaluation.questions import chunk, read_questions
+from ..families import load
+from .answer import answer
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `model_vqa_loader` and ours."""
+    parser = argparse.ArgumentParser(
+        prog="model_vqa_loader", description="Answer a question file with a LLaVA, its visual tokens pruned by a recipe.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    options.add_model(parser)
+    options.add_data(parser)
+    options.add_recipe(parser)
+    options.add_generation(parser)
+    parser.add_argument(
+        "--answers-file", default="answer.jsonl", help="where answers go; an interrupted run continues it"
+    )
+    parser.add_argument(
+        "--num-chunks", type=int, default=1, help="split the questions into this many consecutive parts"
+    )
+    parser.add_argument("--chunk-idx", type=int, default=0, help="which part to answer, from 0")
+    parser.add_argument("--overwrite", action="store_true", help="start the answers file anew")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answers the questions; returns the exit code."""
+    options.check_model_base(args)
+    questions = chunk(read_questions(args.question_file), args.num_chunks, args.chunk_idx)
+    loaded = load(args.model_path, **options.load_options(args))
+    keep_at = Path(f"{args.answers_file}.recipe.json")
+    recipe, source = choose(
+        loaded, args.reduction_ratio, options.calibration(args), recipe_file=args.recipe, keep_at=keep_at
+    )
+    print(f"{loaded.name}: {source}")
+    done = answer(
+        loaded, questions, args.image_folder, args.answers_file, recipe=recipe, score=args.score,
+        batch_size=args.batch_size, overwrite=args.overwrite, **options.generation(args),
+    )  # fmt: skip
+    again = f", {done.resumed} were there already" if done.resumed else ""
+    print(f"{done.path}: {done.answered} answers written{again}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; 0, or 2 with one line on stderr for bad input."""
+    return options.guarded(run, parser(), argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

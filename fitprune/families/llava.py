@@ -1,0 +1,87 @@
+"""LLaVA-1.5: CLIP patches of one square picture, a two-layer projector, a Llama decoder.
+
+Loads transformers' layout (`llava-hf/llava-1.5-7b-hf`, `-13b-hf`, or a folder of that layout). Two things differ from
+transformers' own processor and follow the original instead: the picture is padded to a square with the mean colour
+(the processor crops the edges away), and the prompt is LLaVA's `vicuna_v1` with its system sentence, tokenised in
+pieces (loaded.py). The original layout (`liuhaotian/…`) is left to a later version.
+
+    fitprune eval --model-path llava-hf/llava-1.5-7b-hf --help
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import FitPruneError
+from .loaded import Loaded
+
+TEMPLATE = "vicuna_v1"  # what the paper's evaluation scripts use for every LLaVA-1.5
+
+
+def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """The picture in the middle of a square of its longer side."""
+    side = max(image.size)
+    if image.size == (side, side):
+        return image
+    square = Image.new(image.mode, (side, side), colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def image_processor(path: str) -> Any:
+    """The checkpoint's image processor, in the implementation that uses Pillow."""
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    if type(processor).__name__.endswith("Fast"):  # transformers 5.0 with torchvision installed
+        processor = AutoImageProcessor.from_pretrained(path, use_fast=False)
+    return processor
+
+
+def place(kind: Any, path: str, device: str | None, dtype: str | None, attn: str | None, device_map: Any) -> Any:
+    """Weights in memory on the right device: checkpoint precision on a GPU, float32 on a CPU unless told otherwise."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype is None:
+        dtype = "float32" if device == "cpu" and device_map is None else "auto"
+    options = {"attn_implementation": attn} if attn else {}
+    try:
+        model = kind.from_pretrained(path, dtype=dtype, device_map=device_map, **options)
+        return (model if device_map is not None else model.to(device)).eval()
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise FitPruneError(f"cannot load {path}: {str(error).strip().splitlines()[0]}") from None
+
+
+def load(
+    path: str,
+    config: Any,
+    *,
+    name: str,
+    template: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    attn: str | None = None,
+    device_map: Any = None,
+) -> Loaded:
+    """Loads a LLaVA-1.5; see `families.load`."""
+    from transformers import AutoTokenizer, LlavaForConditionalGeneration
+
+    try:
+        tokenizer, processor = AutoTokenizer.from_pretrained(path), image_processor(path)
+    except (OSError, ValueError, ImportError) as error:
+        raise FitPruneError(
+            f"cannot load the tokenizer or image processor of {path}: {str(error).strip().splitlines()[0]}"
+        ) from None
+    model = place(LlavaForConditionalGeneration, path, device, dtype, attn, device_map)
+    colour = tuple(int(mean * 255) for mean in processor.image_mean)
+    vision = config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full")
+
+    def prepare(image: Image.Image) -> dict[str, Tensor]:
+        return {"pixel_values": processor(pad_to_square(image, colour), return_tensors="pt")["pixel_values"]}
+
+    return Loaded(name, model, tokenizer, template or TEMPLATE, prepare, lambda image: patches)

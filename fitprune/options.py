@@ -1,0 +1,152 @@
+"""Command-line options that several entry points share, written once: model, data, recipe, generation, errors.
+
+Both spellings of flags that the authors' scripts and ours use are accepted (`--reduction_ratio`, `--reduction-ratio`),
+and a ratio is understood as 0.6 and as 60 everywhere.
+
+    fitprune eval --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .calibrate import SAMPLES, Calibration
+from .embedded import MODEL_NAME, embedded
+from .errors import FitPruneError
+from .families.conversation import names
+from .ratio import parse_ratio
+from .scores import SCORES
+
+
+def ratio(text: str) -> float:
+    """argparse type of a reduction ratio."""
+    try:
+        return parse_ratio(text)
+    except FitPruneError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def positive(text: str) -> int:
+    """argparse type of a count of at least one."""
+    try:
+        if (number := int(text)) >= 1:
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model-path", default=MODEL_NAME, help="checkpoint folder or hub name in transformers layout")
+    group.add_argument("--model-base", default=None, help="base of a LoRA checkpoint (not supported yet)")
+    group.add_argument(
+        "--conv-mode", default=None, help=f"conversation template, default the checkpoint's own: {', '.join(names())}"
+    )
+    group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, …; default the first GPU, else the CPU")
+    group.add_argument("--device-map", default=None, help="transformers' device_map, such as auto, for several GPUs")
+    group.add_argument(
+        "--dtype",
+        default=None,
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="default: float32 on a CPU, else the checkpoint's",
+    )
+    group.add_argument("--attn", default=None, help="attention implementation: sdpa, eager, flash_attention_2")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    data = embedded()
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--question-file", default=str(data.questions), help="questions, JSON lines (question_id, image, text)"
+    )
+    group.add_argument("--image-folder", default=str(data.images), help="where the questions' images are")
+
+
+def add_recipe(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    group = parser.add_argument_group("recipe")
+    flags: dict[str, Any] = {"nargs": "+", "default": [0.6]} if many else {"default": 0.0}
+    group.add_argument(
+        "--reduction_ratio",
+        "--reduction-ratio",
+        type=ratio,
+        help="share of the visual compute to save: 0.6 or 60; 0 prunes nothing",
+        **flags,
+    )
+    group.add_argument("--recipe", default=None, help="a recipe file to use instead (fitprune fit makes them)")
+    group.add_argument("--score", default="fitprune", choices=list(SCORES), help="how tokens are ranked")
+    add_calibration(group)
+
+
+def add_calibration(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--calibration-file",
+        default=None,
+        help="questions to fit on; default the question file (embedded model and questions: their own calibration set)",
+    )
+    group.add_argument("--samples", type=positive, default=SAMPLES, help="how many of them to observe")
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("generation")
+    group.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    group.add_argument("--top_p", "--top-p", type=float, default=None, help="nucleus sampling, with a temperature")
+    group.add_argument("--num_beams", "--num-beams", type=positive, default=1)
+    group.add_argument("--max_new_tokens", "--max-new-tokens", type=positive, default=128)
+    group.add_argument("--batch-size", type=positive, default=1, help="questions at a time")
+
+
+def check_model_base(args: argparse.Namespace) -> None:
+    if getattr(args, "model_base", None):
+        raise FitPruneError(
+            "--model-base (LoRA checkpoints) is not supported yet: merge the adapter first and give the merged checkpoint"
+        )
+
+
+def load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of `families.load` that were given."""
+    given = {
+        "template": args.conv_mode,
+        "device": args.device,
+        "device_map": args.device_map,
+        "dtype": args.dtype,
+        "attn": args.attn,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def generation(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `Loaded.generate`."""
+    return {name: getattr(args, name) for name in ("temperature", "top_p", "num_beams", "max_new_tokens")}
+
+
+def calibration(args: argparse.Namespace) -> Calibration:
+    """Where to fit: the file that was named, the embedded set for embedded questions, else the question file itself."""
+    data = embedded()
+    source = args.calibration_file or (
+        data.calibration if args.question_file == str(data.questions) else args.question_file
+    )
+    return Calibration(source, args.image_folder, args.samples, max(getattr(args, "batch_size", 1), 8))
+
+
+def guarded(
+    run: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> int:
+    """Runs a command: bad input is one line on stderr and exit code 2, an interruption 130; anything else is a bug."""
+    args = parser.parse_args(argv)
+    try:
+        return run(args)
+    except FitPruneError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            f"\n{parser.prog}: interrupted; what was written stays, run the same command again to continue",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:
+        return 141

@@ -1,0 +1,38 @@
+"""What all tests share: one thread per process (the models are tiny), fixed seeds, models that are built once."""
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def llama():
+    """A bare causal Llama with grouped-query attention, fed with `inputs_embeds`."""
+    import tiny
+
+    return tiny.llama()
+
+
+@pytest.fixture(scope="session")
+def llava():
+    """A LLaVA with a small CLIP and the same Llama."""
+    import tiny
+
+    return tiny.llava()
+
+
+@pytest.fixture
+def implementation(request):
+    """Indirect parameter `(model fixture, name)`: that model with that attention implementation, set back afterwards."""
+    fixture, name = request.param
+    model = request.getfixturevalue(fixture)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    yield model
+    model.set_attn_implementation(before)
