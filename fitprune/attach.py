@@ -254,18 +254,24 @@ class _LayerForward:
         if not (cuts and self.inside):
             output = self.original(hidden_states, *args, **kwargs)
             frame.held_by(index, cache)
-            if cuts and frame.heard_at != index:
-                raise UnsupportedError(
-                    f"{type(layer).__name__} does not hand keyword arguments on to its attention, so nothing was pruned; see docs/new_family.md"
-                )
+            if cuts:
+                self._check_heard(frame)
             if not isinstance(output, tuple):
                 return frame.cut(output)
             return frame.cut(output[0]), *output[1:]
         attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)  # type: ignore[operator]
+        self._check_heard(frame)
         hidden_states = hidden_states + attended
         frame.held_by(index, cache)
         hidden_states = frame.cut(hidden_states)
         return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))  # type: ignore[operator]
+
+    def _check_heard(self, frame: Frame) -> None:
+        if frame.heard_at != self.index:
+            raise UnsupportedError(
+                f"{type(self.layer).__name__} or its attention does not hand keyword arguments on, so nothing was pruned; "
+                "see docs/new_family.md"
+            )
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

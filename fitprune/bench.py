@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def recipe_for(shape: Shape, ratio: float, visual: int, file: str | Path | None)
 
     gone = smallest(lambda share: shape.cost.visual_reduction_of_alive(curve(1 - share), visual) >= ratio, 0.0, 1.0)
     alive = [visual, *round_to_budget(curve(1 - gone), visual, shape.cost, ratio)]
-    deletions = [before - after for before, after in zip(alive, alive[1:], strict=False)]
+    deletions = [before - after for before, after in pairwise(alive)]
     return Recipe.from_deletions(deletions, visual_tokens=visual, reduction_ratio=ratio, source="one step")
 
 
@@ -220,6 +221,7 @@ def report(figures: dict[str, Any]) -> str:
     """The figures as text."""
     before, visual, after = figures["tokens"]
     seconds, quartiles, peak = figures["seconds"], figures["quartiles"], figures["peak_mib"]
+    versions = figures["versions"]
 
     def line(name: str) -> str:
         low, high = quartiles[name]
@@ -230,8 +232,9 @@ def report(figures: dict[str, Any]) -> str:
         [
             f"prefill of {figures['shape']}: {figures['layers']} layers x {figures['hidden']}, batch {figures['batch']}, "
             f"{before}+{visual}+{after} tokens, {figures['dtype']}, {figures['attn']}",
-            f"{figures['device']}, torch {figures['versions']['torch']}, transformers {figures['versions']['transformers']}, {figures['date']}",
-            f"recipe: {figures['recipe']}; saves {figures['visual_reduction']:.1%} of the visual MACs, {figures['prefill_reduction']:.1%} of the prefill FLOPs",
+            f"{figures['device']}, torch {versions['torch']}, transformers {versions['transformers']}, {figures['date']}",
+            f"recipe: {figures['recipe']}; saves {figures['visual_reduction']:.1%} of the visual MACs, "
+            f"{figures['prefill_reduction']:.1%} of the prefill FLOPs",
             *map(line, ("dense", "pruned", "scoring")),
             f"  speed-up {figures['speedup']:.2f}x of an ideal {figures['ideal_speedup']:.2f}x: {figures['share_of_ideal']:.1%}; "
             f"scoring is {figures['scoring_share']:.1%} of the pruned prefill",

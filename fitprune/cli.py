@@ -146,6 +146,10 @@ def _bench(args: argparse.Namespace) -> int:
     return run(args)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Help that shows defaults and leaves examples as they are."""
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(
@@ -158,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, help: str) -> argparse.ArgumentParser:
         made = commands.add_parser(
             name, help=help, description=help[0].upper() + help[1:] + ".", epilog=EXAMPLES[name],
-            formatter_class=type("Help", (argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter), {}),
+            formatter_class=_Help,
         )  # fmt: skip
         return made
 

@@ -62,6 +62,7 @@ class Frame:
         self.keep: Tensor | None = None
         self.layer = self.heard_at = -1
         self._held: tuple[Tensor, Tensor | None] | None = None
+        self._entered: tuple[Tensor, Tensor | None] | None = None
         self._remembered: dict[str, tuple[Any, Any]] = {}
 
     # ---- what subclasses decide -------------------------------------------------------------------------------
@@ -78,7 +79,7 @@ class Frame:
 
     def enter(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """Before a layer: its keyword arguments are narrowed, in place, to the tokens that are still there."""
-        self.layer, self.keep = layer, None
+        self.layer, self.keep, self._entered = layer, None, None
         self._to(hidden.device)
         self._held = kv.entries(kwargs.get("past_key_values"), layer)
         if self.columns is None and self._held is None:
@@ -101,6 +102,7 @@ class Frame:
     def heard(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
         """Called by the attention function of a layer that `listens`."""
         self.heard_at = self.layer
+        self._entered = None if self.columns is None else self._keys()  # this layer's cache keeps what it deletes
         seen = Attended(
             query, key, scaling, mask, self.token_group, self.images, self._visual_range(), layer=self.layer
         )
@@ -126,7 +128,7 @@ class Frame:
         A layer that got all new tokens needs no note: entries without one follow from the last note one by one.
         """
         if cache is not None and self.columns is not None:
-            columns, valid = self._keys()
+            columns, valid = self._entered if self._entered is not None else self._keys()
             kv.mark(cache, layer, columns, valid, self.past + self.length)
 
     # ---- details ----------------------------------------------------------------------------------------------

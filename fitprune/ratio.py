@@ -27,9 +27,7 @@ def parse_ratio(value: float | str) -> float:
         raise FitPruneError(
             f"reduction ratio {text!r} is not a number: give a fraction such as 0.6 or a percentage such as 60"
         ) from None
-    if text.endswith("%"):
-        number /= 100
-    elif number >= 2:
+    if text.endswith("%") or number >= 2:
         number /= 100
     if not 0 <= number < 1:
         raise FitPruneError(

@@ -37,13 +37,15 @@ def load(path: str, **options: Any) -> Loaded:
     looks_local = folder.is_absolute() or path.startswith((".", "~")) or len(folder.parts) > 2
     if looks_local and not (folder / "config.json").is_file():
         raise FitPruneError(
-            f"no checkpoint at {path}: expected a folder with config.json in transformers layout, or a hub name such as llava-hf/llava-1.5-7b-hf"
+            f"no checkpoint at {path}: expected a folder with config.json in transformers layout, "
+            "or a hub name such as llava-hf/llava-1.5-7b-hf"
         )
     if (folder / "config.json").is_file() and '"mm_vision_tower"' in (folder / "config.json").read_text(
         encoding="utf-8"
     ):
         raise FitPruneError(
-            f"{path} has the original LLaVA layout, which this version does not read yet: use its transformers conversion, such as llava-hf/llava-1.5-7b-hf"
+            f"{path} has the original LLaVA layout, which this version does not read yet: "
+            "use its transformers conversion, such as llava-hf/llava-1.5-7b-hf"
         )
     try:
         config = AutoConfig.from_pretrained(source)

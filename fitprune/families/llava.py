@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import FitPruneError
@@ -50,10 +51,13 @@ def place(kind: Any, path: str, device: str | None, dtype: str | None, attn: str
         dtype = "float32" if device == "cpu" and device_map is None else "auto"
     options = {"attn_implementation": attn} if attn else {}
     try:
-        model = kind.from_pretrained(path, dtype=dtype, device_map=device_map, **options)
-        return (model if device_map is not None else model.to(device)).eval()
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        model, report = kind.from_pretrained(path, dtype=dtype, device_map=device_map, output_loading_info=True, **options)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         raise FitPruneError(f"cannot load {path}: {str(error).strip().splitlines()[0]}") from None
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise FitPruneError(f"{path} lacks {len(missing)} weights, such as {missing[0]}: download the checkpoint again")
+    return (model if device_map is not None else model.to(device)).eval()
 
 
 def load(

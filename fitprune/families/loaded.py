@@ -45,6 +45,11 @@ class Loaded:
         return next(self.model.parameters()).device
 
     @property
+    def image_token(self) -> int:
+        config: Any = self.model.config
+        return int(config.image_token_id)
+
+    @property
     def cost(self) -> CostModel:
         return CostModel.from_config(self.model.config)
 
@@ -64,7 +69,7 @@ class Loaded:
         ids: list[int] = list(self.tokenizer(pieces[0]).input_ids)
         start = 1 if ids[:1] == [self.tokenizer.bos_token_id] else 0
         for piece, image in zip(pieces[1:], images, strict=True):
-            ids += [self.model.config.image_token_id] * self.tokens_for(image)  # type: ignore[union-attr,operator]
+            ids += [self.image_token] * self.tokens_for(image)
             ids += self.tokenizer(piece).input_ids[start:]
         return ids
 

@@ -1,0 +1,108 @@
+"""The `fitprune` command, in process: what it prints, what it writes, how it fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fitprune.cli import main, statistical_analysis
+from fitprune.evaluation.loader import main as loader
+from fitprune.recipe import Recipe
+from fitprune.stats import AttentionStats
+
+
+def test_show_prints_published_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "llava-v1.5-7b", "60"]) == 0
+    assert "127 alive at the end" in capsys.readouterr().out
+    assert main(["show", "llava-v1.5-7b"]) == 0
+    assert "0.55" in capsys.readouterr().out
+    assert main(["show", "llava-v1.6-vicuna-7b", "0.4", "--visual-tokens", "1440"]) == 0
+    assert "[3, 36, 81," in capsys.readouterr().out
+
+
+def test_fit_prints_the_scheme_and_saves_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stats = tmp_path / "s.safetensors"
+    assert main(["fit", "--samples", "4", "--output", str(tmp_path), "--stats", str(stats), "--reduction_ratio", "0.6"]) == 0
+    out = capsys.readouterr().out
+    recipe = Recipe.load(tmp_path / "embedded-r60.recipe.json")
+    assert str(list(recipe.counts)) in out
+    assert 0.6 <= (recipe.achieved or 0) <= 0.601
+    assert recipe.samples == AttentionStats.load(stats).samples == 4
+    assert main(["fit", "--from-stats", str(stats), "--output", str(tmp_path / "again.json"), "--reduction_ratio", "60"]) == 0
+    assert Recipe.load(tmp_path / "again.json") == recipe
+
+
+def test_statistical_analysis_takes_the_authors_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model-path", "embedded", "--samples", "3", "--reduction_ratio", "0.6", "--num-chunks", "1", "--chunk-idx", "0"]
+    assert statistical_analysis(flags) == 0
+    assert Recipe.load("embedded-r60.recipe.json").num_layers == 8
+
+
+def test_replay_is_the_released_search(tmp_path: Path) -> None:
+    assert main(["fit", "--replay", "--samples", "2", "--output", str(tmp_path), "--reduction-ratio", "0.5"]) == 0
+    assert Recipe.load(tmp_path / "embedded-r50-replayed.recipe.json").source == "replayed"
+
+
+def test_eval_compares_dense_and_pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["eval", "--output", str(tmp_path), "--limit", "12", "--samples", "8", "--reduction-ratio", "0.5"]
+    assert main([*flags, "--scores", "fitprune", "random"]) == 0
+    out = capsys.readouterr().out
+    rows = {row["name"]: row for row in json.loads((tmp_path / "results.json").read_text())}
+    assert list(rows) == ["dense", "50%", "50% random"]
+    assert rows["dense"]["accuracy"] > 80
+    assert 0.5 <= rows["50%"]["visual_reduction"] <= 0.501
+    assert rows["50%"]["alive"] == rows["50% random"]["alive"]
+    assert "visual tokens alive after each layer, 50%:" in out
+    assert main(flags) == 0  # everything was answered: scored again, nothing asked again
+    assert "resumed" in capsys.readouterr().out
+
+
+def test_the_loader_answers_chunks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--num-chunks", "100", "--reduction_ratio", "60", "--samples", "4", "--temperature", "0", "--batch-size", "5"]
+    assert loader([*flags, "--chunk-idx", "1", "--answers-file", str(tmp_path / "a.jsonl")]) == 0
+    assert "recipe fitted now" in capsys.readouterr().out
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 5
+    assert Recipe.load(tmp_path / "a.jsonl.recipe.json").reduction_ratio == 0.6
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["show", "no-such-model", "0.6"], "no recipe is published"),
+        (["show", "missing.json"], "missing.json"),
+        (["eval", "--question-file", "missing.jsonl"], "missing.jsonl"),
+        (["eval", "--model-path", "/no/such"], "no checkpoint at"),
+        (["eval", "--recipe", "missing.json"], "missing.json"),
+        (["eval", "--model-base", "x"], "LoRA"),
+        (["fit", "--from-stats", "missing.safetensors"], "missing.safetensors"),
+        (["fit", "--output", "one.json", "--reduction-ratio", "0.5", "0.6", "--samples", "1"], "name a folder"),
+        (["bench", "--recipe", "missing.json"], "missing.json"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    command: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("fitprune: error: ")
+    assert message in error
+
+
+@pytest.mark.parametrize("ratio", ["1.7", "-0.1", "abc", "100", "1"])
+def test_ratios_that_mean_nothing_are_refused(ratio: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["eval", f"--reduction_ratio={ratio}"])
+    assert stopped.value.code == 2
+    assert "ratio" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["--help"], ["fit", "--help"], ["eval", "--help"], ["show", "--help"], ["bench", "--help"]])
+def test_help_shows_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert stopped.value.code == 0
+    assert "fitprune " in capsys.readouterr().out
