@@ -3,12 +3,14 @@
 #
 #   make PYTHON=python3.12 …       another Python to make .venv with (3.10 or newer)
 #   make TORCH_ARGS="…" …          more pip arguments for installing torch, such as --index-url for a CPU-only build
+#   make test PYTEST_ARGS="-k cache"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 PYTHON ?= python3
 TORCH_ARGS ?=
+WORKERS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 override VENV := .venv
@@ -28,8 +30,8 @@ setup: $(STAMP) ## make or refresh .venv only
 run: $(STAMP) ## fit a recipe, answer the embedded questions dense and pruned, print accuracy, tokens, FLOPs and time
 	@PYTHON='$(CURDIR)/$(VENV)/bin/python' bash LLaVA_1.5/scripts/v1_5/eval/textvqa.sh
 
-test: $(STAMP) ## the test suite
-	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+test: $(STAMP) ## the test suite, in two processes (WORKERS=0 for one, PYTEST_ARGS for the rest)
+	@$(VENV)/bin/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 check: $(STAMP) ## ruff (lint and format) and mypy
 	@$(VENV)/bin/ruff check
@@ -37,7 +39,7 @@ check: $(STAMP) ## ruff (lint and format) and mypy
 	@$(VENV)/bin/mypy
 
 bench: $(STAMP) ## prefill, dense and pruned, on random weights (BENCH_ARGS="--help" for the choices)
-	@$(VENV)/bin/python -m fitprune.cli bench $(BENCH_ARGS)
+	@$(VENV)/bin/python -m fitprune bench $(BENCH_ARGS)
 
 clean: ## remove caches and build leftovers (.venv and runs/ stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -66,7 +66,7 @@ class Prefill:
     device: torch.device
     flash: bool
 
-    def frame(self, kind: type[Frame] = Frame, *args: Any) -> Frame:
+    def frame(self, kind: Callable[..., Frame] = Frame, *args: Any) -> Frame:
         return kind(*args, self.spans, self.length, self.past, self.real, self.device, self.flash)
 
 
@@ -83,7 +83,7 @@ def find_decoder(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedError: if there is none.
     """
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     for candidate in (decoder, getattr(decoder, "model", None), getattr(model, "model", None), model):
         if isinstance(getattr(candidate, "layers", None), nn.ModuleList):
             return candidate  # type: ignore[return-value]
@@ -111,7 +111,7 @@ class Attachment:
         self.session = session
         self.layers: list[nn.Module] = list(self.decoder.layers)  # type: ignore[arg-type]
         self.cut_inside = cut_inside
-        self.config = self.decoder.config
+        self.config: Any = self.decoder.config
         if attachment_of(model) is not None:
             raise FitPruneError(
                 "this model already has a recipe attached: leave that `with` block, or call detach(model), first"
@@ -205,7 +205,8 @@ class Attachment:
             spans = [[] for _ in range(rows)]
             if length > 1:
                 raise FitPruneError(
-                    "the decoder was called directly, so nothing says which tokens are visual: call the model, or pass visual_mask= to prune()"
+                    "the decoder was called directly, so nothing says which tokens are visual: "
+                    "call the model, or pass visual_mask= to prune()"
                 )
         prefill = any(spans)
         if not prefill and not kv.is_pruned(cache):

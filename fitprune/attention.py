@@ -47,7 +47,8 @@ def registry(module: nn.Module) -> Any:
     found = _globals(module).get("ALL_ATTENTION_FUNCTIONS")
     if found is None or not hasattr(module, "config"):
         raise UnsupportedError(
-            f"{type(module).__name__} does not use transformers' attention registry, so its attention cannot be scored; see docs/new_family.md"
+            f"{type(module).__name__} does not use transformers' attention registry, so its attention cannot be scored; "
+            "see docs/new_family.md"
         )
     return found
 

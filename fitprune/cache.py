@@ -82,7 +82,7 @@ def mark(cache: Cache, index: int, columns: Tensor, valid: Tensor | None, seen: 
         if kind not in _classes:
             _check(kind, type(cache).__name__)  # a cache that the decoder made for itself was not seen before
             _classes[kind] = type(f"Pruned{kind.__name__}", (PrunedLayer, kind), {})
-        pruned = object.__new__(_classes[kind])
+        pruned: Any = object.__new__(_classes[kind])
         pruned.__dict__.update(layer.__dict__)  # the same tensors, no copy
         cache.layers[index] = layer = pruned
     layer.columns, layer.valid, layer.seen = columns, valid, seen

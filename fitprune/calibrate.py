@@ -107,10 +107,10 @@ def choose(
     return recipe, f"recipe fitted now on {recipe.samples} samples of {calibration.question_file}{where}"
 
 
-def file_name(model: str, ratio: float, *more: str) -> str:
+def file_name(model: str, ratio: float | None = None, *more: str) -> str:
     """A readable file name stem such as `llava-1.5-7b-hf-r60`."""
     stem = [part for part in str(model).replace("\\", "/").split("/") if part][-1]
-    return "-".join([stem, f"r{round(ratio * 100, 4):g}", *more])
+    return "-".join([stem, *([] if ratio is None else [f"r{round(ratio * 100, 4):g}"]), *more])
 
 
 def spread(values: Sequence[float]) -> str:

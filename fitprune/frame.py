@@ -162,7 +162,8 @@ class Frame:
                 return own, valid
             held, real = torch.arange(self.past, device=own.device).expand(own.shape[0], -1), None
         else:
-            held, real = (None if part is None else part.to(own.device) for part in self._held)
+            held, real = self._held
+            held, real = held.to(own.device), None if real is None else real.to(own.device)
         if valid is not None or real is not None:
             ones = torch.ones_like(held, dtype=torch.bool), torch.ones_like(own, dtype=torch.bool)
             valid = torch.cat([ones[0] if real is None else real, ones[1] if valid is None else valid], dim=1)

@@ -115,7 +115,11 @@ class ByMask:
         if rows % given:
             raise FitPruneError(f"visual_mask has {given} rows but the batch has {rows}")
         if past == 0 and length != total:
-            hint = "" if length < total else " (assisted decoding with an assistant_model adds guesses, and is not supported)"
+            hint = (
+                ""
+                if length < total
+                else " (assisted decoding with an assistant_model adds guesses, and is not supported)"
+            )
             raise FitPruneError(f"visual_mask covers {total} tokens but the prompt has {length}{hint}")
         if past >= total:
             return [[] for _ in range(rows)]

@@ -14,7 +14,7 @@ one pass recipes for any list of ratios can be fitted (fit.py). The output layer
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import torch
@@ -112,7 +112,7 @@ def observe(
     model.eval()
     try:
         with torch.inference_mode():
-            count = total if total is not None else len(samples) if hasattr(samples, "__len__") else None
+            count = total if total is not None else len(samples) if isinstance(samples, Sized) else None
             for sample in tqdm(samples, desc="observing", unit="batch", total=count, disable=not progress):
                 inputs = dict(sample)
                 _digest(digest, inputs)

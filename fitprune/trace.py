@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .select import ALIVE
 
-
 Steps = list[tuple[Tensor | None, Tensor | None]]
 
 

@@ -105,7 +105,9 @@ def test_ragged_rows_without_padding(flash):
         cache = DynamicCache()
         with torch.no_grad(), fitprune.prune(causal, RECIPE, visual_mask=mask) as trace:
             first = causal(inputs_embeds=embeds, past_key_values=cache).last_hidden_state
-            then = [causal(input_ids=torch.tensor([[n], [n + 1]]), past_key_values=cache).last_hidden_state for n in (3, 5)]
+            then = [
+                causal(input_ids=torch.tensor([[n], [n + 1]]), past_key_values=cache).last_hidden_state for n in (3, 5)
+            ]
             more = causal(input_ids=torch.tensor([[3, 4, 5], [6, 7, 8]]), past_key_values=cache).last_hidden_state
         real = trace.positions >= 0
         hidden.append(torch.cat([first[real], *(step.flatten(0, 1) for step in then), more.flatten(0, 1)]))
@@ -127,7 +129,10 @@ def test_a_later_turn(flash, padded):
     with torch.no_grad(), fitprune.prune(flash, RECIPE) as trace:
         flash(**one, position_ids=positions[:, :width], past_key_values=cache)
         kept = trace.alive
-        removed = [removed_of(trace, row, width - firsts[row]["input_ids"].shape[1], firsts[row]["input_ids"].shape[1]) for row in range(len(firsts))]
+        removed = [
+            removed_of(trace, row, width - firsts[row]["input_ids"].shape[1], firsts[row]["input_ids"].shape[1])
+            for row in range(len(firsts))
+        ]
         second = {"attention_mask": mask, "position_ids": positions[:, width:]} if padded else {}
         output = flash(input_ids=two["input_ids"], pixel_values=two["pixel_values"], past_key_values=cache, **second)
     assert kept

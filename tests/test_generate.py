@@ -90,9 +90,27 @@ def test_batch_generates_what_its_rows_do(implementation):
 # ---- beams -------------------------------------------------------------------------------------------------------
 
 
+def beams_see_their_images(model, row):
+    """transformers 5.0 repeats pixel values image by image, so that beams of a prompt with two images mix them up."""
+    seen = []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda _m, _a, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        model.generate(**row, do_sample=False, max_new_tokens=1, num_beams=2)
+    hook.remove()
+    return torch.equal(seen[0][0], seen[0][1])
+
+
 @pytest.mark.parametrize("implementation", LLAVAS, indirect=True)
 def test_beams_batched_are_beams_one_by_one(implementation):
-    beams = {**GREEDY, "num_beams": 3, "num_return_sequences": 3, "return_dict_in_generate": True, "output_scores": True}
+    beams = {
+        **GREEDY,
+        "num_beams": 3,
+        "num_return_sequences": 3,
+        "return_dict_in_generate": True,
+        "output_scores": True,
+    }
     inputs = batch(ROWS)
     width = inputs["input_ids"].shape[1]
     with torch.no_grad(), fitprune.prune(implementation, RECIPE) as trace:
@@ -105,6 +123,8 @@ def test_beams_batched_are_beams_one_by_one(implementation):
             close(together.sequences_scores[mine], alone.sequences_scores)
     # every beam's score is the mean log-probability that dense recomputation with masks gives its tokens
     for number, row in enumerate(ROWS):
+        if len(image_spans(row)) > 1 and not beams_see_their_images(implementation, row):
+            continue
         for beam in range(3 * number, 3 * number + 3):
             tokens = together.sequences[beam, width:]
             chosen = recomputed(implementation, row, tokens).log_softmax(-1).gather(1, tokens[:, None])
@@ -167,24 +187,28 @@ def test_interleaved_generations_do_not_meet(llava):
     assert list(taking_turns) == wanted
 
 
-def test_threads_do_not_meet(llava):
-    rows, answers = [ROWS[0], ROWS[1], ROWS[3]], {}
-    with torch.no_grad(), fitprune.prune(llava, MANY) as trace:
-        wanted = [llava.generate(**row, **GREEDY).tolist() for row in rows]
+def test_threads_do_not_meet(llama):
+    """Batches of one to three rows at once (a LLaVA's vision tower is not safe for threads in transformers 5.0)."""
+    (embeds, mask), answers = embedded(24, (3, 19), rows=3), {}
+    with torch.no_grad(), fitprune.prune(llama, MANY, visual_mask=mask[:1]) as trace:
+
+        def answer(number):
+            with torch.no_grad():
+                return llama.generate(inputs_embeds=embeds[: number + 1] * (number + 1), **GREEDY).tolist()
+
+        wanted = [answer(number) for number in range(3)]
 
         def work(number):
-            with torch.no_grad():
-                answers[number] = [llava.generate(**rows[number], **GREEDY).tolist() for _ in range(6)]
+            answers[number] = [answer(number) for _ in range(8)]
 
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(len(rows))]
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert len(trace) == LAYERS  # of one of them, not of a mixture
-        assert len(trace.alive[-1][0]) < len(trace.alive[0][0])
-    assert all(answer == wanted[number] for number in answers for answer in answers[number])
-    assert len(answers) == len(rows)
+        assert [len(rows[0]) for rows in trace.alive] == [22, 16, 16, 11]
+    assert answers == {number: [wanted[number]] * 8 for number in range(3)}
 
 
 # ---- later turns -------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ and caches agree within 1e-4; cache lengths and greedy tokens are identical. sdp
 """
 
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ DATA = Path(__file__).parent / "parity" / "llama"
 CASES = sorted(path.stem for path in [*DATA.glob("runtime_*_r*.json"), *DATA.glob("next_*.json")])
 
 
-@lru_cache(maxsize=None)
+@cache
 def parity_model(name):
     values = json.loads((DATA / "config.json").read_text())
     values = {key: value for key, value in values.items() if not key.startswith("n_") and key != "torch_dtype"}
@@ -31,10 +31,12 @@ def parity_model(name):
 
 def load(case):
     facts, recorded = json.loads((DATA / f"{case}.json").read_text()), load_file(DATA / f"{case}.safetensors")
-    source = recorded if "inputs_embeds" in recorded else load_file(DATA / f"runtime_{facts['model']}_inputs.safetensors")
+    source = (
+        recorded if "inputs_embeds" in recorded else load_file(DATA / f"runtime_{facts['model']}_inputs.safetensors")
+    )
     embeds = source["inputs_embeds"]
     mask = torch.zeros(embeds.shape[:2], dtype=torch.bool)
-    mask[:, facts["n_prefix"] if "n_prefix" in facts else 35 :][:, : facts["n_visual"]] = True
+    mask[:, facts.get("n_prefix", 35) :][:, : facts["n_visual"]] = True
     return facts, recorded, embeds, mask
 
 

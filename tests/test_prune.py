@@ -18,7 +18,12 @@ from fitprune import Recipe
 ATTENTIONS = ["sdpa", "eager"]
 BOTH = [("llama", name) for name in ATTENTIONS]
 IMAGES = [pytest.param(((3, 19),), id="one"), pytest.param(((0, 8), (8, 9), (12, 24)), id="three")]
-ROWS = [prompt(3, "image", 5, seed=1), prompt(7, "image", 4, "image", 3, seed=2), prompt(9, seed=3), prompt("image", "image", 6, seed=4)]
+ROWS = [
+    prompt(3, "image", 5, seed=1),
+    prompt(7, "image", 4, "image", 3, seed=2),
+    prompt(9, seed=3),
+    prompt("image", "image", 6, seed=4),
+]
 
 
 def close(ours, theirs, atol=2e-4):
@@ -26,13 +31,20 @@ def close(ours, theirs, atol=2e-4):
 
 
 def forward(model, recipe=RECIPE, visual_mask=None, cut_inside=True, score="fitprune", **inputs):
-    with torch.no_grad(), fitprune.prune(model, recipe, visual_mask=visual_mask, cut_inside=cut_inside, score=score) as trace:
+    with (
+        torch.no_grad(),
+        fitprune.prune(model, recipe, visual_mask=visual_mask, cut_inside=cut_inside, score=score) as trace,
+    ):
         return model(**inputs), trace
 
 
 def image_spans(row):
     ids = row["input_ids"][0]
-    return [(at, at + tiny.IMAGE_TOKENS) for at in range(0, len(ids)) if ids[at] == tiny.IMAGE_TOKEN and (ids[:at] == tiny.IMAGE_TOKEN).sum() % tiny.IMAGE_TOKENS == 0]
+    return [
+        (at, at + tiny.IMAGE_TOKENS)
+        for at in range(0, len(ids))
+        if ids[at] == tiny.IMAGE_TOKEN and (ids[:at] == tiny.IMAGE_TOKEN).sum() % tiny.IMAGE_TOKENS == 0
+    ]
 
 
 def same_as_dense(trace, output, dense, row=0, shift=0):
@@ -209,7 +221,11 @@ def test_the_mlp_is_spared_inside(llama):
     rows, hooks = [], []
     for layer in llama.model.layers:
         for part in (layer.self_attn, layer.mlp):
-            hooks.append(part.register_forward_hook(lambda _m, _a, out: rows.append((out[0] if isinstance(out, tuple) else out).shape[1])))
+            hooks.append(
+                part.register_forward_hook(
+                    lambda _m, _a, out: rows.append((out[0] if isinstance(out, tuple) else out).shape[1])
+                )
+            )
     forward(llama, visual_mask=mask, inputs_embeds=embeds)
     for hook in hooks:
         hook.remove()

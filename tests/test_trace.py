@@ -74,7 +74,7 @@ def test_after_a_text_only_prompt_the_last_prefill_with_images_stays(llava):
 
 def test_reading_it_during_a_forward(llama):
     embeds, mask = embedded(24, (3, 19))
-    lengths, trace = [], None
+    lengths = []
 
     def watching(seen):
         lengths.append(len(trace))

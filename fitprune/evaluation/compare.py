@@ -1,9 +1,9 @@
-"""Dense against pruned on one benchmark: accuracy, tokens kept, compute saved, time. The heart of `fitprune eval`.
+"""Dense against pruned on one benchmark: accuracy, tokens kept, compute, time. The heart of `fitprune eval`.
 
 The dense model and every (ratio, score) pair answer the same questions into their own answers file, so each can be
-interrupted and continued. Time is that of generation (vision tower, prefill, decoding), measured on the questions
-answered in this call after one warm-up batch; columns in the paper's visual-only convention and in whole-prefill FLOPs
-are both named.
+interrupted and continued. Time is that of generation (vision tower, prefill, decoding), over the questions answered in
+this call, after one warm-up batch. Compute is named by its convention: the paper's visual multiply-accumulates, and the
+FLOPs of the whole prefill (cost.py).
 
     fitprune eval --reduction-ratio 0.5 0.7
 """
@@ -16,23 +16,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ..calibrate import Calibration, choose, file_name, spread
+from ..cost import CostModel
 from ..errors import FitPruneError
 from ..families import Loaded
+from ..families.loaded import read_image
 from ..files import write_atomically
 from ..recipe import Recipe
-from .answer import answer
+from .answer import AnswerRun, answer
 from .questions import Question
 from .textvqa import evaluate
 
 
 @dataclass
 class Row:
-    """One line of the table. Reductions are fractions of the dense model's cost; `milliseconds` is per question."""
+    """One line of the table: reductions are shares of the dense cost, time is per question, alive is averaged over them."""
 
     name: str
     accuracy: float | None
     visual_reduction: float
+    prefill_gflops: float
     prefill_reduction: float
     visual_tokens: float
     alive: list[float]
@@ -61,65 +66,65 @@ def compare(
     Args:
         output: Folder for answers, fitted recipes and `results.json`.
         annotations: TextVQA annotations to score with; None leaves accuracy empty.
+        recipe_file: One recipe instead of the ratios.
+        generation: As `Loaded.generate`.
     Raises:
         FitPruneError: as `answer`, `choose` and the benchmark's scorer.
     """
     output = Path(output)
     plans: list[tuple[str, Recipe | None, str]] = [("dense", None, "fitprune")] if dense else []
-    if recipe_file is not None:
-        ratios = [0.0]  # the file decides
-    for ratio in ratios:
+    for ratio in [0.0] if recipe_file is not None else ratios:
         keep_at = output / f"{file_name(loaded.name, ratio)}.recipe.json"
         recipe, source = choose(loaded, ratio, calibration, recipe_file=recipe_file, keep_at=keep_at)
         if recipe is None:
             continue
-        print(source)
-        print(recipe, end="\n\n")
-        label = f"{recipe.reduction_ratio:.0%}" if recipe.reduction_ratio is not None else Path(str(recipe_file)).stem
+        print(source, recipe, sep="\n", end="\n\n")
+        label = Path(str(recipe_file)).name.split(".")[0] if recipe_file is not None else f"{100 * ratio:.4g}%"
         plans += [(label if score == "fitprune" else f"{label} {score}", recipe, score) for score in scores]
     if not plans:
         raise FitPruneError("nothing to run: give a reduction ratio above 0, or leave the dense run in")
 
-    first = [question for question in questions if question.image][:batch_size]
-    if first:  # warm up: the first forward of a process pays for what no other does
-        answer_once = loaded.encode([(loaded.prompt(q.text), [_image(image_folder, q)]) for q in first])
-        loaded.generate(answer_once, max_new_tokens=1)
+    tokens = text = 0
+    if first := [question for question in questions if question.image][:batch_size]:
+        images = [read_image(Path(image_folder) / str(question.image)) for question in first]
+        tokens, text = _tokens(loaded, first[0].text, images[0])
+        inputs = loaded.encode([(loaded.prompt(q.text), [image]) for q, image in zip(first, images, strict=True)])
+        loaded.generate(inputs, max_new_tokens=1)  # warm up: the first forward of a process pays for what no other does
 
     rows = []
-    for name, recipe, score in plans:
-        stem = file_name(loaded.name, 0).removesuffix("-r0") + "-" + name.replace(" ", "-").replace("%", "")
+    for name, plan, score in plans:
+        path = output / f"{file_name(loaded.name)}-{name.replace(' ', '-').replace('%', '')}.jsonl"
         run = answer(
-            loaded, questions, image_folder, output / f"{stem}.jsonl",
-            recipe=recipe, score=score, batch_size=batch_size, overwrite=overwrite, **generation,
+            loaded, questions, image_folder, path,
+            recipe=plan, score=score, batch_size=batch_size, overwrite=overwrite, **generation,
         )  # fmt: skip
         accuracy = evaluate(annotations, run.path).accuracy if annotations is not None else None
-        rows.append(
-            _row(loaded, name, accuracy, recipe, run.visual_tokens, run.alive, run.milliseconds, run.path, first)
-        )
+        rows.append(_row(name, accuracy, plan, run, loaded.cost, tokens, text))
     write_atomically(output / "results.json", json.dumps([asdict(row) for row in rows], indent=1).encode())
     return rows
 
 
-def _image(folder: str | Path, question: Question) -> Any:
-    from ..families.loaded import read_image
-
-    return read_image(Path(folder) / str(question.image))
+def _tokens(loaded: Loaded, text: str, image: Image.Image) -> tuple[int, int]:
+    """Visual and other tokens of a prompt: the first illustrated question stands for all when FLOPs are counted."""
+    visual = loaded.tokens_for(image)
+    return visual, len(loaded.token_ids(loaded.prompt(text), [image])) - visual
 
 
 def _row(
-    loaded: Loaded, name: str, accuracy: float | None, recipe: Recipe | None, visual: float, alive: list[float],
-    milliseconds: float | None, path: Path, first: Sequence[Question],
-) -> Row:  # fmt: skip
-    cost = loaded.cost
-    if recipe is None:
-        return Row(name, accuracy, 0.0, 0.0, visual, alive, milliseconds, str(path))
-    tokens = round(visual) or recipe.visual_tokens
-    plan = recipe.alive(tokens, cost.layers)
-    text = len(loaded.token_ids(loaded.prompt(first[0].text, image=False), [])) if first else 0
+    name: str, accuracy: float | None, recipe: Recipe | None, run: AnswerRun, cost: CostModel, tokens: int, text: int
+) -> Row:
+    alive = recipe.alive(tokens, cost.layers) if recipe else [tokens] * cost.layers
     return Row(
-        name, accuracy, cost.visual_reduction_of_alive(plan, tokens), cost.prefill_reduction(plan, tokens, text),
-        tokens, alive or [float(a) for a in plan], milliseconds, str(path),
-    )  # fmt: skip
+        name=name,
+        accuracy=accuracy,
+        visual_reduction=cost.visual_reduction_of_alive(alive, tokens),
+        prefill_gflops=sum(cost.prefill_flops(alive, tokens, text)) / 1e9,
+        prefill_reduction=cost.prefill_reduction(alive, tokens, text),
+        visual_tokens=run.visual_tokens or tokens,
+        alive=(run.alive or [float(count) for count in alive]) if recipe else [],
+        milliseconds=run.milliseconds,
+        answers=str(run.path),
+    )
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -128,8 +133,9 @@ def table(rows: Sequence[Row]) -> str:
         "run",
         "accuracy",
         "visual MACs saved",
-        "prefill FLOPs saved",
-        "alive at the end",
+        "prefill GFLOPs",
+        "saved",
+        "visual tokens left",
         "ms/question",
         "speed-up",
     ]
@@ -137,14 +143,14 @@ def table(rows: Sequence[Row]) -> str:
     cells = [head]
     for row in rows:
         faster = base / row.milliseconds if base and row.milliseconds else None
-        end = f"{row.alive[-1]:.0f} of {row.visual_tokens:.0f}" if row.alive else "all"
         cells.append(
             [
                 row.name,
                 "-" if row.accuracy is None else f"{row.accuracy:.2f}%",
                 f"{row.visual_reduction:.1%}",
+                f"{row.prefill_gflops:.2f}",
                 f"{row.prefill_reduction:.1%}",
-                end,
+                f"{row.alive[-1]:.0f} of {row.visual_tokens:.0f}" if row.alive else f"{row.visual_tokens:.0f}",
                 "resumed" if row.milliseconds is None else f"{row.milliseconds:.1f}",
                 "-" if faster is None else f"{faster:.2f}x",
             ]

@@ -48,7 +48,7 @@ def received_attention(
     first, last = rows or (0, queries)
     left, right = columns or (0, keys)
     block_bytes = block_bytes or BLOCK_BYTES.get(query.device.type, BLOCK_BYTES["cuda"])
-    step = max(1, block_bytes // (4 * batch * heads * keys))
+    step = min(max(1, block_bytes // (4 * batch * heads * keys)), max(1, last - first))
 
     whole = mask is not None and mask.ndim == 4  # any pattern: all keys have to be looked at
     names = torch.tensor([TEXT, *range(1, images + 1)], device=query.device)
@@ -56,6 +56,9 @@ def received_attention(
     total = query.new_zeros(batch, 1 + images, right - left, dtype=torch.float32)
     grouped = query.view(batch, groups, heads // groups, queries, size)
     transposed = key.transpose(-1, -2)  # [B, G, D, K]
+    exact = query.dtype == torch.float32  # then scaling the queries is as good as scaling the scores, and cheaper
+    lowest = torch.finfo(torch.float32).min
+    above = torch.ones(step, step, dtype=torch.bool, device=query.device).triu_(1)
 
     for start in range(first, last, step):
         stop = min(start + step, last)
@@ -64,17 +67,20 @@ def received_attention(
         if width <= 0:
             continue
         block = grouped[:, :, :, start:stop].reshape(batch, groups, -1, size)
-        logits = (block @ transposed[..., :reach]).view(batch, heads, stop - start, reach)
-        logits = logits.float().mul_(scaling) if logits.dtype != torch.float32 else logits.mul_(scaling)
+        logits = ((block * scaling if exact else block) @ transposed[..., :reach]).view(
+            batch, heads, stop - start, reach
+        )
+        if not exact:
+            logits = logits.float().mul_(scaling)
         if whole:
             assert mask is not None
             logits += additive(mask[:, :, start:stop], stop - start, keys, query)
         else:
             # Only the last columns of a block can lie above the diagonal.
-            above = torch.ones(stop - start, stop - start, dtype=torch.bool, device=query.device).triu_(1)
-            logits[..., reach - (stop - start) :].masked_fill_(above, torch.finfo(torch.float32).min)
+            diagonal = above[: stop - start, : stop - start]
+            logits[..., reach - (stop - start) :].masked_fill_(diagonal, lowest)
             if mask is not None:
-                logits.masked_fill_(~mask[:, None, None, :reach].bool(), torch.finfo(torch.float32).min)
+                logits.masked_fill_(~mask[:, None, None, :reach].bool(), lowest)
         highest = logits.softmax(dim=-1)[..., left : left + width].amax(dim=1)  # [B, block, width]
         total[..., :width].baddbmm_(weights[:, :, start:stop], highest)
 
