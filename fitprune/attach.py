@@ -28,7 +28,7 @@ import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class Attachment:
         self.session = session
         self.layers: list[nn.Module] = list(self.decoder.layers)  # type: ignore[arg-type]
         self.cut_inside = cut_inside
-        self.config: Any = self.decoder.config
+        self.config = cast(Any, self.decoder.config)
         if attachment_of(model) is not None:
             raise FitPruneError(
                 "this model already has a recipe attached: leave that `with` block, or call detach(model), first"

@@ -64,6 +64,9 @@ class PrunedLayer:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         self._rows(torch.arange(self.columns.shape[0]).repeat_interleave(repeats))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _pruned, (type(self).__mro__[2], self.__dict__)  # copies and pickles without the made-up class
+
     def crop(self, *_: Any, **__: Any) -> None:
         raise UnsupportedError(
             "a pruned cache cannot be cropped, so assisted and prompt-lookup decoding do not work inside prune(): its layers "
@@ -74,17 +77,21 @@ class PrunedLayer:
 _classes: dict[type, type] = {}  # DynamicLayer → the same with the mixin, made once
 
 
+def _pruned(kind: type, state: dict[str, Any]) -> Any:
+    """A cache layer of that kind, with the mixin, in that state."""
+    if kind not in _classes:
+        _classes[kind] = type(f"Pruned{kind.__name__}", (PrunedLayer, kind), {})
+    layer: Any = object.__new__(_classes[kind])
+    layer.__dict__.update(state)
+    return layer
+
+
 def mark(cache: Cache, index: int, columns: Tensor, valid: Tensor | None, seen: int) -> None:
     """Writes down which tokens layer `index` of the cache holds; see `PrunedLayer` for the arguments."""
     layer = cache.layers[index]
     if not isinstance(layer, PrunedLayer):
-        kind = type(layer)
-        if kind not in _classes:
-            _check(kind, type(cache).__name__)  # a cache that the decoder made for itself was not seen before
-            _classes[kind] = type(f"Pruned{kind.__name__}", (PrunedLayer, kind), {})
-        pruned: Any = object.__new__(_classes[kind])
-        pruned.__dict__.update(layer.__dict__)  # the same tensors, no copy
-        cache.layers[index] = layer = pruned
+        _check(type(layer), type(cache).__name__)  # a cache that the decoder made for itself was not seen before
+        cache.layers[index] = layer = _pruned(type(layer), layer.__dict__)  # the same tensors, no copy
     layer.columns, layer.valid, layer.seen = columns, valid, seen
 
 

@@ -118,7 +118,7 @@ class ByMask:
             hint = (
                 ""
                 if length < total
-                else " (assisted decoding with an assistant_model adds guesses, and is not supported)"
+                else " (generate needs its cache with visual_mask, and an assistant_model is not supported)"
             )
             raise FitPruneError(f"visual_mask covers {total} tokens but the prompt has {length}{hint}")
         if past >= total:

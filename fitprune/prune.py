@@ -48,6 +48,11 @@ class PruneFrame(Frame):
         self.lengths, self.ragged = [], []
         for counts in self.counts:
             alive = [left - sum(row) for left, row in zip(alive, counts, strict=True)]
+            if any(left <= 0 and sum(row) for left, row in zip(alive, counts, strict=True)):
+                raise FitPruneError(
+                    "a row of the batch has no text and the recipe deletes all of its visual tokens, so nothing is left: "
+                    "add text to the prompt, or use a recipe that keeps a token"
+                )
             self.lengths.append(max(alive))
             self.ragged.append(len(set(alive)) > 1)
         padding = torch.where(self.host_group == 0, 1, ALIVE)

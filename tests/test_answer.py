@@ -30,14 +30,18 @@ def questions() -> list[Question]:
 
 
 def run(small: Loaded, questions: list[Question], path: Path, **more: Any) -> Any:
-    return answer(small, questions, embedded().images, path, progress=False, max_new_tokens=6, **{"batch_size": 4, **more})
+    return answer(
+        small, questions, embedded().images, path, progress=False, max_new_tokens=6, **{"batch_size": 4, **more}
+    )
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k != "answer_id"} for line in path.read_text().splitlines()]
 
 
-def test_answers_come_in_order_and_count_what_was_kept(small: Loaded, questions: list[Question], tmp_path: Path) -> None:
+def test_answers_come_in_order_and_count_what_was_kept(
+    small: Loaded, questions: list[Question], tmp_path: Path
+) -> None:
     done = run(small, questions, tmp_path / "a.jsonl", recipe=RECIPE)
     assert done.answered == 10
     assert done.visual_tokens == 144
@@ -75,14 +79,18 @@ def test_a_run_is_not_continued_with_another_recipe(small: Loaded, questions: li
     assert run(small, questions, tmp_path / "a", recipe=RECIPE, overwrite=True).answered == 10
 
 
-def test_a_damaged_picture_stops_the_run_and_loses_nothing(small: Loaded, questions: list[Question], tmp_path: Path) -> None:
+def test_a_damaged_picture_stops_the_run_and_loses_nothing(
+    small: Loaded, questions: list[Question], tmp_path: Path
+) -> None:
     bad = [*questions[:4], Question("x", "gone.png", "what ?"), *questions[4:]]
     with pytest.raises(FitPruneError, match=r"gone\.png"):
         run(small, bad, tmp_path / "a")
     assert len(lines(tmp_path / "a")) == 4
 
 
-def test_questions_without_picture_are_answered_beside_others(small: Loaded, questions: list[Question], tmp_path: Path) -> None:
+def test_questions_without_picture_are_answered_beside_others(
+    small: Loaded, questions: list[Question], tmp_path: Path
+) -> None:
     mixed = [questions[0], Question("t", None, "what is a circle ?"), questions[1]]
     run(small, mixed, tmp_path / "a", recipe=RECIPE)
     run(small, [questions[0], questions[1]], tmp_path / "b", recipe=RECIPE)

@@ -1,6 +1,7 @@
 """Caches of unequal layers: what their notes say after growing, repeating and reordering; and which are refused."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -87,9 +88,11 @@ def test_rows_move_with_the_cache(how):
     assert ok[:, :6].tolist() == real[index].tolist()
 
 
-def test_a_copy_is_independent():
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+def test_a_copy_is_independent(copied):
     cache, columns, _ = marked()
-    other = copy.deepcopy(cache)
+    other = copied(cache)
+    assert type(other.layers[1]) is type(cache.layers[1])
     other.reorder_cache(torch.tensor([1, 0]))
     assert torch.equal(kv.entries(cache, 1)[0], columns)
     assert torch.equal(kv.entries(other, 1)[0], columns[[1, 0]])

@@ -41,7 +41,9 @@ def test_batch_size_does_not_change_statistics(small: Loaded, few: Calibration) 
     assert together.text_tokens.tolist() == alone.text_tokens.tolist()
 
 
-def test_the_named_file_wins_then_published_then_kept_then_fitted(small: Loaded, few: Calibration, tmp_path: Path) -> None:
+def test_the_named_file_wins_then_published_then_kept_then_fitted(
+    small: Loaded, few: Calibration, tmp_path: Path
+) -> None:
     assert choose(small, 0.0, few)[0] is None
     keep = tmp_path / "kept.recipe.json"
     fitted, source = choose(small, 0.5, few, keep_at=keep, progress=False)

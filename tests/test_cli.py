@@ -24,19 +24,36 @@ def test_show_prints_published_recipes(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_fit_prints_the_scheme_and_saves_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stats = tmp_path / "s.safetensors"
-    assert main(["fit", "--samples", "4", "--output", str(tmp_path), "--stats", str(stats), "--reduction_ratio", "0.6"]) == 0
+    assert (
+        main(["fit", "--samples", "4", "--output", str(tmp_path), "--stats", str(stats), "--reduction_ratio", "0.6"])
+        == 0
+    )
     out = capsys.readouterr().out
     recipe = Recipe.load(tmp_path / "embedded-r60.recipe.json")
     assert str(list(recipe.counts)) in out
     assert 0.6 <= (recipe.achieved or 0) <= 0.601
     assert recipe.samples == AttentionStats.load(stats).samples == 4
-    assert main(["fit", "--from-stats", str(stats), "--output", str(tmp_path / "again.json"), "--reduction_ratio", "60"]) == 0
+    assert (
+        main(["fit", "--from-stats", str(stats), "--output", str(tmp_path / "again.json"), "--reduction_ratio", "60"])
+        == 0
+    )
     assert Recipe.load(tmp_path / "again.json") == recipe
 
 
 def test_statistical_analysis_takes_the_authors_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = ["--model-path", "embedded", "--samples", "3", "--reduction_ratio", "0.6", "--num-chunks", "1", "--chunk-idx", "0"]
+    flags = [
+        "--model-path",
+        "embedded",
+        "--samples",
+        "3",
+        "--reduction_ratio",
+        "0.6",
+        "--num-chunks",
+        "1",
+        "--chunk-idx",
+        "0",
+    ]
     assert statistical_analysis(flags) == 0
     assert Recipe.load("embedded-r60.recipe.json").num_layers == 8
 
@@ -61,7 +78,18 @@ def test_eval_compares_dense_and_pruned(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_the_loader_answers_chunks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--num-chunks", "100", "--reduction_ratio", "60", "--samples", "4", "--temperature", "0", "--batch-size", "5"]
+    flags = [
+        "--num-chunks",
+        "100",
+        "--reduction_ratio",
+        "60",
+        "--samples",
+        "4",
+        "--temperature",
+        "0",
+        "--batch-size",
+        "5",
+    ]
     assert loader([*flags, "--chunk-idx", "1", "--answers-file", str(tmp_path / "a.jsonl")]) == 0
     assert "recipe fitted now" in capsys.readouterr().out
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 5
@@ -83,7 +111,11 @@ def test_the_loader_answers_chunks(tmp_path: Path, capsys: pytest.CaptureFixture
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    command: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(command) == 2
@@ -100,7 +132,9 @@ def test_ratios_that_mean_nothing_are_refused(ratio: str, capsys: pytest.Capture
     assert "ratio" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [["--help"], ["fit", "--help"], ["eval", "--help"], ["show", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["fit", "--help"], ["eval", "--help"], ["show", "--help"], ["bench", "--help"]]
+)
 def test_help_shows_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(command)

@@ -16,13 +16,23 @@ FOLDER = ROOT / "LLaVA_1.5"
 
 def call(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run([str(part) for part in command], cwd=FOLDER, env=variables, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [str(part) for part in command], cwd=FOLDER, env=variables, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_textvqa_sh_with_nothing_given(tmp_path: Path) -> None:
     done = call("bash", "scripts/v1_5/eval/textvqa.sh", OUTPUT=str(tmp_path), EXTRA="--limit 10 --samples 6")
     assert done.returncode == 0, done.stderr
-    for part in ("recipe fitted now", "dense", "60%", "accuracy", "visual tokens alive after each layer", "ms/question", "GFLOPs"):
+    for part in (
+        "recipe fitted now",
+        "dense",
+        "60%",
+        "accuracy",
+        "visual tokens alive after each layer",
+        "ms/question",
+        "GFLOPs",
+    ):
         assert part in done.stdout
     assert len((tmp_path / "embedded-60.jsonl").read_text().splitlines()) == 10
 

@@ -1,5 +1,6 @@
 """Fitting: the fast rule equals the obvious one, the budget is met within a token, and nothing depends on luck."""
 
+import sys
 import time
 
 import pytest
@@ -7,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitprune import fit as fitting
 from fitprune.cost import VICUNA_7B, CostModel
 from fitprune.errors import FitPruneError
 from fitprune.fit import alive_fractions, alive_reference, fit, fit_all
@@ -81,7 +81,7 @@ def test_the_rule_by_hand():
 def test_blocks_of_samples_do_not_matter(monkeypatch):
     stats = made_up(7, 5, 30, counts=[30, 29, 30, 4, 30, 17, 1])
     whole = alive_fractions(stats)(0.3)
-    monkeypatch.setattr(fitting, "SERIAL", 60)
+    monkeypatch.setattr(sys.modules["fitprune.fit"], "SERIAL", 60)
     assert torch.equal(alive_fractions(stats)(0.3), whole)
 
 

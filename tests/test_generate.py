@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 import fitprune
 from fitprune import Recipe
+from fitprune import cache as kv
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
 LLAVAS = [("llava", name) for name in ATTENTIONS]
@@ -266,6 +267,12 @@ def test_a_later_turn_in_a_padded_batch(implementation, side):
             position_ids=mask.sum(1, keepdim=True),
             past_key_values=cache,
         )
+    total = cache.get_seq_length()
+    assert total == mask.shape[1] + 1
+    for layer in range(1, LAYERS):  # the notes know where the new token stands
+        columns, _ = kv.entries(cache, layer)
+        assert columns[:, -1].tolist() == [total - 1] * 3
+        assert columns.shape[1] == cache.layers[layer].get_seq_length() < total
     for row in range(3):
         past = firsts[row]["input_ids"].shape[1]
         shift = width + pad(two, row) - past  # where the row's second turn stands

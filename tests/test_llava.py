@@ -66,7 +66,9 @@ def convert(target: Path) -> Path:
     tokenizer = LlamaTokenizer.from_pretrained(source)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     tokenizer.save_pretrained(target)
-    CLIPImageProcessor(size={"shortest_edge": vision["image_size"]}, crop_size=vision["image_size"]).save_pretrained(target)
+    CLIPImageProcessor(size={"shortest_edge": vision["image_size"]}, crop_size=vision["image_size"]).save_pretrained(
+        target
+    )
     return target
 
 
@@ -145,7 +147,12 @@ def test_squaring_keeps_every_pixel_and_uses_the_mean_colour() -> None:
     image = Image.new("RGB", (5, 2), (1, 2, 3))
     square = pad_to_square(image, (122, 116, 104))
     assert square.size == (5, 5)
-    assert [square.getpixel((0, y)) for y in range(5)] == [(122, 116, 104), (1, 2, 3), (1, 2, 3), *[(122, 116, 104)] * 2]
+    assert [square.getpixel((0, y)) for y in range(5)] == [
+        (122, 116, 104),
+        (1, 2, 3),
+        (1, 2, 3),
+        *[(122, 116, 104)] * 2,
+    ]
     assert pad_to_square(square, (0, 0, 0)) is square
 
 

@@ -13,7 +13,7 @@ from tiny import LAYERS, RECIPE, batch, dense_pruned, embedded, prompt, spans_of
 from transformers import DynamicCache
 
 import fitprune
-from fitprune import Recipe
+from fitprune import FitPruneError, Recipe
 
 ATTENTIONS = ["sdpa", "eager"]
 BOTH = [("llama", name) for name in ATTENTIONS]
@@ -112,6 +112,15 @@ def test_pruned_llava_is_the_masked_dense_run(implementation, row):
         close(output.logits[0], dense.logits)
 
 
+def test_nothing_left():
+    """Images without text, and a recipe that deletes them whole."""
+    embeds, mask = embedded(6, (0, 6), rows=2)
+    for recipe in (Recipe.from_deletions([0, 0, 16, 0], visual_tokens=16), Recipe.step(layer=1, keep=0.0)):
+        with pytest.raises(FitPruneError, match="nothing is left") as error:
+            forward(tiny_llama(), recipe, mask, inputs_embeds=embeds)
+        assert "\n" not in str(error.value)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_recipe_any_images(data):
@@ -129,6 +138,10 @@ def test_any_recipe_any_images(data):
     recipe = Recipe.from_deletions(counts, visual_tokens=16)
     embeds, mask = embedded(length, *images, seed=data.draw(st.integers(0, 99)))
     dense = dense_pruned(model, {"inputs_embeds": embeds}, images, recipe)
+    if all(mask[0]) and recipe.alive(length)[-1] == 0:
+        with pytest.raises(FitPruneError, match="nothing is left"):
+            forward(model, recipe, visual_mask=mask, inputs_embeds=embeds)
+        return
     output, trace = forward(model, recipe, visual_mask=mask, inputs_embeds=embeds)
     if images:
         same_as_dense(trace, output, dense)
@@ -185,6 +198,63 @@ def test_ragged_visual_counts_by_mask(implementation, side):
         images = [spans[row]] if row < 3 else []
         dense = dense_pruned(implementation, {"inputs_embeds": here}, images, RECIPE)
         same_as_dense(trace, output, dense, row, shift)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_batch(data):
+    """Rows of any length, with any images, padded on either side, any recipe; then a decoding step and two more."""
+    model, rows, left = tiny_llama(), data.draw(st.integers(1, 4)), data.draw(st.booleans())
+    lengths = [data.draw(st.integers(3, 26)) for _ in range(rows)]
+    width = max(lengths)
+    counts = data.draw(st.lists(st.integers(0, 8), min_size=LAYERS, max_size=LAYERS).filter(lambda c: sum(c) <= 16))
+    recipe = Recipe.from_deletions(counts, visual_tokens=16)
+    embeds, mask = torch.zeros(rows, width, tiny.HIDDEN), torch.zeros(rows, width, dtype=torch.bool)
+    real, singles = torch.zeros(rows, width, dtype=torch.long), []
+    for row, length in enumerate(lengths):
+        shift = width - length if left else 0
+        ends = sorted(data.draw(st.lists(st.integers(0, length - 1), max_size=4, unique=True)))
+        visual = torch.zeros(length, dtype=torch.bool)
+        for start, end in zip(ends[::2], ends[1::2], strict=False):
+            visual[start:end] = True
+        here = embedded(length, seed=data.draw(st.integers(0, 99)))[0]
+        embeds[row, shift : shift + length], real[row, shift : shift + length] = here[0], 1
+        mask[row, shift : shift + length] = visual
+        singles.append((here, visual, shift))
+    positions, cache = (real.cumsum(1) - 1).clamp(min=0), DynamicCache()
+    steps = torch.arange(3 * rows).view(rows, 3) + 5
+    real = torch.nn.functional.pad(real, (0, 3), value=1)
+    after = positions[:, -1:] + torch.arange(1, 4)
+    model.set_attn_implementation(data.draw(st.sampled_from(ATTENTIONS)))
+    given_mask = {} if bool(real.all()) and data.draw(st.booleans()) else {"attention_mask": real}
+
+    def more(first, last):
+        cut = {name: value[:, : width + last] for name, value in given_mask.items()}
+        ids, where = steps[:, first:last], after[:, first:last]
+        return model(input_ids=ids, position_ids=where, past_key_values=cache, **cut).logits
+
+    with torch.no_grad(), fitprune.prune(model, recipe, visual_mask=mask) as trace:
+        cut = {name: value[:, :width] for name, value in given_mask.items()}
+        output = model(inputs_embeds=embeds, position_ids=positions, past_key_values=cache, **cut)
+        decoded = torch.cat([more(0, 1), more(1, 3)], dim=1)
+    model.set_attn_implementation("sdpa")
+    for row, (here, visual, shift) in enumerate(singles):
+        dense = dense_pruned(model, {"inputs_embeds": here}, spans_of(visual), recipe)
+        if mask.any():
+            same_as_dense(trace, output, dense, row, shift)
+        new = model.get_input_embeddings()(steps[row])[None].detach()
+        whole = {"inputs_embeds": torch.cat([here, new], dim=1)}
+        close(decoded[row], dense_pruned(model, whole, [], None, removed=dense.removed).logits[-3:])
+
+
+def test_dropped_padding_moves_images(llava):
+    """A row whose padding goes faster than its own tokens: its image comes to stand before any image of the batch."""
+    rows = [prompt(30, "image", 1, "image", 3, seed=1), prompt("image", 18, seed=2)]
+    inputs = batch(rows)
+    output, trace = forward(llava, **inputs)
+    for number, row in enumerate(rows):
+        shift = inputs["input_ids"].shape[1] - row["input_ids"].shape[1]
+        same_as_dense(trace, output, dense_pruned(llava, row, image_spans(row), RECIPE), number, shift)
 
 
 def test_padding_is_never_looked_at(llava):

@@ -54,7 +54,7 @@ def load(path: str, **options: Any) -> Loaded:
     if config.model_type not in FAMILIES:
         raise FitPruneError(
             f"{path} is a {config.model_type!r} model, families known here: {', '.join(FAMILIES)}. "
-            "prune(model, recipe) itself works on other models too; docs/how_it_works.md says what a model needs"
+            "prune(model, recipe) itself works on other models too; docs/new_family.md says what a model needs"
         )
     family = import_module(f".{FAMILIES[config.model_type]}", __name__)
     if embedded:

@@ -51,7 +51,9 @@ def place(kind: Any, path: str, device: str | None, dtype: str | None, attn: str
         dtype = "float32" if device == "cpu" and device_map is None else "auto"
     options = {"attn_implementation": attn} if attn else {}
     try:
-        model, report = kind.from_pretrained(path, dtype=dtype, device_map=device_map, output_loading_info=True, **options)
+        model, report = kind.from_pretrained(
+            path, dtype=dtype, device_map=device_map, output_loading_info=True, **options
+        )
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         raise FitPruneError(f"cannot load {path}: {str(error).strip().splitlines()[0]}") from None
     if report["missing_keys"]:
