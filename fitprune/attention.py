@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import UnsupportedError
+from .kernels import flash_cpu
 
 LISTENER = "fitprune"  # the keyword under which a forward's state travels, from the decoder down to its attention
 
@@ -83,9 +84,16 @@ def listening(config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
         name = config._attn_implementation or "eager"
         known = _globals(module)
         inner = known["eager_attention_forward"] if name == "eager" else registry(module)[name]
-        output = inner(_WithConfig(module, config), query, key, value, attention_mask, **kwargs)
-        if listener is not None:
-            listener.heard(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5, attention_mask)
+        if listener is None:
+            return inner(_WithConfig(module, config), query, key, value, attention_mask, **kwargs)
+        scaling, logsumexp = kwargs.get("scaling") or query.shape[-1] ** -0.5, None
+        causal = kwargs.get("is_causal", getattr(module, "is_causal", True)) and not kwargs.get("dropout")
+        if name == "sdpa" and causal and flash_cpu.applies(query, key, value, attention_mask):
+            result, logsumexp = flash_cpu.attend(query, key, value, scaling)
+            output = result.transpose(1, 2).contiguous(), None
+        else:
+            output = inner(_WithConfig(module, config), query, key, value, attention_mask, **kwargs)
+        listener.heard(query, key, scaling, attention_mask, logsumexp)
         return output
 
     return attention

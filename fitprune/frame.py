@@ -99,13 +99,16 @@ class Frame:
         elif kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = self._alive(kwargs["position_ids"], dim=-1)
 
-    def heard(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
+    def heard(
+        self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, logsumexp: Tensor | None = None
+    ) -> None:
         """Called by the attention function of a layer that `listens`."""
         self.heard_at = self.layer
         self._entered = None if self.columns is None else self._keys()  # this layer's cache keeps what it deletes
         seen = Attended(
-            query, key, scaling, mask, self.token_group, self.images, self._visual_range(), layer=self.layer
-        )
+            query, key, scaling, mask, self.token_group, self.images, self._visual_range(), self.layer,
+            logsumexp=logsumexp,
+        )  # fmt: skip
         with torch.no_grad():
             self.keep = self.choose(seen)
 

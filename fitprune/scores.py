@@ -11,7 +11,7 @@ A new one is a function and a line in `SCORES`; it pays for attention only if it
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -27,7 +27,8 @@ class Attended:
 
     query [B, H, n, D] and key [B, G, K, D] carry rotary embeddings; token_group [B, n] is `TEXT`, 0 (padding) or the
     number of the image that a token belongs to; `images` the largest such number; `visual` a range that holds all
-    visual tokens; `seed` what a random score draws from.
+    visual tokens; `seed` what a random score draws from; `logsumexp` [B, H, n] of the scaled scores, where the attention
+    call gave it.
     """
 
     query: Tensor
@@ -39,7 +40,7 @@ class Attended:
     visual: tuple[int, int]
     layer: int
     seed: int = 0
-    extra: dict[str, object] = field(default_factory=dict)
+    logsumexp: Tensor | None = None
 
     @cached_property
     def received(self) -> tuple[Tensor, Tensor]:
@@ -56,6 +57,7 @@ class Attended:
             images=self.images,
             rows=(self.visual[0], self.query.shape[2]),
             columns=(past + self.visual[0], past + self.visual[1]),
+            logsumexp=self.logsumexp,
         )
         return cross[:, past:], intra[:, past:]
 

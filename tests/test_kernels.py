@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitprune.kernels import TEXT, chunked, received_attention, reference
+from fitprune.kernels import TEXT, chunked, flash_cpu, received_attention, reference
 from fitprune.kernels.reference import additive
 
 
@@ -44,8 +44,8 @@ def cases(draw):
 
 
 @settings(max_examples=250, deadline=None)
-@given(cases(), st.booleans())
-def test_chunked_is_the_reference(case, hints):
+@given(cases(), st.booleans(), st.booleans())
+def test_chunked_is_the_reference(case, hints, with_logsumexp):
     query, key, mask, query_group, key_group, images, past, block = case
     wanted = reference(query, key, 0.7, mask, query_group, key_group)
     spans = {}
@@ -55,6 +55,9 @@ def test_chunked_is_the_reference(case, hints):
             spans["columns"] = (int(visual_keys.min()), int(visual_keys.max()) + 1)
             first = max(int(asking.min()), 0 if mask is not None and mask.ndim == 4 else int(visual_keys.min()) - past)
             spans["rows"] = (max(first, 0), query.shape[2])
+    if mask is None and with_logsumexp:
+        scores = (query @ key.repeat_interleave(query.shape[1] // key.shape[1], 1).transpose(-1, -2)).float() * 0.7
+        spans["logsumexp"] = (scores + additive(None, *scores.shape[2:], query)).logsumexp(-1)
     found = chunked(query, key, 0.7, mask, query_group, key_group, images=images, block_bytes=block, **spans)
     tolerance = {"rtol": 2e-5, "atol": 1e-6} if query.dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-3}
     for ours, theirs in zip(found, wanted, strict=True):
@@ -128,3 +131,26 @@ def test_additive_understands_every_kind_of_mask():
     assert (real == 0).tolist() == [[False, True, False], [False, True, True]]
     floats = additive(torch.tensor([[[[0.0, -torch.inf]]]], dtype=torch.float16), 1, 2, like)
     assert torch.isfinite(floats).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "heads", "length", "size"), [(1, 4, 67, 16), (3, 2, 130, 7), (2, 1, 2, 64)])
+def test_the_cpu_kernel_is_what_sdpa_runs_and_its_logsumexp_is_right(batch, heads, length, size, dtype):
+    query, key, value = (torch.randn(batch, length, heads, size, dtype=dtype).transpose(1, 2) for _ in range(3))
+    assert flash_cpu.applies(query, key, value, None)
+    output, logsumexp = flash_cpu.attend(query, key, value, 0.3)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3)
+    assert torch.equal(output, expected)
+    scores = (query.float() @ key.float().transpose(-1, -2)) * 0.3 + additive(None, length, length, query)
+    torch.testing.assert_close(
+        logsumexp, scores.logsumexp(-1), rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5
+    )
+
+
+def test_the_cpu_kernel_is_left_alone_where_sdpa_would_run_another():
+    query, grouped = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8)
+    assert not flash_cpu.applies(query, grouped, grouped, None)
+    assert not flash_cpu.applies(query, query, query, torch.ones(1, 1, 9, 9, dtype=torch.bool))
+    assert not flash_cpu.applies(query[:, :, :1], query[:, :, :1], query[:, :, :1], None)
+    assert not flash_cpu.applies(query[:, :, :4], query, query, None)
+    assert not flash_cpu.applies(query.half(), query.half(), query.half(), None)
