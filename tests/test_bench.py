@@ -31,7 +31,7 @@ def test_without_a_published_recipe_one_step_meets_the_budget(ratio: float) -> N
 def test_measuring_a_small_shape_fills_every_figure() -> None:
     shape = Shape(CostModel(3, 32, 64, 4, 2, 8), 4, 30, 6, "none")
     figures = measure(shape, 0.5, repeats=2, device="cpu")
-    assert figures["seconds"].keys() == {"dense", "pruned", "scoring"}
+    assert figures["seconds"].keys() == {"dense", "pruned", "bare", "scoring"}
     assert all(value > 0 for value in figures["seconds"].values())
     assert figures["share_of_ideal"] == pytest.approx(figures["speedup"] / figures["ideal_speedup"])
     assert 0.5 <= figures["visual_reduction"] < 0.52
