@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .embedded import embedded
 from .errors import FitPruneError
 from .evaluation.questions import Question, read_questions
 from .families import Loaded
@@ -49,8 +50,9 @@ class Calibration:
         return [illustrated[index * len(illustrated) // count] for index in range(count)]
 
 
-def observe_questions(loaded: Loaded, calibration: Calibration, progress: bool = True) -> AttentionStats:
-    """Statistics of a loaded checkpoint on its calibration questions."""
+def observe_questions(loaded: Loaded, calibration: Calibration | None = None, progress: bool = True) -> AttentionStats:
+    """Statistics of a loaded checkpoint on calibration questions, default the embedded ones; errors as `observe`."""
+    calibration = calibration or Calibration(embedded().calibration, embedded().images)
     questions = calibration.questions()
     size = calibration.batch_size
     batches = [questions[at : at + size] for at in range(0, len(questions), size)]

@@ -73,6 +73,16 @@ class Loaded:
             ids += self.tokenizer(piece).input_ids[start:]
         return ids
 
+    def ask(self, question: str, *images: str | Path | Image.Image, **generation: Any) -> str:
+        """Answers one question about pictures (files or loaded ones); generation as `generate`.
+
+        Raises:
+            FitPruneError: unreadable picture.
+        """
+        pictures = [image if isinstance(image, Image.Image) else read_image(image) for image in images]
+        prompt = build_prompt(self.template, [("\n".join([*[IMAGE] * len(pictures), question]), None)])
+        return self.generate(self.encode([(prompt, pictures)]), **generation)[0]
+
     def encode(
         self, questions: Sequence[tuple[str, Sequence[Image.Image]]], padding_side: str = "left"
     ) -> dict[str, Tensor]:
