@@ -83,16 +83,11 @@ def kept_patches(
             f"{tokens} visual tokens do not make a grid of {rows} × {columns}: pass grid=(rows, columns), and "
             "patches_first= where a row has several images"
         )
-    first = _first_visual(trace, row) if patches_first is None else patches_first
+    first = trace.images[row][0][0] if patches_first is None else patches_first
     at = trace.visual[layer][row] - first
     kept = np.zeros(rows * columns, dtype=bool)
     kept[at[(at >= 0) & (at < len(kept))].numpy()] = True
     return kept.reshape(rows, columns)
-
-
-def _first_visual(trace: Trace, row: int) -> int:
-    assert trace._group is not None  # a trace with layers has it
-    return int((trace._group[row] > 0).int().argmax()) + trace._past
 
 
 def survivors(

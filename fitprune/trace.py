@@ -72,20 +72,30 @@ class Trace:
         """
         if self._status is None:
             return torch.empty(0, 0, dtype=torch.long)
-        columns, status = self._steps[-1] if self._steps else (None, None)
-        here = self._status if status is None else status.cpu()
-        where = torch.arange(here.shape[1]).expand_as(here) if columns is None else columns.cpu()
-        return torch.where(here == ALIVE, where + self._past, -1)
+        where, alive = self._carried(*(self._steps[-1] if self._steps else (None, None)))
+        return torch.where(alive, where + self._past, -1)
+
+    @property
+    def images(self) -> list[list[tuple[int, int]]]:
+        """Where each row's images were before pruning: first position and one past the last, image by image."""
+        if self._group is None:
+            return []
+        found = []
+        for group in self._group:
+            places = [(group == number).nonzero().flatten() + self._past for number in range(1, int(group.max()) + 1)]
+            found.append([(int(place[0]), int(place[-1]) + 1) for place in places if len(place)])
+        return found
 
     def _columns(self) -> list[list[Tensor]]:
-        assert self._status is not None or not self._steps
-        out = []
-        for columns, status in self._steps:
-            here = self._status if status is None else status.cpu()
-            assert here is not None
-            where = torch.arange(here.shape[1]).expand_as(here) if columns is None else columns.cpu()
-            out.append([row[kind == ALIVE] for row, kind in zip(where, here, strict=True)])
-        return out
+        carried = (self._carried(columns, status) for columns, status in self._steps)
+        return [[row[kept] for row, kept in zip(where, alive, strict=True)] for where, alive in carried]
+
+    def _carried(self, columns: Tensor | None, status: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Columns carried after a step, and which of them are alive, both [B, m] on the CPU."""
+        here = self._status if status is None else status.cpu()
+        assert here is not None
+        where = torch.arange(here.shape[1]).expand_as(here) if columns is None else columns.cpu()
+        return where, here == ALIVE
 
     def __str__(self) -> str:
         if not self._steps:

@@ -33,6 +33,7 @@ def test_by_hand():
     ]
     assert [[row.tolist() for row in rows] for rows in trace.visual] == [[[11, 12, 13], [12, 13]], [[12], []]]
     assert trace.visual_tokens == [3, 2]
+    assert trace.images == [[(11, 14)], [(12, 14)]]
     assert trace.positions.tolist() == [[10, 12, 14], [11, -1, 14]]
     assert "after layer   1: 1, 0" in str(trace)
     again = trace.clear(0, status, group)
