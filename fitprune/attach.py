@@ -174,7 +174,7 @@ class Attachment:
     def _listen(self, layer: nn.Module, undo: ExitStack) -> None:
         attention = getattr(layer, "self_attn", None)
         if attention is None:
-            return  # a layer without attention scores nothing; recipes that delete there are refused in `expect`
+            return  # nothing to listen to; a recipe that deletes in this layer finds that out there
         functions, config, name = registry(attention), attention.config, f"fitprune_{next(_numbers)}"
         functions[name] = listening(config)
         undo.callback(lambda: functions.__delitem__(name))

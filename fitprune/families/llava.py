@@ -34,13 +34,12 @@ def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
 
 
 def image_processor(path: str) -> Any:
-    """The checkpoint's image processor, in the implementation that uses Pillow."""
-    from transformers import AutoImageProcessor
-
-    processor = AutoImageProcessor.from_pretrained(path, backend="pil")
-    if type(processor).__name__.endswith("Fast"):  # transformers 5.0 with torchvision installed
-        processor = AutoImageProcessor.from_pretrained(path, use_fast=False)
-    return processor
+    """The checkpoint's CLIP image processor, in the implementation that uses Pillow whatever else is installed."""
+    try:
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as Kind
+    except ImportError:  # before the implementations were renamed
+        from transformers.models.clip.image_processing_clip import CLIPImageProcessor as Kind
+    return Kind.from_pretrained(path)
 
 
 def place(kind: Any, path: str, device: str | None, dtype: str | None, attn: str | None, device_map: Any) -> Any:
