@@ -148,6 +148,10 @@ class Attachment:
                 raise UnsupportedError(
                     "training and losses need every token's logits, which pruning does not compute: call the model without labels"
                 )
+            if any(spans) and isinstance(call.get("logits_to_keep"), Tensor):
+                raise UnsupportedError(
+                    "logits_to_keep as a tensor names positions that pruning may have removed: give a number of last tokens"
+                )
             return None if locate is None else (args, {**kwargs, LISTENER: Arriving(spans)})
 
         def arrived(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

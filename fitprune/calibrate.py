@@ -73,6 +73,7 @@ def choose(
     *,
     recipe_file: str | Path | None = None,
     keep_at: str | Path | None = None,
+    refit: bool = False,
     progress: bool = True,
 ) -> tuple[Recipe | None, str]:
     """The recipe for a run, and a line that says where it came from.
@@ -80,7 +81,8 @@ def choose(
     Args:
         ratio: Reduction ratio as a fraction; 0 without a file means no pruning (None).
         recipe_file: A recipe to use whatever the ratio.
-        keep_at: Where a recipe fitted here is kept, and looked for.
+        keep_at: Where a recipe fitted here is kept, and looked for: one of the same model, ratio and number of samples.
+        refit: Fit anew although one is kept.
     Raises:
         FitPruneError: unreadable recipe, recipe for another model, nothing to fit on.
     """
@@ -96,11 +98,15 @@ def choose(
         return recipe, f"published recipe of {recipe.model} for {ratio:.0%}, which saves {recipe.achieved or 0:.1%}"
     except FitPruneError:
         pass  # nothing published for this model and ratio: fit one
-    if keep_at is not None and Path(keep_at).exists():
-        recipe = Recipe.load(keep_at)
-        recipe.check_model(loaded.cost)
-        if recipe.reduction_ratio == ratio:
-            return recipe, f"recipe fitted earlier, {keep_at}"
+    if keep_at is not None and Path(keep_at).exists() and not refit:
+        try:
+            recipe = Recipe.load(keep_at)
+            recipe.check_model(loaded.cost)
+            asked = (ratio, loaded.name, len(calibration.questions()))
+            if (recipe.reduction_ratio, recipe.model, recipe.samples) == asked:
+                return recipe, f"recipe fitted earlier on {recipe.samples} samples, {keep_at}"
+        except FitPruneError:
+            pass  # torn, or another model's: it is ours to make again
     recipe = fit(observe_questions(loaded, calibration, progress), reduction_ratio=ratio)
     where = ""
     if keep_at is not None:

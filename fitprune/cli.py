@@ -9,6 +9,7 @@ fitprune bench                                       prefill time and memory aga
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def _fit(args: argparse.Namespace) -> int:
     from .stats import AttentionStats
 
     options.check_model_base(args)
+    _check_output(args)
     if args.replay:
         return _replay(args)
     if args.from_stats:
@@ -79,15 +81,27 @@ def _replay(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_output(args: argparse.Namespace) -> None:
+    """Finds out before the model runs whether its results can be kept."""
+    if args.output and len(args.reduction_ratio) > 1 and Path(args.output).suffix == ".json":
+        raise FitPruneError(
+            f"--output {args.output} is one file but there are {len(args.reduction_ratio)} ratios: name a folder"
+        )
+    folder = Path(args.output or ".")
+    folder = folder.parent if folder.suffix == ".json" else folder
+    for needed in (folder, *([Path(args.stats).parent] if args.stats else [])):
+        there = next(place for place in (needed, *needed.absolute().parents) if place.exists())
+        if not there.is_dir():
+            raise FitPruneError(f"{there} is a file, not a folder: choose another place for the results")
+        if not os.access(there, os.W_OK):
+            raise FitPruneError(f"{there} cannot be written to: choose another place for the results")
+
+
 def _keep(recipe: object, args: argparse.Namespace, stem: str) -> None:
     """Prints the scheme and the recipe, and saves it."""
     from .recipe import Recipe
 
     assert isinstance(recipe, Recipe)
-    if args.output and len(args.reduction_ratio) > 1 and Path(args.output).suffix == ".json":
-        raise FitPruneError(
-            f"--output {args.output} is one file but there are {len(args.reduction_ratio)} ratios: name a folder"
-        )
     path = Path(args.output or ".")
     if path.suffix != ".json":
         path /= f"{stem}.recipe.json"
@@ -111,11 +125,14 @@ def _eval(args: argparse.Namespace) -> int:
     elif args.annotation_file is None and args.question_file == str(embedded().questions):
         args.annotation_file = str(embedded().annotations)
     questions = read_questions(args.question_file)[: args.limit]
+    if args.scores and args.score != "fitprune":
+        raise FitPruneError("give either --score or --scores, not both")
+    decoding = options.generation(args)
     loaded = load(args.model_path, **options.load_options(args))
     rows = compare(
         loaded, questions, args.image_folder, args.output, annotations=args.annotation_file, ratios=args.reduction_ratio,
         scores=args.scores or [args.score], calibration=options.calibration(args), recipe_file=args.recipe, dense=not args.no_dense,
-        batch_size=args.batch_size, overwrite=args.overwrite, **options.generation(args),
+        batch_size=args.batch_size, overwrite=args.overwrite, suffix=f"-first{args.limit}" if args.limit else "", **decoding,
     )  # fmt: skip
     print(f"{loaded.name} on {len(questions)} questions of {args.question_file}")
     print(table(rows))
@@ -126,6 +143,8 @@ def _show(args: argparse.Namespace) -> int:
     from .recipe import Recipe, published_ratios
 
     if args.recipe.endswith(".json") or Path(args.recipe).is_file():
+        if args.ratio is not None:
+            raise FitPruneError(f"{args.recipe} is a recipe file and has its own ratio: leave {args.ratio} out")
         recipe = Recipe.load(args.recipe)
     elif args.ratio is None:
         ratios = ", ".join(f"{ratio:g}" for ratio in published_ratios(args.recipe))
@@ -191,7 +210,7 @@ def parser() -> argparse.ArgumentParser:
         help="compare several rankings at the same schedule",
     )
     options.add_generation(evaluate)
-    evaluate.set_defaults(batch_size=8, max_new_tokens=32)
+    evaluate.set_defaults(batch_size=8)
     evaluate.add_argument(
         "--output", default="runs", help="folder for answers, recipes and results.json; a rerun continues there"
     )

@@ -116,6 +116,8 @@ def fit_all(stats: AttentionStats, cost: CostModel | None, ratios: Iterable[floa
     Raises:
         FitPruneError: for a ratio out of range or out of reach, and when there is no cost model or it does not fit.
     """
+    if isinstance(ratios, float | int | str):
+        ratios = [ratios]
     cost = cost if cost is not None else stats.cost
     if not isinstance(cost, CostModel):
         raise FitPruneError(

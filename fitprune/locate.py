@@ -63,6 +63,15 @@ def groups(spans: Spans, length: int) -> Tensor:
     return group
 
 
+def _image_size(config: Any) -> int | None:
+    """Tokens of every image, from the vision tower's patches, else from what the config states; None if unknown."""
+    side, patch = (getattr(getattr(config, "vision_config", None), name, None) for name in ("image_size", "patch_size"))
+    strategy = getattr(config, "vision_feature_select_strategy", None)
+    if isinstance(side, int) and isinstance(patch, int) and strategy is not None:
+        return (side // patch) ** 2 + (strategy == "full")
+    return getattr(config, "image_seq_length", None)
+
+
 class ByTokenId:
     """Finds images by the id of the image token in `input_ids`, as transformers' own LLaVA models do."""
 
@@ -78,7 +87,7 @@ class ByTokenId:
             )
         self.token = int(token)
         one_size = getattr(config, "image_grid_pinpoints", None) is None  # without tiles every image has the same size
-        self.tokens_per_image = getattr(config, "image_seq_length", None) if one_size else None
+        self.tokens_per_image = _image_size(config) if one_size else None
 
     def __call__(self, call: Mapping[str, Any]) -> Spans:
         """Spans within the tokens of this call (`input_ids` [B, n])."""
@@ -99,6 +108,8 @@ class ByMask:
     """Finds images by a mask that the caller gave for the whole prompt, for decoders fed with `inputs_embeds`."""
 
     def __init__(self, mask: Tensor) -> None:
+        if not isinstance(mask, Tensor):
+            raise FitPruneError(f"visual_mask must be a bool tensor [batch, sequence], not a {type(mask).__name__}")
         if mask.ndim != 2 or mask.dtype != torch.bool:
             raise FitPruneError(
                 f"visual_mask must be bool [batch, sequence], got {mask.dtype} with shape {tuple(mask.shape)}"

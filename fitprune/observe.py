@@ -106,6 +106,8 @@ def observe(
     """
     decoder = find_decoder(model)
     base = getattr(model, "base_model", model)
+    if isinstance(samples, Mapping):
+        raise FitPruneError("samples must be a list of model inputs, one mapping each: put this one in a list")
     session, seen, digest = Observation(), [], hashlib.sha256()
     attachment = Attachment(model, session, visual_mask=torch.zeros(1, 1, dtype=torch.bool))
     was_training = model.training

@@ -9,6 +9,7 @@ and a ratio is understood as 0.6 and as 60 everywhere.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,6 +38,20 @@ def positive(text: str) -> int:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """argparse type of a number from low to high."""
+
+    def parse(text: str) -> float:
+        try:
+            if low <= (value := float(text)) <= high:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text} is not a number from {low:g} to {high:g}")
+
+    return parse
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -92,8 +107,10 @@ def add_calibration(group: argparse._ArgumentGroup) -> None:
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
-    group.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    group.add_argument("--top_p", "--top-p", type=float, default=None, help="nucleus sampling, with a temperature")
+    group.add_argument("--temperature", type=number(0, 100), default=0.0, help="0 is greedy")
+    group.add_argument(
+        "--top_p", "--top-p", type=number(0, 1), default=None, help="nucleus sampling, with a temperature"
+    )
     group.add_argument("--num_beams", "--num-beams", type=positive, default=1)
     group.add_argument("--max_new_tokens", "--max-new-tokens", type=positive, default=128)
     group.add_argument("--batch-size", type=positive, default=1, help="questions at a time")
@@ -119,7 +136,13 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def generation(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `Loaded.generate`."""
+    """Keyword arguments of `Loaded.generate`.
+
+    Raises:
+        FitPruneError: for --top_p without a temperature, which would do nothing.
+    """
+    if args.top_p is not None and not args.temperature:
+        raise FitPruneError("--top_p needs a --temperature above 0: greedy decoding does not sample")
     return {name: getattr(args, name) for name in ("temperature", "top_p", "num_beams", "max_new_tokens")}
 
 
@@ -136,6 +159,9 @@ def guarded(
     run: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> int:
     """Runs a command: bad input is one line on stderr and exit code 2, an interruption 130; anything else is a bug."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a bar or an accent shows a question mark
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     args = parser.parse_args(argv)
     try:
         return run(args)

@@ -31,7 +31,7 @@ SCHEMA = "fitprune.stats/1"
 TENSORS = ("cross", "intra", "visual_tokens", "text_tokens")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class AttentionStats:
     """Attention that each visual token receives in the unpruned model; N samples, L layers, n visual tokens.
 
@@ -82,6 +82,10 @@ class AttentionStats:
                 raise FitPruneError(f"statistics: {name} must be 0 beyond each sample's visual tokens")
         if self.cost is not None and self.cost.layers != self.layers:
             raise FitPruneError(f"statistics of {self.layers} layers with a cost model of {self.cost.layers}")
+
+    def __repr__(self) -> str:
+        tokens = f"{int(self.visual_tokens.min())} to {int(self.visual_tokens.max())}"
+        return f"AttentionStats({self.model}: {self.samples} samples, {self.layers} layers, {tokens} visual tokens)"
 
     @property
     def samples(self) -> int:

@@ -102,3 +102,18 @@ def test_the_model_is_unpruned_again_afterwards(small: Loaded, questions: list[Q
     assert fitprune.prune.__module__ == "fitprune.prune"
     with fitprune.prune(small.model, RECIPE) as trace:  # attaching again works only if nothing is attached
         assert len(trace) == 0
+
+
+def test_a_run_is_not_continued_with_other_decoding(small: Loaded, questions: list[Question], tmp_path: Path) -> None:
+    run(small, questions[:2], tmp_path / "a")
+    with pytest.raises(FitPruneError, match="overwrite"):
+        run(small, questions, tmp_path / "a", num_beams=2)
+    assert lines(tmp_path / "a")[0]["metadata"] == {"max_new_tokens": 6}
+    answer(small, questions[:1], embedded().images, tmp_path / "b", progress=False, max_new_tokens=128, temperature=0.0)
+    assert lines(tmp_path / "b")[0]["metadata"] == {}  # the authors' settings: their format
+
+
+def test_averages_are_over_illustrated_questions(small: Loaded, questions: list[Question], tmp_path: Path) -> None:
+    mixed = [questions[0], Question("t", None, "what is a circle ?"), Question("u", None, "what is a star ?")]
+    done = run(small, mixed, tmp_path / "a", recipe=RECIPE)
+    assert (done.visual_tokens, done.alive[-1]) == (144, 74)

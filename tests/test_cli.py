@@ -93,7 +93,7 @@ def test_the_loader_answers_chunks(tmp_path: Path, capsys: pytest.CaptureFixture
     assert loader([*flags, "--chunk-idx", "1", "--answers-file", str(tmp_path / "a.jsonl")]) == 0
     assert "recipe fitted now" in capsys.readouterr().out
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 5
-    assert Recipe.load(tmp_path / "a.jsonl.recipe.json").reduction_ratio == 0.6
+    assert Recipe.load(tmp_path / "a.jsonl.r60.recipe.json").reduction_ratio == 0.6
 
 
 @pytest.mark.parametrize(
@@ -140,3 +140,61 @@ def test_help_shows_examples(command: list[str], capsys: pytest.CaptureFixture[s
         main(command)
     assert stopped.value.code == 0
     assert "fitprune " in capsys.readouterr().out
+
+
+def test_settings_that_do_nothing_or_make_no_sense_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in (["--temperature", "-1"], ["--temperature", "nan"], ["--top_p", "5", "--temperature", "1"]):
+        with pytest.raises(SystemExit) as stopped:
+            loader(flags)
+        assert stopped.value.code == 2
+    assert loader(["--top_p", "0.5"]) == 2
+    assert main(["eval", "--scores", "random", "--score", "cross"]) == 2
+    assert main(["fit", "--device", "nonsense", "--samples", "1"]) == 2
+    assert "cannot use device" in capsys.readouterr().err
+
+
+def test_a_recipe_kept_for_other_settings_is_fitted_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = str(tmp_path / "a.jsonl")
+    flags = ["--num-chunks", "200", "--answers-file", answers, "--reduction_ratio", "60"]
+    assert loader([*flags, "--samples", "3"]) == 0
+    assert loader([*flags, "--samples", "3"]) == 0
+    assert "fitted earlier on 3 samples" in capsys.readouterr().out
+    kept = tmp_path / "a.jsonl.r60.recipe.json"
+    kept.write_text("{ torn")
+    assert loader([*flags, "--samples", "4", "--overwrite"]) == 0
+    assert "fitted now on 4 samples" in capsys.readouterr().out
+    assert Recipe.load(kept).samples == 4
+
+
+def test_questions_without_pictures_run_unpruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text(json.dumps({"question_id": 1, "text": "what is a star ?"}) + "\n")
+    assert loader(["--question-file", str(file), "--answers-file", str(tmp_path / "a"), "--reduction_ratio", "60"]) == 0
+    assert "no pruning" in capsys.readouterr().out
+    assert main(["eval", "--question-file", str(file), "--output", str(tmp_path / "out")]) == 0
+
+
+def test_what_cannot_be_kept_or_scored_is_found_out_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["fit", "--output", str(tmp_path / "file" / "x.json"), "--model-path", "/no/such"]) == 2
+    assert "is a file, not a folder" in capsys.readouterr().err
+    assert main(["eval", "--output", str(tmp_path), "--annotation-file", str(tmp_path / "none.json")]) == 2
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_equal_ratios_are_run_once(tmp_path: Path) -> None:
+    flags = [
+        "eval",
+        "--output",
+        str(tmp_path),
+        "--limit",
+        "2",
+        "--samples",
+        "2",
+        "--reduction-ratio",
+        "0.6",
+        "60",
+        "--no-dense",
+    ]
+    assert main(flags) == 0
+    assert [row["name"] for row in json.loads((tmp_path / "results.json").read_text())] == ["60%"]

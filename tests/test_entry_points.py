@@ -34,7 +34,7 @@ def test_textvqa_sh_with_nothing_given(tmp_path: Path) -> None:
         "GFLOPs",
     ):
         assert part in done.stdout
-    assert len((tmp_path / "embedded-60.jsonl").read_text().splitlines()) == 10
+    assert len((tmp_path / "embedded-60-first10.jsonl").read_text().splitlines()) == 10
 
 
 def test_textvqa_sh_takes_model_data_and_ratio(tmp_path: Path) -> None:

@@ -93,3 +93,17 @@ def test_beams_repeat_rows_next_to_each_other():
     for wrong in (torch.zeros(2, 2), torch.zeros(2, dtype=torch.bool)):
         with pytest.raises(FitPruneError, match="bool"):
             ByMask(wrong)
+
+
+def test_the_vision_tower_says_how_many_tokens_an_image_has():
+    """Adjacent images make one run; a config whose image_seq_length was left at its default must not merge them."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    from fitprune.locate import ByTokenId
+
+    vision = CLIPVisionConfig(image_size=32, patch_size=8)
+    config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(), image_token_index=9)
+    ids = torch.tensor([[1, *[9] * 32, 2]])
+    assert ByTokenId(config)({"input_ids": ids}) == [[(1, 17), (17, 33)]]
+    config.vision_feature_select_strategy = "full"
+    assert ByTokenId(config)({"input_ids": torch.tensor([[1, *[9] * 34, 2]])}) == [[(1, 18), (18, 35)]]

@@ -26,10 +26,15 @@ from ..recipe import Recipe
 from .answers import AnswersFile, model_id
 from .questions import Question
 
+DEFAULTS = {"max_new_tokens": 128, "temperature": 0.0, "top_p": None, "num_beams": 1}  # anything else is noted per line
+
 
 @dataclass
 class AnswerRun:
-    """What a run did: `answered` now, `resumed` from before; seconds of generation only; tokens alive per layer, averaged."""
+    """What a run did: `answered` now, `resumed` from before; seconds of generation only.
+
+    `visual_tokens` and `alive` (after each layer) are averages over the questions that have an image.
+    """
 
     path: Path
     answered: int = 0
@@ -65,11 +70,15 @@ def answer(
     Raises:
         FitPruneError: unreadable image, answers file of another run, recipe for another model.
     """
-    pruned = {"reduction_ratio": recipe.reduction_ratio, "score": score, "recipe": _digest(recipe)} if recipe else None
+    settings: dict[str, Any] = {k: v for k, v in generation.items() if v != DEFAULTS.get(k)}
+    if loaded.template != loaded.default_template:
+        settings["template"] = loaded.template
+    if recipe:
+        settings |= {"reduction_ratio": recipe.reduction_ratio, "score": score, "recipe": _digest(recipe)}
     run = AnswerRun(Path(path))
     sums: list[float] = []
     attached = prune(loaded.model, recipe, score=score) if recipe else nullcontext()
-    with AnswersFile(path, questions, model_id(loaded.name), overwrite, metadata=pruned) as file, attached as trace:
+    with AnswersFile(path, questions, model_id(loaded.name), overwrite, metadata=settings) as file, attached as trace:
         run.resumed = file.done
         left = list(questions[file.done :])
         with tqdm(
@@ -97,8 +106,9 @@ def answer(
                 run.answered += len(batch)
                 bar.update(len(batch))
     if run.answered:
-        run.alive = [value / run.answered for value in sums]
-        run.visual_tokens /= run.answered
+        illustrated = max(sum(bool(question.image) for question in left), 1)
+        run.alive = [value / illustrated for value in sums]
+        run.visual_tokens /= illustrated
     return run
 
 

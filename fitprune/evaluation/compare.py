@@ -27,7 +27,7 @@ from ..files import write_atomically
 from ..recipe import Recipe
 from .answer import AnswerRun, answer
 from .questions import Question
-from .textvqa import evaluate
+from .textvqa import evaluate, read_annotations
 
 
 @dataclass
@@ -59,6 +59,7 @@ def compare(
     dense: bool = True,
     batch_size: int = 1,
     overwrite: bool = False,
+    suffix: str = "",
     **generation: Any,
 ) -> list[Row]:
     """Answers densely and with every recipe and score; prints which recipes are used; returns the table's rows.
@@ -67,20 +68,33 @@ def compare(
         output: Folder for answers, fitted recipes and `results.json`.
         annotations: TextVQA annotations to score with; None leaves accuracy empty.
         recipe_file: One recipe instead of the ratios.
+        suffix: Ends the names of the answers files, so that runs on other questions of the same file stay apart.
         generation: As `Loaded.generate`.
     Raises:
         FitPruneError: as `answer`, `choose` and the benchmark's scorer.
     """
     output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise FitPruneError(f"--output {output} is a file: name a folder")
+    if annotations is not None:
+        read_annotations(annotations)  # a missing file is found out before hours of answering
+    if not any(question.image for question in questions):
+        ratios, recipe_file = [], None  # text has nothing to prune
     plans: list[tuple[str, Recipe | None, str]] = [("dense", None, "fitprune")] if dense else []
-    for ratio in [0.0] if recipe_file is not None else ratios:
+    for ratio in [0.0] if recipe_file is not None else dict.fromkeys(ratios):
         keep_at = output / f"{file_name(loaded.name, ratio)}.recipe.json"
-        recipe, source = choose(loaded, ratio, calibration, recipe_file=recipe_file, keep_at=keep_at)
+        recipe, source = choose(loaded, ratio, calibration, recipe_file=recipe_file, keep_at=keep_at, refit=overwrite)
         if recipe is None:
             continue
         print(source, recipe, sep="\n", end="\n\n")
-        label = Path(str(recipe_file)).name.split(".")[0] if recipe_file is not None else f"{100 * ratio:.4g}%"
-        plans += [(label if score == "fitprune" else f"{label} {score}", recipe, score) for score in scores]
+        label = (
+            f"recipe {Path(str(recipe_file)).name.removesuffix('.json')}"
+            if recipe_file is not None
+            else f"{100 * ratio:.6g}%"
+        )
+        plans += [
+            (label if score == "fitprune" else f"{label} {score}", recipe, score) for score in dict.fromkeys(scores)
+        ]
     if not plans:
         raise FitPruneError("nothing to run: give a reduction ratio above 0, or leave the dense run in")
 
@@ -93,7 +107,7 @@ def compare(
 
     rows = []
     for name, plan, score in plans:
-        path = output / f"{file_name(loaded.name)}-{name.replace(' ', '-').replace('%', '')}.jsonl"
+        path = output / f"{file_name(loaded.name)}-{name.replace(' ', '-').replace('%', '')}{suffix}.jsonl"
         run = answer(
             loaded, questions, image_folder, path,
             recipe=plan, score=score, batch_size=batch_size, overwrite=overwrite, **generation,

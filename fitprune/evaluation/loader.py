@@ -46,9 +46,10 @@ def run(args: argparse.Namespace) -> int:
     options.check_model_base(args)
     questions = chunk(read_questions(args.question_file), args.num_chunks, args.chunk_idx)
     loaded = load(args.model_path, **options.load_options(args))
-    keep_at = Path(f"{args.answers_file}.recipe.json")
+    keep_at = Path(f"{args.answers_file}.r{100 * args.reduction_ratio:.6g}.recipe.json")
+    ratio = args.reduction_ratio if any(question.image for question in questions) else 0.0  # text has nothing to prune
     recipe, source = choose(
-        loaded, args.reduction_ratio, options.calibration(args), recipe_file=args.recipe, keep_at=keep_at
+        loaded, ratio, options.calibration(args), recipe_file=args.recipe, keep_at=keep_at, refit=args.overwrite
     )
     print(f"{loaded.name}: {source}")
     done = answer(

@@ -122,6 +122,8 @@ def _question(entry: dict[str, Any], where: str) -> Question:
         raise FitPruneError(f"{where}: question_id must be a whole number or a string, not {question_id!r}")
     if not isinstance(text, str):
         raise FitPruneError(f"{where}: text must be a string, not {text!r}")
+    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
+        raise FitPruneError(f"{where}: text has half of a surrogate pair, which is no character: repair the line")
     if image is not None and not isinstance(image, str):
         raise FitPruneError(f"{where}: image must be a path inside the image folder, not {image!r}")
     return Question(question_id, image, text, None if category is None else str(category))

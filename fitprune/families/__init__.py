@@ -43,14 +43,13 @@ def load(path: str, **options: Any) -> Loaded:
     if (folder / "config.json").is_file() and '"mm_vision_tower"' in (folder / "config.json").read_text(
         encoding="utf-8"
     ):
-        raise FitPruneError(
-            f"{path} has the original LLaVA layout, which this version does not read yet: "
-            "use its transformers conversion, such as llava-hf/llava-1.5-7b-hf"
-        )
+        raise _original_layout(path)
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise FitPruneError(f"cannot load {path}: {_first_line(error)}") from None
+    if getattr(config, "mm_vision_tower", None) is not None:
+        raise _original_layout(path)
     if config.model_type not in FAMILIES:
         raise FitPruneError(
             f"{path} is a {config.model_type!r} model, families known here: {', '.join(FAMILIES)}. "
@@ -58,9 +57,16 @@ def load(path: str, **options: Any) -> Loaded:
         )
     family = import_module(f".{FAMILIES[config.model_type]}", __name__)
     if embedded:
-        options = {"template": "embedded", "name": MODEL_NAME, **options}
+        options = {"template": "embedded", "default_template": "embedded", "name": MODEL_NAME, **options}
     loaded: Loaded = family.load(source, config, **{"name": path, **options})
     return loaded
+
+
+def _original_layout(path: str) -> FitPruneError:
+    return FitPruneError(
+        f"{path} has the original LLaVA layout, which this version does not read yet: "
+        "use its transformers conversion, such as llava-hf/llava-1.5-7b-hf"
+    )
 
 
 def _first_line(error: Exception) -> str:

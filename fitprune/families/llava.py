@@ -58,7 +58,12 @@ def place(kind: Any, path: str, device: str | None, dtype: str | None, attn: str
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise FitPruneError(f"{path} lacks {len(missing)} weights, such as {missing[0]}: download the checkpoint again")
-    return (model if device_map is not None else model.to(device)).eval()
+    if device_map is None:
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise FitPruneError(f"cannot use device {device!r}: {str(error).strip().splitlines()[0]}") from None
+    return model.eval()
 
 
 def load(
@@ -67,6 +72,7 @@ def load(
     *,
     name: str,
     template: str | None = None,
+    default_template: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     attn: str | None = None,
@@ -89,4 +95,6 @@ def load(
     def prepare(image: Image.Image) -> dict[str, Tensor]:
         return {"pixel_values": processor(pad_to_square(image, colour), return_tensors="pt")["pixel_values"]}
 
-    return Loaded(name, model, tokenizer, template or TEMPLATE, prepare, lambda image: patches)
+    return Loaded(
+        name, model, tokenizer, template or TEMPLATE, prepare, lambda image: patches, default_template or TEMPLATE
+    )

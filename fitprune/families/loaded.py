@@ -39,6 +39,11 @@ class Loaded:
     template: str
     prepare: Callable[[Image.Image], dict[str, Tensor]]
     tokens_for: Callable[[Image.Image], int]
+    default_template: str = ""
+
+    def __post_init__(self) -> None:
+        self.default_template = self.default_template or self.template
+        stop_string(self.template)  # an unknown template is an error now, not at the first question
 
     @property
     def device(self) -> torch.device:

@@ -5,21 +5,23 @@
 #
 # MODEL  checkpoint folder or hub name in transformers layout           [embedded]
 # DATA   folder with llava_textvqa_val_v051_ocr.jsonl, TextVQA_0.5.1_val.json and train_images/
-#        [playground/data/eval/textvqa if it is there and MODEL is not the embedded one, else the embedded questions]
+#        [LLaVA_1.5/playground/data/eval/textvqa if it is there and MODEL is not the embedded one, else the embedded questions]
 # RATIO  share of the visual compute to save, 60 or 0.6                 [60]
+# OUTPUT folder for answers and recipes                                 [LLaVA_1.5/playground/data/eval/textvqa/answers]
 # More of `fitprune eval`'s options follow in EXTRA, for example EXTRA="--batch-size 16 --overwrite".
+# Relative paths are meant from where the command is typed.
 set -euo pipefail
-cd "$(dirname "$0")/../../.."
+here=$(cd "$(dirname "$0")/../../.." && pwd)
 
 MODEL=${1:-${MODEL:-embedded}}
 DATA=${2:-${DATA:-}}
 RATIO=${3:-${RATIO:-60}}
-OUTPUT=${OUTPUT:-playground/data/eval/textvqa/answers}
+OUTPUT=${OUTPUT:-$here/playground/data/eval/textvqa/answers}
 if [ -z "${PYTHON:-}" ]; then
-  if [ -x ../.venv/bin/python ]; then PYTHON=../.venv/bin/python; else PYTHON=python; fi
+  if [ -x "$here/../.venv/bin/python" ]; then PYTHON=$here/../.venv/bin/python; else PYTHON=python; fi
 fi
-if [ -z "$DATA" ] && [ "$MODEL" != embedded ] && [ -d playground/data/eval/textvqa/train_images ]; then
-  DATA=playground/data/eval/textvqa
+if [ -z "$DATA" ] && [ "$MODEL" != embedded ] && [ -d "$here/playground/data/eval/textvqa/train_images" ]; then
+  DATA=$here/playground/data/eval/textvqa
 fi
 
 # shellcheck disable=SC2086
