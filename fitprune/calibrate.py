@@ -15,9 +15,9 @@ from pathlib import Path
 
 from .embedded import embedded
 from .errors import FitPruneError
+from .evaluation.answer import encode_questions
 from .evaluation.questions import Question, read_questions
 from .families import Loaded
-from .families.loaded import read_image
 from .fit import fit
 from .observe import observe
 from .recipe import Recipe
@@ -56,13 +56,7 @@ def observe_questions(loaded: Loaded, calibration: Calibration | None = None, pr
     questions = calibration.questions()
     size = calibration.batch_size
     batches = [questions[at : at + size] for at in range(0, len(questions), size)]
-    inputs = (
-        loaded.encode(
-            [(loaded.prompt(q.text), [read_image(Path(calibration.image_folder) / str(q.image))]) for q in batch],
-            "right",
-        )
-        for batch in batches
-    )
+    inputs = (encode_questions(loaded, batch, calibration.image_folder, "right") for batch in batches)
     return observe(loaded.model, inputs, name=loaded.name, total=len(batches), progress=progress)
 
 

@@ -13,9 +13,19 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import options
+from . import bench, options
+from .calibrate import file_name, observe_questions
+from .embedded import embedded
 from .errors import FitPruneError
+from .evaluation.answer import encode_questions
+from .evaluation.compare import compare, table
+from .evaluation.questions import read_questions
+from .families import load
+from .fit import fit_all
 from .ratio import parse_ratio
+from .recipe import Recipe, published_ratios
+from .replay import replay
+from .stats import AttentionStats
 from .version import __version__
 
 EXAMPLES = {
@@ -42,11 +52,6 @@ EXAMPLES = {
 
 
 def _fit(args: argparse.Namespace) -> int:
-    from .calibrate import file_name, observe_questions
-    from .families import load
-    from .fit import fit_all
-    from .stats import AttentionStats
-
     options.check_model_base(args)
     _check_output(args)
     if args.replay:
@@ -64,17 +69,9 @@ def _fit(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from .calibrate import file_name
-    from .families import load
-    from .families.loaded import read_image
-    from .replay import replay
-
     loaded = load(args.model_path, **options.load_options(args))
     calibration = options.calibration(args)
-    samples = [
-        loaded.encode([(loaded.prompt(q.text), [read_image(Path(calibration.image_folder) / str(q.image))])])
-        for q in calibration.questions()
-    ]
+    samples = [encode_questions(loaded, [q], calibration.image_folder) for q in calibration.questions()]
     for ratio in args.reduction_ratio:
         recipe, _ = replay(loaded.model, samples, ratio)
         _keep(recipe, args, file_name(loaded.name, ratio, "replayed"))
@@ -97,11 +94,8 @@ def _check_output(args: argparse.Namespace) -> None:
             raise FitPruneError(f"{there} cannot be written to: choose another place for the results")
 
 
-def _keep(recipe: object, args: argparse.Namespace, stem: str) -> None:
+def _keep(recipe: Recipe, args: argparse.Namespace, stem: str) -> None:
     """Prints the scheme and the recipe, and saves it."""
-    from .recipe import Recipe
-
-    assert isinstance(recipe, Recipe)
     path = Path(args.output or ".")
     if path.suffix != ".json":
         path /= f"{stem}.recipe.json"
@@ -112,11 +106,6 @@ def _keep(recipe: object, args: argparse.Namespace, stem: str) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from .embedded import embedded
-    from .evaluation.compare import compare, table
-    from .evaluation.questions import read_questions
-    from .families import load
-
     options.check_model_base(args)
     if args.data:
         args.question_file = str(Path(args.data) / "llava_textvqa_val_v051_ocr.jsonl")
@@ -140,8 +129,6 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from .recipe import Recipe, published_ratios
-
     if args.recipe.endswith(".json") or Path(args.recipe).is_file():
         if args.ratio is not None:
             raise FitPruneError(f"{args.recipe} is a recipe file and has its own ratio: leave {args.ratio} out")
@@ -157,12 +144,6 @@ def _show(args: argparse.Namespace) -> int:
         print(f"deletions per layer for an image of {args.visual_tokens} tokens:")
         print(recipe.deletions(args.visual_tokens))
     return 0
-
-
-def _bench(args: argparse.Namespace) -> int:
-    from .bench import run
-
-    return run(args)
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -228,10 +209,8 @@ def parser() -> argparse.ArgumentParser:
         help="also print the deletions for images of this many tokens",
     )
 
-    bench = command("bench", "time the prefill of random weights, dense and pruned, against the ideal from FLOPs")
-    from .bench import add_options
-
-    add_options(bench)
+    timing = command("bench", "time the prefill of random weights, dense and pruned, against the ideal from FLOPs")
+    bench.add_options(timing)
     return top
 
 
@@ -259,7 +238,7 @@ def add_fit_options(fit: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 with one line on stderr for bad input."""
-    commands = {"fit": _fit, "eval": _eval, "show": _show, "bench": _bench}
+    commands = {"fit": _fit, "eval": _eval, "show": _show, "bench": bench.run}
     return options.guarded(lambda args: commands[args.command](args), parser(), argv)
 
 

@@ -16,3 +16,8 @@ class FitPruneError(ValueError):
 
 class UnsupportedError(FitPruneError, NotImplementedError):
     """Something that pruning cannot do (static cache, assisted decoding, training, …); the message says why."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, cut to one line for a message of ours."""
+    return str(error).strip().splitlines()[0]

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .attach import Arriving, Attachment, Prefill, find_decoder
+from .attach import Arriving, Attachment, Prefill, Session, find_decoder
 from .attention import LISTENER
 from .cost import CostModel
 from .errors import FitPruneError
 from .frame import Frame
 from .kernels import TEXT
-from .locate import ByTokenId, Spans, find_spans
+from .locate import ByTokenId, find_spans
 from .scores import Attended
 from .stats import AttentionStats
 
@@ -105,22 +105,18 @@ def observe(
         FitPruneError: no samples, a sample without an image or without text after it.
     """
     decoder = find_decoder(model)
-    base = getattr(model, "base_model", model)
     if isinstance(samples, Mapping):
         raise FitPruneError("samples must be a list of model inputs, one mapping each: put this one in a list")
     session, seen, digest = Observation(), [], hashlib.sha256()
-    attachment = Attachment(model, session, visual_mask=torch.zeros(1, 1, dtype=torch.bool))
+    attachment = attach_session(model, session)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             count = total if total is not None else len(samples) if isinstance(samples, Sized) else None
             for sample in tqdm(samples, desc="observing", unit="batch", total=count, disable=not progress):
-                inputs = dict(sample)
-                _digest(digest, inputs)
-                spans = _spans(model, inputs)
-                inputs.pop("visual_mask", None)
-                base(**inputs, **{LISTENER: Arriving(spans)}, use_cache=False)
+                _digest(digest, sample)
+                run_sample(model, sample)
                 assert session.frame is not None
                 seen += per_image(session.frame)
                 session.frame = None
@@ -145,14 +141,26 @@ def observe(
     )
 
 
-def _spans(model: nn.Module, inputs: Mapping[str, Any]) -> Spans:
-    mask = inputs.get("visual_mask")
+def attach_session(model: nn.Module, session: Session) -> Attachment:
+    """Attaches a session whose samples `run_sample` runs: they bring their own spans, so no mask is ever asked."""
+    return Attachment(model, session, visual_mask=torch.zeros(1, 1, dtype=torch.bool))
+
+
+def run_sample(model: nn.Module, sample: Mapping[str, Any]) -> None:
+    """One forward of a calibration sample, without cache and without the output layer.
+
+    Raises:
+        FitPruneError: if a row of the sample has no image.
+    """
+    inputs = dict(sample)
+    mask = inputs.pop("visual_mask", None)
     spans = find_spans(mask) if mask is not None else ByTokenId(model.config)(inputs)
     if not all(spans):
         raise FitPruneError(
             "a calibration sample has no image: remove it, or check that its prompt contains the image token"
         )
-    return spans
+    base = getattr(model, "base_model", model)
+    base(**inputs, **{LISTENER: Arriving(spans)}, use_cache=False)
 
 
 def _digest(digest: Any, inputs: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ from .errors import FitPruneError
 from .frame import Frame
 from .recipe import Recipe
 from .scores import Attended, Score, find_score
-from .select import ALIVE, DELETED, compact, lowest
+from .select import ALIVE, DELETED, PADDING, compact, lowest
 from .trace import Trace
 
 
@@ -55,7 +55,7 @@ class PruneFrame(Frame):
                 )
             self.lengths.append(max(alive))
             self.ragged.append(len(set(alive)) > 1)
-        padding = torch.where(self.host_group == 0, 1, ALIVE)
+        padding = torch.where(self.host_group == 0, PADDING, ALIVE)
         self.steps = session.trace.clear(self.past, padding, self.host_group)
 
     def listens(self, layer: int) -> bool:

@@ -23,13 +23,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .attach import Arriving, Attachment, Prefill, find_decoder
-from .attention import LISTENER
+from .attach import Prefill, find_decoder
 from .cost import CostModel
 from .errors import FitPruneError
 from .frame import Frame
 from .kernels import TEXT
-from .observe import _spans, observe
+from .observe import attach_session, observe, run_sample
 from .recipe import Recipe
 from .scores import Attended
 from .select import DELETED, compact
@@ -187,13 +186,11 @@ def _evaluate(
     session = Thresholds()
     session.alpha = alpha
     rows, removed_at = [], []
-    attachment = Attachment(model, session, visual_mask=torch.zeros(1, 1, dtype=torch.bool))
-    base = getattr(model, "base_model", model)
+    attachment = attach_session(model, session)
     try:
         for sample, session.totals in zip(samples, totals, strict=True):
-            inputs = {key: value for key, value in sample.items() if key != "visual_mask"}
             with torch.inference_mode():
-                base(**inputs, **{LISTENER: Arriving(_spans(model, sample))}, use_cache=False)
+                run_sample(model, sample)
             rows.append(session.rows)
             removed_at.append(session.removed_at)
     finally:

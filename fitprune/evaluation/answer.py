@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from ..families import Loaded
@@ -47,6 +48,21 @@ class AnswerRun:
     def milliseconds(self) -> float | None:
         """Time per question, None where nothing was answered now."""
         return 1000 * self.seconds / self.answered if self.answered else None
+
+
+def encode_questions(
+    loaded: Loaded, questions: Sequence[Question], image_folder: str | Path, padding_side: str = "left"
+) -> dict[str, Tensor]:
+    """Model inputs of a batch of questions, with their images where they have one.
+
+    Raises:
+        FitPruneError: unreadable image.
+    """
+    asked = (
+        (loaded.prompt(q.text, image=bool(q.image)), [read_image(Path(image_folder) / q.image)] if q.image else [])
+        for q in questions
+    )
+    return loaded.encode(list(asked), padding_side)
 
 
 def answer(
@@ -86,15 +102,7 @@ def answer(
         ) as bar:
             for at in range(0, len(left), batch_size):
                 batch = left[at : at + batch_size]
-                inputs = loaded.encode(
-                    [
-                        (
-                            loaded.prompt(q.text, image=bool(q.image)),
-                            [read_image(Path(image_folder) / q.image)] if q.image else [],
-                        )
-                        for q in batch
-                    ]
-                )
+                inputs = encode_questions(loaded, batch, image_folder)
                 start = time.perf_counter()
                 texts = loaded.generate(inputs, **generation)
                 run.seconds += time.perf_counter() - start

@@ -25,7 +25,7 @@ from ..families import Loaded
 from ..families.loaded import read_image
 from ..files import write_atomically
 from ..recipe import Recipe
-from .answer import AnswerRun, answer
+from .answer import AnswerRun, answer, encode_questions
 from .questions import Question
 from .textvqa import evaluate, read_annotations
 
@@ -100,9 +100,8 @@ def compare(
 
     tokens = text = 0
     if first := [question for question in questions if question.image][:batch_size]:
-        images = [read_image(Path(image_folder) / str(question.image)) for question in first]
-        tokens, text = _tokens(loaded, first[0].text, images[0])
-        inputs = loaded.encode([(loaded.prompt(q.text), [image]) for q, image in zip(first, images, strict=True)])
+        tokens, text = _tokens(loaded, first[0].text, read_image(Path(image_folder) / str(first[0].image)))
+        inputs = encode_questions(loaded, first, image_folder)
         loaded.generate(inputs, max_new_tokens=1)  # warm up: the first forward of a process pays for what no other does
 
     rows = []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..embedded import MODEL_NAME, model_path
-from ..errors import FitPruneError
+from ..errors import FitPruneError, first_line
 from .loaded import Loaded
 
 FAMILIES = {"llava": "llava"}  # model_type in config.json → module of this package
@@ -47,7 +47,7 @@ def load(path: str, **options: Any) -> Loaded:
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise FitPruneError(f"cannot load {path}: {_first_line(error)}") from None
+        raise FitPruneError(f"cannot load {path}: {first_line(error)}") from None
     if getattr(config, "mm_vision_tower", None) is not None:
         raise _original_layout(path)
     if config.model_type not in FAMILIES:
@@ -67,10 +67,6 @@ def _original_layout(path: str) -> FitPruneError:
         f"{path} has the original LLaVA layout, which this version does not read yet: "
         "use its transformers conversion, such as llava-hf/llava-1.5-7b-hf"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 __all__ = ["FAMILIES", "Loaded", "load"]

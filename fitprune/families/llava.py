@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import FitPruneError
+from ..errors import FitPruneError, first_line
 from .loaded import Loaded
 
 TEMPLATE = "vicuna_v1"  # what the paper's evaluation scripts use for every LLaVA-1.5
@@ -54,7 +54,7 @@ def place(kind: Any, path: str, device: str | None, dtype: str | None, attn: str
             path, dtype=dtype, device_map=device_map, output_loading_info=True, **options
         )
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
-        raise FitPruneError(f"cannot load {path}: {str(error).strip().splitlines()[0]}") from None
+        raise FitPruneError(f"cannot load {path}: {first_line(error)}") from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise FitPruneError(f"{path} lacks {len(missing)} weights, such as {missing[0]}: download the checkpoint again")
@@ -62,7 +62,7 @@ def place(kind: Any, path: str, device: str | None, dtype: str | None, attn: str
         try:
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:
-            raise FitPruneError(f"cannot use device {device!r}: {str(error).strip().splitlines()[0]}") from None
+            raise FitPruneError(f"cannot use device {device!r}: {first_line(error)}") from None
     return model.eval()
 
 
@@ -84,9 +84,7 @@ def load(
     try:
         tokenizer, processor = AutoTokenizer.from_pretrained(path), image_processor(path)
     except (OSError, ValueError, ImportError) as error:
-        raise FitPruneError(
-            f"cannot load the tokenizer or image processor of {path}: {str(error).strip().splitlines()[0]}"
-        ) from None
+        raise FitPruneError(f"cannot load the tokenizer or image processor of {path}: {first_line(error)}") from None
     model = place(LlavaForConditionalGeneration, path, device, dtype, attn, device_map)
     colour = tuple(int(mean * 255) for mean in processor.image_mean)
     vision = config.vision_config
