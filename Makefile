@@ -16,7 +16,7 @@ BENCH_ARGS ?=
 override VENV := .venv
 STAMP := $(VENV)/.stamp
 
-.PHONY: help setup run test check bench clean distclean
+.PHONY: help setup run test check bench embedded evaluate clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -40,6 +40,12 @@ check: $(STAMP) ## ruff (lint and format) and mypy
 
 bench: $(STAMP) ## prefill, dense and pruned, on random weights (BENCH_ARGS="--help" for the choices)
 	@$(VENV)/bin/python -m fitprune bench $(BENCH_ARGS)
+
+embedded: $(STAMP) ## remake the embedded model and its data (two hours on 2 cores, minutes on a GPU); goes on if interrupted
+	@$(VENV)/bin/python -m embedded.make runs/embedded --install fitprune/embedded
+
+evaluate: $(STAMP) ## exact answers of the embedded model by family of question, dense and pruned, against other methods
+	@$(VENV)/bin/python -m embedded.evaluate
 
 clean: ## remove caches and build leftovers (.venv and runs/ stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -52,7 +52,7 @@ class Calibration:
 
 def observe_questions(loaded: Loaded, calibration: Calibration | None = None, progress: bool = True) -> AttentionStats:
     """Statistics of a loaded checkpoint on calibration questions, default the embedded ones; errors as `observe`."""
-    calibration = calibration or Calibration(embedded().calibration, embedded().images)
+    calibration = calibration or Calibration(embedded().calibration, embedded().calibration_images)
     questions = calibration.questions()
     size = calibration.batch_size
     batches = [questions[at : at + size] for at in range(0, len(questions), size)]

@@ -12,6 +12,7 @@ import argparse
 import io
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from .calibrate import SAMPLES, Calibration
@@ -148,11 +149,12 @@ def generation(args: argparse.Namespace) -> dict[str, Any]:
 
 def calibration(args: argparse.Namespace) -> Calibration:
     """Where to fit: the file that was named, the embedded set for embedded questions, else the question file itself."""
-    data = embedded()
-    source = args.calibration_file or (
-        data.calibration if args.question_file == str(data.questions) else args.question_file
-    )
-    return Calibration(source, args.image_folder, args.samples, max(getattr(args, "batch_size", 1), 8))
+    data, source, images = embedded(), args.calibration_file, args.image_folder
+    if source is None:
+        source = args.question_file
+        if data.data in Path(source).parents:
+            source, images = data.calibration, data.calibration_images
+    return Calibration(source, images, args.samples, max(getattr(args, "batch_size", 1), 8))
 
 
 def guarded(

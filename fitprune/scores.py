@@ -3,7 +3,8 @@
 A score is one function from `Attended` (what a layer's attention saw) to one number per token. The paper's is the
 product of the attention received from the text and from the image (section 3.2). Comparison methods differ in their
 schedule (another `Recipe`) or in their score (another function here), not in machinery: method = schedule × score.
-A new one is a function and a line in `SCORES`; it pays for attention only if it asks for `received`.
+A new one is a function and a line in `SCORES`; it pays for attention only if it asks for `received` (blocks of the map)
+or `from_last` (one row of it).
 
     python -c "from fitprune.scores import SCORES; print(*SCORES)"
 """
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from .errors import FitPruneError
 from .kernels import TEXT, received_attention
+from .kernels.reference import additive
+from .select import take
 
 
 @dataclass
@@ -61,6 +64,26 @@ class Attended:
         )
         return cross[:, past:], intra[:, past:]
 
+    @cached_property
+    def from_last(self) -> Tensor:
+        """[B, H, n] attention that the last token of each row pays, in each head, to the tokens of this forward, float32.
+
+        The last token is the last real one: padding and fillers, on either side, are passed over. Only its row of the
+        map is computed, over all K keys (so `logsumexp` has nothing to save).
+        """
+        (batch, heads, n, size), (groups, keys) = self.query.shape, self.key.shape[1:3]
+        position, past = torch.arange(keys, device=self.query.device), keys - n
+        last = torch.where(self.token_group != 0, position[:n], 0).amax(dim=1, keepdim=True)  # [B, 1]
+        query = take(self.query, last, 2).reshape(batch, groups, heads // groups, size)  # the heads of a key head
+        logits = (query @ self.key.transpose(-1, -2)).float().mul_(self.scaling).view(batch, heads, 1, keys)
+        if self.mask is not None and self.mask.ndim == 4:
+            logits += additive(take(self.mask, last, 2), 1, keys, self.query)
+        else:
+            later = position > past + last  # [B, K] keys that the last token does not see
+            later = later if self.mask is None else later | ~self.mask.bool()
+            logits.masked_fill_(later[:, None, None], torch.finfo(torch.float32).min)
+        return logits.softmax(dim=-1)[:, :, 0, past:]
+
     @property
     def text_follows(self) -> Tensor:
         """[B, n] bool: whether any text comes after the token (without it, cross-attention says nothing)."""
@@ -90,13 +113,21 @@ def intra(seen: Attended) -> Tensor:
     return seen.received[1]
 
 
+def last(seen: Attended) -> Tensor:
+    """FastV's: attention received from the last token of the prompt, averaged over heads.
+
+    As its released code ranks (https://arxiv.org/abs/2403.06764; the paper's text averages over all asking tokens).
+    """
+    return seen.from_last.mean(dim=1)
+
+
 def random(seen: Attended) -> Tensor:
     """No information at all: the control that every method has to beat at equal FLOPs. Same seed, same tokens."""
     generator = torch.Generator().manual_seed(seen.seed * 1_000_003 + seen.layer)
     return torch.rand(seen.token_group.shape, generator=generator).to(seen.token_group.device)
 
 
-SCORES: dict[str, Score] = {"fitprune": product, "cross": cross, "self": intra, "random": random}
+SCORES: dict[str, Score] = {"fitprune": product, "cross": cross, "self": intra, "last": last, "random": random}
 
 
 def find_score(score: str | Score) -> Score:

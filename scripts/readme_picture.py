@@ -21,22 +21,22 @@ from fitprune.evaluation.questions import read_questions
 from fitprune.families.loaded import read_image
 from fitprune.files import write_atomically
 
-QUESTION = "what number is written ?"
+QUESTION = "What number is written?"
 
 
 def run(args: argparse.Namespace) -> int:
     """Draws and writes the picture."""
     files = embedded()
-    asked = [q for q in read_questions(files.questions) if q.question_id == args.picture and q.text == QUESTION]
+    asked = [q for q in read_questions(files.questions) if q.question_id == args.picture and q.text.startswith(QUESTION)]
     if not asked or asked[0].image is None:
         raise FitPruneError(
             f"the embedded questions do not ask for a number in {args.picture!r}: choose another picture"
         )
     llava = fitprune.load("embedded", device="cpu", dtype="float32")
-    stats = observe_questions(llava, Calibration(files.calibration, files.images), progress=False)
+    stats = observe_questions(llava, Calibration(files.calibration, files.calibration_images), progress=False)
     recipe = fitprune.fit(stats, reduction_ratio=args.reduction_ratio)
     image = read_image(files.images / asked[0].image)
-    inputs = llava.encode([(llava.prompt(QUESTION), [image])])
+    inputs = llava.encode([(llava.prompt(asked[0].text), [image])])
     dense = llava.generate(inputs)[0]
     with fitprune.prune(llava.model, recipe) as trace:
         answer = llava.generate(inputs)[0]

@@ -16,7 +16,7 @@ from fitprune.evaluation.questions import Question, read_questions
 from fitprune.families.loaded import Loaded
 from fitprune.recipe import Recipe
 
-RECIPE = Recipe.from_deletions([40, 0, 20, 0, 0, 10, 0, 0], visual_tokens=144, reduction_ratio=0.4)
+RECIPE = Recipe.from_deletions([40, 0, 20, 0, 0, 10, 0, 0, 0], visual_tokens=144, reduction_ratio=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_answers_come_in_order_and_count_what_was_kept(
     done = run(small, questions, tmp_path / "a.jsonl", recipe=RECIPE)
     assert done.answered == 10
     assert done.visual_tokens == 144
-    assert done.alive == [104, 104, 84, 84, 84, 74, 74, 74]
+    assert done.alive == [104, 104, 84, 84, 84, 74, 74, 74, 74]
     written = lines(tmp_path / "a.jsonl")
     assert [(w["question_id"], w["prompt"]) for w in written] == [(q.question_id, q.text) for q in questions]
     assert all(w["model_id"] == "embedded" and w["text"] for w in written)

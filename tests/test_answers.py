@@ -14,7 +14,7 @@ from fitprune.evaluation.answers import AnswersFile, model_id
 from fitprune.evaluation.questions import Question
 
 QUESTIONS = [
-    Question("5eed", "a.png", "what number is written ?\nAnswer the question using a single word or phrase."),
+    Question("5eed", "a.png", "What number is written?\nAnswer the question using a single word or phrase."),
     Question("5eed", "a.png", "wo ist die Tür?\n\u2028"),  # the id repeats; text beyond ASCII; an odd line separator
     Question(3, "b.png", 'quotes " and \\ backslash'),
 ]

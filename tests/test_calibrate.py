@@ -23,14 +23,14 @@ def small() -> Loaded:
 
 @pytest.fixture
 def few() -> Calibration:
-    return Calibration(embedded().calibration, embedded().images, samples=4, batch_size=4)
+    return Calibration(embedded().calibration, embedded().calibration_images, samples=4, batch_size=4)
 
 
 def test_questions_are_spread_over_the_file() -> None:
-    questions = Calibration(embedded().calibration, embedded().images, samples=5).questions()
-    assert len({q.question_id for q in questions}) == 5
-    whole = Calibration(embedded().calibration, embedded().images, samples=10_000).questions()
-    assert len(whole) == 145
+    questions = Calibration(embedded().calibration, embedded().calibration_images, samples=5).questions()
+    assert len({q.image for q in questions}) == 5
+    whole = Calibration(embedded().calibration, embedded().calibration_images, samples=10_000).questions()
+    assert len(whole) == len(embedded().calibration.read_text().splitlines())
 
 
 def test_batch_size_does_not_change_statistics(small: Loaded, few: Calibration) -> None:
@@ -57,10 +57,10 @@ def test_the_named_file_wins_then_published_then_kept_then_fitted(
     assert other != fitted
     assert "fitted now" in source
     named = tmp_path / "named.json"
-    Recipe.from_deletions([9] * 8, visual_tokens=144).save(named)
+    Recipe.from_deletions([9] * small.cost.layers, visual_tokens=144).save(named)
     given, source = choose(small, 0.5, few, recipe_file=named, keep_at=keep)
     assert given is not None
-    assert given.counts == (9,) * 8
+    assert given.counts == (9,) * small.cost.layers
     assert str(named) in source
 
 
@@ -77,7 +77,7 @@ def test_a_published_recipe_is_used_where_it_fits(small: Loaded, few: Calibratio
 def test_recipes_for_other_models_are_refused(small: Loaded, few: Calibration, tmp_path: Path) -> None:
     file = tmp_path / "other.json"
     Recipe.from_deletions([1] * 32, visual_tokens=576).save(file)
-    with pytest.raises(FitPruneError, match="32 layers but the model has 8"):
+    with pytest.raises(FitPruneError, match=f"32 layers but the model has {small.cost.layers}"):
         choose(small, 0.5, few, recipe_file=file)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fitprune import load
 from fitprune.cli import main, statistical_analysis
 from fitprune.evaluation.loader import main as loader
 from fitprune.recipe import Recipe
@@ -55,7 +56,7 @@ def test_statistical_analysis_takes_the_authors_flags(tmp_path: Path, monkeypatc
         "0",
     ]
     assert statistical_analysis(flags) == 0
-    assert Recipe.load("embedded-r60.recipe.json").num_layers == 8
+    assert Recipe.load("embedded-r60.recipe.json").num_layers == load("embedded", device="cpu").cost.layers
 
 
 def test_replay_is_the_released_search(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_eval_compares_dense_and_pruned(tmp_path: Path, capsys: pytest.CaptureFi
 def test_the_loader_answers_chunks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [
         "--num-chunks",
-        "100",
+        "70",
         "--reduction_ratio",
         "60",
         "--samples",

@@ -37,13 +37,11 @@ SINGLE_TURN = {
     "llava_llama_2": f"[INST] {LLAMA}{Q} [/INST]",
     "plain": f"{Q}\n",
     "v0_plain": f"{Q}\n",
-    "embedded": f"USER: {Q} ASSISTANT:",
 }
 TURNS = [(Q, "A cat."), ("Sure?", "Yes"), ("Why?", None)]
 THREE_TURNS = {
     "vicuna_v1": f"{USER_CHAT} USER: {Q} ASSISTANT: A cat.</s>USER: Sure? ASSISTANT: Yes</s>USER: Why? ASSISTANT:",
     "llava_v1": f"{HUMAN_CHAT} USER: {Q} ASSISTANT: A cat.</s>USER: Sure? ASSISTANT: Yes</s>USER: Why? ASSISTANT:",
-    "embedded": f"USER: {Q} ASSISTANT: A cat.</s>USER: Sure? ASSISTANT: Yes</s>USER: Why? ASSISTANT:",
     "llava_v0": (
         f"{HUMAN_CHAT}###Human: {Q}###Assistant: A cat.###Human: Sure?###Assistant: Yes###Human: Why?###Assistant:"
     ),
@@ -81,7 +79,6 @@ def test_names_are_all_of_them():
         ("vicuna_v1", "</s>"),
         ("v1", "</s>"),
         ("llava_v1", "</s>"),
-        ("embedded", "</s>"),
         ("llava_v0", "###"),
         ("mpt", "<|im_end|>"),
         ("chatml_direct", "<|im_end|>"),

@@ -1,23 +1,64 @@
-"""What ships inside agrees with itself and with what its docstring says."""
+"""What ships inside agrees with itself: every question has its picture, and no picture serves two purposes."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 
+import pytest
+
+from fitprune import options
 from fitprune.embedded import embedded
 from fitprune.evaluation.questions import read_questions
 
+FILES = {
+    "textvqa/llava_textvqa_val_v051_ocr.jsonl": "textvqa/train_images",
+    "gqa/llava_gqa_testdev_balanced.jsonl": "gqa/data/images",
+    "MME/llava_mme.jsonl": "MME/MME_Benchmark_release_version",
+    "pope/llava_pope_test.jsonl": "pope/val2014",
+    "calibration/statistical_analysis_data.jsonl": "calibration/images",
+}  # question file: its pictures
 
-def test_evaluation_and_calibration_share_no_picture() -> None:
-    data = embedded()
-    asked, fitted = read_questions(data.questions), read_questions(data.calibration)
-    assert (len(asked), len(fitted)) == (438, 145)
-    assert not {q.image for q in asked} & {q.image for q in fitted}
+
+@pytest.mark.parametrize(("questions", "images"), FILES.items())
+def test_every_question_has_its_picture(questions: str, images: str) -> None:
+    data = embedded().data
+    asked = read_questions(data / questions)
+    assert len(asked) > 100
+    used = {str(question.image) for question in asked}
+    there = {str(p.relative_to(data / images)) for p in (data / images).rglob("*.jpg")}
+    assert used == there
 
 
-def test_every_question_has_its_picture_and_ten_answers() -> None:
+def test_no_picture_serves_two_purposes() -> None:
+    pictures = [path for images in FILES.values() for path in (embedded().data / images).rglob("*.jpg")]
+    assert len({hashlib.sha256(path.read_bytes()).digest() for path in pictures}) == len(pictures)
+
+
+def test_the_defaults_are_textvqa_with_ten_answers_each() -> None:
     data = embedded()
     truth = {(a["image_id"], a["question"]): a["answers"] for a in json.loads(data.annotations.read_text())["data"]}
-    for question in [*read_questions(data.questions), *read_questions(data.calibration)]:
+    for question in read_questions(data.questions):
         assert (data.images / str(question.image)).is_file()
-        assert len(truth[str(question.question_id), question.text]) == 10
+        assert len(truth[str(question.question_id), question.text.splitlines()[0]]) == 10
+
+
+def test_recipes_of_the_embedded_model_are_fitted_on_its_own_calibration_set(tmp_path: Path) -> None:
+    import argparse
+
+    data = embedded()
+    parser = argparse.ArgumentParser()
+    options.add_data(parser)
+    options.add_recipe(parser)
+    for file in FILES:
+        used = options.calibration(parser.parse_args(["--question-file", str(data.data / file)]))
+        assert (used.question_file, used.image_folder) == (data.calibration, data.calibration_images)
+    mine = options.calibration(parser.parse_args(["--question-file", "mine.jsonl", "--image-folder", "pictures"]))
+    assert (mine.question_file, mine.image_folder) == ("mine.jsonl", "pictures")
+
+
+def test_it_stays_small() -> None:
+    files = [path for path in embedded().model.parent.rglob("*") if path.is_file()]
+    assert (embedded().model / "model.safetensors").stat().st_size < 20e6
+    assert sum(path.stat().st_size for path in files) < 40e6

@@ -21,9 +21,10 @@ def small() -> Loaded:
 
 
 def test_the_embedded_model_reads_a_number(small: Loaded) -> None:
-    question = json.loads(embedded().questions.read_text().splitlines()[1])
-    truth = json.loads(embedded().annotations.read_text())["data"][1]
-    assert truth["question"] == question["text"]
+    lines = map(json.loads, embedded().questions.read_text().splitlines())
+    at, question = next((at, line) for at, line in enumerate(lines) if line["category"] == "number")
+    truth = json.loads(embedded().annotations.read_text())["data"][at]
+    assert question["text"].startswith(truth["question"])
     inputs = small.encode([(small.prompt(question["text"]), [read_image(embedded().images / question["image"])])])
     assert small.generate(inputs, max_new_tokens=8)[0] == truth["answers"][0]
 
@@ -36,7 +37,7 @@ def test_a_batch_answers_as_singles_do(small: Loaded) -> None:
 
 
 def test_padding_sides_hold_the_same_tokens(small: Loaded) -> None:
-    asked = [("USER: hello ASSISTANT:", []), ("USER: what number is written ? ASSISTANT:", [])]
+    asked = [("USER: yes ASSISTANT:", []), ("USER: What number is written? ASSISTANT:", [])]
     left, right = small.encode(asked, "left"), small.encode(asked, "right")
     for row in range(2):
         pick = [batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist() for batch in (left, right)]
@@ -47,7 +48,7 @@ def test_padding_sides_hold_the_same_tokens(small: Loaded) -> None:
 
 
 def test_sampling_uses_the_seed_and_beams_run(small: Loaded) -> None:
-    inputs = small.encode([(small.prompt("how many shapes are there ?"), [Image.new("RGB", (9, 30), (9, 99, 9))])])
+    inputs = small.encode([(small.prompt("How many shapes are there?"), [Image.new("RGB", (9, 30), (9, 99, 9))])])
     torch.manual_seed(1)
     first = small.generate(inputs, temperature=1.5, max_new_tokens=5)
     torch.manual_seed(1)

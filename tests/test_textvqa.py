@@ -90,7 +90,7 @@ def test_ten_answers_are_needed(count):
         ("OCR tokens: A\nQuestion: What\nis it? Short answer: Short answer:", "what\nis it?"),
         ("OCR tokens: Question: a Question: b Short answer:", "a question: b"),
         (f"OCR tokens: A\nReference OCR token: Question: q Short answer:\n{SHORT}", "q"),  # the first rule wins
-        ("what number is written ?", "what number is written ?"),  # ours: the embedded questions
+        ("what number is written ?", "what number is written ?"),  # ours: no instruction line
         (" Padded \nx", " padded "),
     ],
 )

@@ -1,9 +1,9 @@
-"""What ships inside: a small trained LLaVA-1.5, pictures with questions in TextVQA's format, and a calibration set.
+"""What ships inside: a small trained LLaVA-1.5, benchmarks in their official formats, and a calibration set.
 
-The model (5.19 M parameters, 144 visual tokens, 8 layers, bf16) reads numbers and words, and names colours, shapes,
-counts and relations in synthetic pictures. Evaluation questions (438, the first 120 pictures) and calibration
-questions (145, the other 40) share no picture. It is the default everywhere, so that every command runs with no
-download; it says nothing about how real photographs are answered.
+The model reads numbers and words, and names colours, shapes, counts and relations in synthetic pictures; model/README.md
+is its card. The benchmarks lie as in LLaVA's `playground/data/eval` (textvqa, gqa, MME, pope) and share no picture with
+each other, with calibration or with training. They are the default everywhere, so that every command runs with no
+download; they say nothing about how real photographs are answered. The folder `embedded/` of the repository makes it all.
 
     python -c "from fitprune.embedded import embedded; print(embedded())"
 """
@@ -19,22 +19,40 @@ MODEL_NAME = "embedded"
 
 @dataclass(frozen=True)
 class Embedded:
-    """Paths of everything that ships."""
+    """Paths of everything that ships.
+
+    data: the benchmarks, one folder each; questions, annotations and images are TextVQA's, the default of commands that
+    are given none; calibration and calibration_images are what recipes of this model are fitted on.
+    """
 
     model: Path
-    questions: Path
-    calibration: Path
-    annotations: Path
-    images: Path
+    data: Path
+
+    @property
+    def questions(self) -> Path:
+        return self.data / "textvqa" / "llava_textvqa_val_v051_ocr.jsonl"
+
+    @property
+    def annotations(self) -> Path:
+        return self.data / "textvqa" / "TextVQA_0.5.1_val.json"
+
+    @property
+    def images(self) -> Path:
+        return self.data / "textvqa" / "train_images"
+
+    @property
+    def calibration(self) -> Path:
+        return self.data / "calibration" / "statistical_analysis_data.jsonl"
+
+    @property
+    def calibration_images(self) -> Path:
+        return self.data / "calibration" / "images"
 
 
 def embedded() -> Embedded:
     """Where the shipped files are in this installation."""
     root = Path(str(resources.files(__name__)))
-    data = root / "data"
-    return Embedded(
-        root / "model", data / "questions.jsonl", data / "calibration.jsonl", data / "annotations.json", data
-    )
+    return Embedded(root / "model", root / "data")
 
 
 def model_path() -> Path:

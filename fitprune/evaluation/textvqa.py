@@ -5,7 +5,7 @@ Scores an answers file against `TextVQA_0.5.1_val.json`, with the file formats, 
 sides are spelled alike first (normalise.py). Answer lines carry the image's id, which repeats, as `question_id`;
 so an annotation is found by image id and question, and the question has to be read out of the prompt.
 
-One addition: a prompt of a single line is the question itself (the embedded questions have no instruction line; the
+One addition: a prompt of a single line is the question itself (question files without an instruction line; the
 original stops there).
 
 Left out: TextVQA's other splits, whose answers are not public.

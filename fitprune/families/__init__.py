@@ -31,8 +31,7 @@ def load(path: str, **options: Any) -> Loaded:
     """
     from transformers import AutoConfig
 
-    embedded = path == MODEL_NAME
-    source = str(model_path()) if embedded else path
+    source = str(model_path()) if path == MODEL_NAME else path
     folder = Path(source)
     looks_local = folder.is_absolute() or path.startswith((".", "~")) or len(folder.parts) > 2
     if looks_local and not (folder / "config.json").is_file():
@@ -56,9 +55,7 @@ def load(path: str, **options: Any) -> Loaded:
             "prune(model, recipe) itself works on other models too; docs/new_family.md says what a model needs"
         )
     family = import_module(f".{FAMILIES[config.model_type]}", __name__)
-    if embedded:
-        options = {"template": "embedded", "default_template": "embedded", "name": MODEL_NAME, **options}
-    loaded: Loaded = family.load(source, config, **{"name": path, **options})
+    loaded: Loaded = family.load(source, config, name=path, **options)
     return loaded
 
 

@@ -66,7 +66,6 @@ TEMPLATES: dict[str, Template] = {
         "</s>",
     ),
     "plain": Template("plain", "", "", "", "\n"),
-    "embedded": Template("two", "", "USER", "ASSISTANT", " ", "</s>"),  # ours: the model that ships with the project
 }
 ALIASES = {"v1": "vicuna_v1", "mistral_direct": "chatml_direct", "v0_plain": "plain"}
 

@@ -72,7 +72,6 @@ def load(
     *,
     name: str,
     template: str | None = None,
-    default_template: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     attn: str | None = None,
@@ -93,6 +92,4 @@ def load(
     def prepare(image: Image.Image) -> dict[str, Tensor]:
         return {"pixel_values": processor(pad_to_square(image, colour), return_tensors="pt")["pixel_values"]}
 
-    return Loaded(
-        name, model, tokenizer, template or TEMPLATE, prepare, lambda image: patches, default_template or TEMPLATE
-    )
+    return Loaded(name, model, tokenizer, template or TEMPLATE, prepare, lambda image: patches, TEMPLATE)

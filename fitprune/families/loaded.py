@@ -5,7 +5,7 @@ with its BOS, and only the first keeps it; image tokens go between. In one pass 
 apart (the text after the image starts with "▁" and a line break). Images are squared and processed one by one with
 Pillow, so that a picture gives the same pixels alone and in a batch, with torchvision installed or not.
 
-    python -c "import fitprune; print(fitprune.load('embedded').prompt('what number is written ?'))"
+    python -c "import fitprune; print(fitprune.load('embedded').prompt('What number is written?'))"
 """
 
 from __future__ import annotations

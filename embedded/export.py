@@ -1,0 +1,92 @@
+"""A training checkpoint as a folder that transformers and `fitprune.load` read: bf16 safetensors, config, tokenizer.
+
+Weights are written under the key names of the hub's LLaVA checkpoints, which every transformers 5 understands; those of
+the newest release's modules are not understood by the first. The heads that asked patches what they show stay behind.
+
+    python -m embedded.export /tmp/run /tmp/model
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from fitprune.files import write_atomically
+
+from .network import PATCH, config
+from .scene import SIDE
+from .tokens import BOS, EOS, IMAGE, PAD, SPECIAL, UNKNOWN, tokenizer
+from .train import CHECKPOINT, load_checkpoint
+
+HUB_NAMES = {
+    "model.vision_tower.": "vision_tower.vision_model.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+}  # what a module of transformers 5.23 is called in the hub's checkpoints
+
+
+def export(run: Path, destination: Path) -> Path:
+    """Writes the model of a run's checkpoint into a folder; returns the folder.
+
+    Raises:
+        FitPruneError: no checkpoint, or a damaged one.
+    """
+    state = load_checkpoint(run / CHECKPOINT)
+    weights = {key.removeprefix("llava."): value for key, value in state["model"].items() if key.startswith("llava.")}
+    destination.mkdir(parents=True, exist_ok=True)
+    save_file(_named(weights), destination / "model.safetensors", metadata={"format": "pt"})
+    settings = config(state["plan"]["size"])
+    settings.architectures, settings.dtype = ["LlavaForConditionalGeneration"], torch.bfloat16
+    settings.save_pretrained(destination)
+    GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD).save_pretrained(destination)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer(), bos_token=SPECIAL[BOS], eos_token=SPECIAL[EOS], unk_token=SPECIAL[UNKNOWN],
+        pad_token=SPECIAL[PAD], padding_side="left", extra_special_tokens={"image_token": IMAGE},
+        processor_class="LlavaProcessor", clean_up_tokenization_spaces=False,
+    ).save_pretrained(destination)  # fmt: skip
+    write_atomically(destination / "processor_config.json", json.dumps(_processor(), indent=2).encode())
+    return destination
+
+
+def _named(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In bf16, under the hub's names; every weight must have one."""
+    named = {}
+    for key, value in weights.items():
+        here, there = next((pair for pair in HUB_NAMES.items() if key.startswith(pair[0])), ("", ""))
+        if not here:
+            raise ValueError(f"no hub name for {key}: HUB_NAMES does not fit this version of transformers")
+        named[there + key.removeprefix(here)] = value.to(torch.bfloat16).contiguous()
+    return named
+
+
+def _processor() -> dict[str, object]:
+    """processor_config.json: CLIP's preparation of pictures of SIDE pixels, and how the image token is expanded."""
+    return {
+        "image_processor": {
+            "image_processor_type": "CLIPImageProcessor",
+            "crop_size": {"height": SIDE, "width": SIDE},
+            "size": {"shortest_edge": SIDE},
+            **{f"do_{step}": True for step in ("resize", "center_crop", "rescale", "normalize", "convert_rgb")},
+            "image_mean": OPENAI_CLIP_MEAN,
+            "image_std": OPENAI_CLIP_STD,
+            "resample": 3,
+            "rescale_factor": 1 / 255,
+        },
+        "image_token": IMAGE,
+        "num_additional_image_tokens": 1,
+        "patch_size": PATCH,
+        "processor_class": "LlavaProcessor",
+        "vision_feature_select_strategy": "default",
+    }
+
+
+if __name__ == "__main__":
+    print(export(*map(Path, sys.argv[1:])))
