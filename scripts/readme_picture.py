@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 def main() -> int:
     """Entry point; 0, or 2 with one line on stderr for bad input."""
     parser = argparse.ArgumentParser(description="Draw what pruning does to an embedded picture.")
-    parser.add_argument("--picture", default="5eed00000000005c", help="question_id of an embedded picture")
+    parser.add_argument("--picture", default="5eed000000000006", help="question_id of an embedded picture")
     parser.add_argument("--reduction-ratio", type=options.ratio, default=0.6, help="0.6 or 60")
     parser.add_argument("--layers", type=int, nargs="+", default=None, help="layers to draw, from 0")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "docs" / "pruning.png")
