@@ -47,8 +47,12 @@ class Method:
 
 def asked(split: Split, pictures: int, families: Sequence[str] = tuple(FAMILIES)) -> list[Asked]:
     """For each picture one question of every family that has something to ask."""
-    scenes = [draw(split, index) for index in range(pictures)]
-    return [(render(scene), question) for scene in scenes for question in one_of_each(scene, tuple(families))]
+    found: list[Asked] = []
+    for index in range(pictures):
+        scene = draw(split, index)
+        picture = render(scene)
+        found += [(picture, question) for question in one_of_each(scene, tuple(families))]
+    return found
 
 
 def methods(loaded: Loaded, ratios: Sequence[float], scores: Sequence[str], samples: int) -> list[Method]:

@@ -26,11 +26,12 @@ from .tokens import BOS, EOS, IMAGE, PAD, SPECIAL, UNKNOWN, tokenizer
 from .train import CHECKPOINT, load_checkpoint
 
 HUB_NAMES = {
+    "model.vision_tower.vision_model.": "vision_tower.vision_model.",
     "model.vision_tower.": "vision_tower.vision_model.",
     "model.multi_modal_projector.": "multi_modal_projector.",
     "model.language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
-}  # what a module of transformers 5.23 is called in the hub's checkpoints
+}  # what modules are called in transformers 5.0 (first line) to 5.23, and in the hub's checkpoints; the first that fits
 
 
 def export(run: Path, destination: Path) -> Path:

@@ -21,6 +21,7 @@ from . import benchmarks, card, evaluate, train
 from .export import export
 
 PICTURES, DENSE_PICTURES = 100, 400  # held-out pictures behind the card's figures, pruned and dense
+SAMPLES = 128  # calibration questions
 RATIOS = (0.3, 0.5, 0.6, 0.7, 0.9)
 SCORES = ("fitprune", "cross", "last", "random")
 
@@ -30,7 +31,7 @@ def make(args: argparse.Namespace) -> int:
     train.train(*train.settings(args))
     model = export(args.folder, args.folder / "model")
     loaded = fitprune.load(str(model), device=args.device)
-    tried = evaluate.methods(loaded, RATIOS, SCORES, samples=128)
+    tried = evaluate.methods(loaded, RATIOS, SCORES, SAMPLES)
     figures = evaluate.evaluate(loaded, evaluate.asked("held-out", args.pictures), tried)
     figures["dense"] = evaluate.evaluate(loaded, evaluate.asked("held-out", DENSE_PICTURES), tried[:1])
     print(card.write(args.folder, model, figures).read_text(encoding="utf-8"))

@@ -121,8 +121,9 @@ def _work(rank: int, plan: Plan, run: Run, meeting: str) -> None:
     made = optimizers(model)
     step = _resume(run.folder / CHECKPOINT, plan, model, made)
     if run.compiled:
-        for layer in [*model.llava.model.vision_tower.encoder.layers, *model.llava.model.language_model.layers]:
-            layer.compile()
+        for block in model.modules():
+            if hasattr(block, "self_attn"):
+                block.compile()
     bar = tqdm(total=plan.steps, initial=step, unit="step", disable=rank > 0 or run.quiet, dynamic_ncols=True)
     saved, notes = time.monotonic(), _Notes(run.folder / LOG if rank == 0 else None)
     while step < plan.steps:

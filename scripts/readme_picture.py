@@ -27,7 +27,9 @@ QUESTION = "What number is written?"
 def run(args: argparse.Namespace) -> int:
     """Draws and writes the picture."""
     files = embedded()
-    asked = [q for q in read_questions(files.questions) if q.question_id == args.picture and q.text.startswith(QUESTION)]
+    asked = [
+        q for q in read_questions(files.questions) if q.question_id == args.picture and q.text.startswith(QUESTION)
+    ]
     if not asked or asked[0].image is None:
         raise FitPruneError(
             f"the embedded questions do not ask for a number in {args.picture!r}: choose another picture"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,12 @@ from fitprune.errors import FitPruneError
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run of one step per phase at a small size, and its export."""
+    """A run at a small size, as its checkpoint says, and its export."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(network.SIZES, "tiny", {"vision": (32, 2, 2, 48), "text": (32, 2, 2, 48)})
-        train.train(train.Plan("tiny", 2, 1, 1), train.Run(folder, "cpu", 1, 0, quiet=True))
+        state = {"plan": asdict(train.Plan("tiny")), "step": 0, "model": network.Embedded("tiny").state_dict()}
+        torch.save(state, folder / train.CHECKPOINT)
         return folder, export(folder, folder / "model")
 
 

@@ -192,9 +192,10 @@ def test_sizes_are_llavas(size: str) -> None:
 @torch.no_grad()
 def test_queries_equal_keys_and_tokens_attend_to_themselves() -> None:
     model: Any = Embedded("small").llava.model
-    for part, layers in (("vision", model.vision_tower.encoder.layers), ("text", model.language_model.layers)):
-        for layer in layers:
-            attention = layer.self_attn
+    for part, inside in (("vision", model.vision_tower), ("text", model.language_model)):
+        attentions = [module.self_attn for module in inside.modules() if hasattr(module, "self_attn")]
+        assert len(attentions) == SIZES["small"][part][1]
+        for attention in attentions:
             assert torch.equal(attention.q_proj.weight, attention.k_proj.weight)
             x = torch.randn(64, attention.q_proj.in_features)
             q, k = (proj(x).view(64, -1, attention.head_dim) for proj in (attention.q_proj, attention.k_proj))
