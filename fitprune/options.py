@@ -152,7 +152,7 @@ def calibration(args: argparse.Namespace) -> Calibration:
     data, source, images = embedded(), args.calibration_file, args.image_folder
     if source is None:
         source = args.question_file
-        if data.data in Path(source).parents:
+        if data.data.resolve() in Path(source).resolve().parents:
             source, images = data.calibration, data.calibration_images
     return Calibration(source, images, args.samples, max(getattr(args, "batch_size", 1), 8))
 

@@ -44,18 +44,19 @@ def test_the_defaults_are_textvqa_with_ten_answers_each() -> None:
         assert len(truth[str(question.question_id), question.text.splitlines()[0]]) == 10
 
 
-def test_recipes_of_the_embedded_model_are_fitted_on_its_own_calibration_set(tmp_path: Path) -> None:
+def test_recipes_of_the_embedded_model_are_fitted_on_its_own_calibration_set(monkeypatch: pytest.MonkeyPatch) -> None:
     import argparse
 
     data = embedded()
     parser = argparse.ArgumentParser()
     options.add_data(parser)
     options.add_recipe(parser)
-    for file in FILES:
-        used = options.calibration(parser.parse_args(["--question-file", str(data.data / file)]))
+    monkeypatch.chdir(data.data / "pope")
+    for file in [*(data.data / name for name in FILES), Path("..", *Path(next(iter(FILES))).parts)]:
+        used = options.calibration(parser.parse_args(["--question-file", str(file)]))
         assert (used.question_file, used.image_folder) == (data.calibration, data.calibration_images)
-    mine = options.calibration(parser.parse_args(["--question-file", "mine.jsonl", "--image-folder", "pictures"]))
-    assert (mine.question_file, mine.image_folder) == ("mine.jsonl", "pictures")
+    mine = options.calibration(parser.parse_args(["--question-file", "/mine.jsonl", "--image-folder", "pictures"]))
+    assert (mine.question_file, mine.image_folder) == ("/mine.jsonl", "pictures")
 
 
 def test_it_stays_small() -> None:
