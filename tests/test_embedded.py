@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,12 @@ def test_it_stays_small() -> None:
     files = [path for path in embedded().model.parent.rglob("*") if path.is_file()]
     assert (embedded().model / "model.safetensors").stat().st_size < 20e6
     assert sum(path.stat().st_size for path in files) < 40e6
+
+
+def test_all_of_it_is_in_the_wheel() -> None:
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    (patterns,) = re.findall(r'"fitprune\.embedded" = (\[.*\])', project)
+    root = embedded().model.parent
+    packed = {path for pattern in json.loads(patterns) for path in root.glob(pattern) if path.is_file()}
+    files = {path for path in root.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert files <= packed
