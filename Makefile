@@ -41,7 +41,7 @@ check: $(STAMP) ## ruff (lint and format) and mypy
 bench: $(STAMP) ## prefill, dense and pruned, on random weights (BENCH_ARGS="--help" for the choices)
 	@$(VENV)/bin/python -m fitprune bench $(BENCH_ARGS)
 
-embedded: $(STAMP) ## remake the embedded model and its data (two hours on 2 cores, minutes on a GPU); goes on if interrupted
+embedded: $(STAMP) ## remake the embedded model and its data (two hours on 2 cores); goes on if interrupted
 	@$(VENV)/bin/python -m embedded.make runs/embedded --install fitprune/embedded
 
 evaluate: $(STAMP) ## exact answers of the embedded model by family of question, dense and pruned, against other methods

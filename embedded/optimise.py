@@ -49,7 +49,7 @@ def set_rates(made: Optimizers, phase: str, progress: float) -> float:
     factor = rate(progress, decay=phase == "answer")
     for name, optimizer in made.items():
         seen = name.startswith("vision") and phase == "answer"
-        now = VISION_LATER * min(1.0, factor if progress > 0.5 else 1.0) if seen else factor
+        now = VISION_LATER * (factor if progress > 0.5 else 1.0) if seen else factor
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * now
     return factor

@@ -5,7 +5,7 @@ optimizers, step), which is replaced whole or not at all; batches depend on the 
 core, with one all-reduce a step, beats one process with as many threads. Checkpoints are read as data, never as code.
 
     python -m embedded.train /tmp/run                         # CPU: about two hours on two cores
-    python -m embedded.train /tmp/run --size large            # a GPU: minutes
+    python -m embedded.train /tmp/run --size large            # for a GPU; not tried yet
     python -m embedded.train /tmp/run --answer-steps 4000     # shorten a run, also one under way, before its decay
 """
 
@@ -53,7 +53,7 @@ class Plan:
     size: str = "small"
     batch: int = 16
     see_steps: int = 2400
-    answer_steps: int = 5000
+    answer_steps: int = 3200
     seed: int = 0
 
     @property

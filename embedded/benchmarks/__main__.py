@@ -6,32 +6,17 @@ python -m embedded.benchmarks /tmp/eval [--pictures 5] [--overwrite]
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fitprune.errors import FitPruneError
+from fitprune import options
 
 from . import write
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; 0, or 2 after one line on stderr that says what is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m embedded.benchmarks", description="Write the embedded benchmarks.")
-    parser.add_argument(
-        "dest", type=Path, metavar="DEST", help="folder that gets textvqa/, gqa/, MME/, pope/, calibration/"
-    )
-    parser.add_argument(
-        "--pictures", type=int, help="pictures per benchmark, in MME per category (default: each its own)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace such folders that are there, whole")
-    args = parser.parse_args(argv)
-    try:
-        made = write(args.dest, args.pictures, args.overwrite)
-    except FitPruneError as problem:
-        print(f"embedded.benchmarks: {problem}", file=sys.stderr)
-        return 2
-    for name, files in made.items():
+def run(args: argparse.Namespace) -> int:
+    """Writes them; returns the exit code."""
+    for name, files in write(args.dest, args.pictures, args.overwrite).items():
         pictures = sum(path.endswith(".jpg") for path in files)
         questions = sum(content.count(b"\n") for path, content in files.items() if path.endswith(".jsonl"))
         size = sum(map(len, files.values())) / 1e6
@@ -39,5 +24,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; 0, or 2 after one line on stderr that says what is wrong."""
+    parser = argparse.ArgumentParser(prog="embedded.benchmarks", description="Write the embedded benchmarks.")
+    parser.add_argument(
+        "dest", type=Path, metavar="DEST", help="folder that gets textvqa/, gqa/, MME/, pope/, calibration/"
+    )
+    parser.add_argument(
+        "--pictures", type=int, help="pictures per benchmark, in MME per category (default: each its own)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace such folders that are there, whole")
+    return options.guarded(run, parser, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
