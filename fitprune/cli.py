@@ -1,8 +1,9 @@
-"""The `fitprune` command: fit, eval, show, bench.
+"""The `fitprune` command: fit, eval, show, convert, bench.
 
 fitprune fit                                         fit a recipe for the embedded model, print and save it
 fitprune eval --reduction-ratio 0.5 0.7              dense against pruned on the embedded questions
 fitprune show llava-v1.5-7b 0.6                      print a published recipe
+fitprune convert liuhaotian/llava-v1.5-7b DST        an original checkpoint in transformers layout
 fitprune bench                                       prefill time and memory against the FLOPs ideal
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from . import bench, options
 from .calibrate import file_name, observe_questions
+from .checkpoints.convert import convert
 from .embedded import embedded
 from .errors import FitPruneError
 from .evaluation.answer import encode_questions
@@ -44,6 +46,11 @@ EXAMPLES = {
   fitprune show llava-v1.5-7b                              which ratios are published
   fitprune show my.recipe.json --visual-tokens 1024        a recipe file, for images of another size
 """,
+    "convert": """examples:
+  fitprune convert liuhaotian/llava-v1.5-7b llava-1.5-7b-hf
+  fitprune convert ./llava-hr-7b-sft-1024 ./llava-hr-7b-sft-1024-hf
+  fitprune convert ./llava-v1.5-7b-lora ./merged --model-base lmsys/vicuna-7b-v1.5
+""",
     "bench": """examples:
   fitprune bench                                           32 layers x 1024, 35+576+64 tokens, ratio 0.6
   fitprune bench --shape llava-1.5-7b --dtype bfloat16 --batch-size 8
@@ -52,7 +59,6 @@ EXAMPLES = {
 
 
 def _fit(args: argparse.Namespace) -> int:
-    options.check_model_base(args)
     _check_output(args)
     if args.replay:
         return _replay(args)
@@ -106,7 +112,6 @@ def _keep(recipe: Recipe, args: argparse.Namespace, stem: str) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    options.check_model_base(args)
     if args.data:
         args.question_file = str(Path(args.data) / "llava_textvqa_val_v051_ocr.jsonl")
         args.image_folder = str(Path(args.data) / "train_images")
@@ -146,6 +151,12 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
+def _convert(args: argparse.Namespace) -> int:
+    made = convert(args.source, args.target, model_base=args.model_base, vision_tower=args.vision_tower)
+    print(f"{args.source} written in transformers layout as {made}")
+    return 0
+
+
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Help that shows defaults and leaves examples as they are."""
 
@@ -157,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     top.add_argument("--version", action="version", version=f"fitprune {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="fit | eval | show | bench")
+    commands = top.add_subparsers(dest="command", required=True, metavar="fit | eval | show | convert | bench")
 
     def command(name: str, help: str) -> argparse.ArgumentParser:
         made = commands.add_parser(
@@ -209,6 +220,11 @@ def parser() -> argparse.ArgumentParser:
         help="also print the deletions for images of this many tokens",
     )
 
+    conversion = command("convert", "write a checkpoint of the original LLaVA layout in transformers layout")
+    conversion.add_argument("source", help="folder or hub name of the original checkpoint")
+    conversion.add_argument("target", help="the folder to make")
+    options.add_parts(conversion)
+
     timing = command("bench", "time the prefill of random weights, dense and pruned, against the ideal from FLOPs")
     bench.add_options(timing)
     return top
@@ -238,7 +254,7 @@ def add_fit_options(fit: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 with one line on stderr for bad input."""
-    commands = {"fit": _fit, "eval": _eval, "show": _show, "bench": bench.run}
+    commands = {"fit": _fit, "eval": _eval, "show": _show, "convert": _convert, "bench": bench.run}
     return options.guarded(lambda args: commands[args.command](args), parser(), argv)
 
 

@@ -19,5 +19,5 @@ class UnsupportedError(FitPruneError, NotImplementedError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, cut to one line for a message of ours."""
-    return str(error).strip().splitlines()[0]
+    """What another library's error says, cut to one line for a message of ours; its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -25,7 +25,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     temporary: str | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~current_umask()
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -41,7 +41,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             os.unlink(temporary)
 
 
-def _umask() -> int:
+def current_umask() -> int:
     """The process's file mode mask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)

@@ -3,19 +3,23 @@
 The released code hard-codes 35 tokens before the image and 576 of the image. Here a prompt may have any prefix, any
 number of images and any number of tokens per image; each image is a *span* (start, end) of its row and gets its own
 deletion budget. Spans come from the image-token id in `input_ids` or from a boolean mask that the caller gives.
-Adjacent images make one run of image tokens; it is split where the config says that all images have one size.
+
+Adjacent images make one run of image tokens. It is split where the config says that all images have one size, where the
+call says how large they are (`image_sizes`, LLaVA-NeXT), or where it brings them encoded, as transformers' `generate`
+does since it encodes images before the prefill: then their lengths are at hand for any model.
 
     pytest tests/test_locate.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from . import anyres
 from .errors import FitPruneError
 
 Spans = list[list[tuple[int, int]]]  # per row, per image: first position and one past the last
@@ -38,6 +42,22 @@ def find_spans(mask: Tensor, tokens_per_image: int | None = None) -> Spans:
             images += [(at, at + size) for at in range(start, end, size)]
         spans.append(images)
     return spans
+
+
+def split(spans: Spans, lengths: Sequence[int]) -> Spans | None:
+    """Spans cut into images of the given lengths, in order of appearance, row by row; None where they do not fit."""
+    left = iter(lengths)
+    images: Spans = []
+    for row in spans:
+        images.append([])
+        for start, end in row:
+            while start < end:
+                length = next(left, 0)
+                if not 0 < length <= end - start:
+                    return None
+                images[-1].append((start, start + length))
+                start += length
+    return images if next(left, None) is None else None
 
 
 def without_padding(spans: Spans, real: Tensor) -> Spans:
@@ -88,9 +108,14 @@ class ByTokenId:
         self.token = int(token)
         one_size = getattr(config, "image_grid_pinpoints", None) is None  # without tiles every image has the same size
         self.tokens_per_image = _image_size(config) if one_size else None
+        self.tiles = anyres.of_config(config)
 
     def __call__(self, call: Mapping[str, Any]) -> Spans:
-        """Spans within the tokens of this call (`input_ids` [B, n])."""
+        """Spans within the tokens of this call (`input_ids` [B, n]).
+
+        Raises:
+            FitPruneError: if images are not as long as their `image_sizes` say, or text and images cannot be told apart.
+        """
         ids = call.get("input_ids")
         if ids is None:
             embeds = call.get("inputs_embeds")
@@ -101,7 +126,36 @@ class ByTokenId:
             )
         if ids.shape[1] == 1:  # decoding: no need to look, and no wait for the device
             return [[] for _ in range(ids.shape[0])]
-        return find_spans(ids == self.token, self.tokens_per_image)
+        mask = ids == self.token
+        sizes = call.get("image_sizes")
+        if self.tiles is not None and sizes is not None and call.get("pixel_values") is not None:
+            lengths = [self.tiles.tokens((width, height)) for height, width in torch.as_tensor(sizes).tolist()]
+            runs = find_spans(mask)
+            return split(runs, lengths) or _misfit(runs, lengths)
+        encoded = _encoded_lengths(call)  # a prefill in chunks brings parts of images, which fit no run
+        images = split(find_spans(mask), encoded) if encoded else None
+        return images or find_spans(mask, self.tokens_per_image)
+
+
+def _encoded_lengths(call: Mapping[str, Any]) -> list[int]:
+    """Tokens of each image that the call brings encoded; empty if it brings none, or not one by one."""
+    output = (call.get("mm_encoder_outputs") or {}).get("image")
+    images = getattr(output, "pooler_output", None)  # a list of [n, hidden], or [images, n, hidden]
+    if images is None or any(image.ndim != 2 for image in images):
+        return []
+    return [len(image) for image in images]
+
+
+def _misfit(spans: Spans, lengths: Sequence[int]) -> NoReturn:
+    runs = [end - start for row in spans for start, end in row]
+    hint = "give each image as many image tokens as it takes, and images in the order of their tokens"
+    if sum(runs) == sum(lengths):
+        hint += (
+            " (older transformers repeat them in another order for beams: several images in a prompt need num_beams=1)"
+        )
+    raise FitPruneError(
+        f"by image_sizes the images take {lengths} tokens, but runs of image tokens are {runs} long: {hint}"
+    )
 
 
 class ByMask:

@@ -57,8 +57,12 @@ def number(low: float, high: float) -> Callable[[str], float]:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model-path", default=MODEL_NAME, help="checkpoint folder or hub name in transformers layout")
-    group.add_argument("--model-base", default=None, help="base of a LoRA checkpoint (not supported yet)")
+    group.add_argument(
+        "--model-path",
+        default=MODEL_NAME,
+        help="checkpoint folder or hub name, in transformers or original LLaVA layout",
+    )
+    add_parts(group)
     group.add_argument(
         "--conv-mode", default=None, help=f"conversation template, default the checkpoint's own: {', '.join(names())}"
     )
@@ -71,6 +75,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="default: float32 on a CPU, else the checkpoint's",
     )
     group.add_argument("--attn", default=None, help="attention implementation: sdpa, eager, flash_attention_2")
+
+
+def add_parts(parser: argparse._ActionsContainer) -> None:
+    """Where parts of an original checkpoint are that it does not hold itself."""
+    parser.add_argument("--model-base", default=None, help="language model of a LoRA or projector-only checkpoint")
+    parser.add_argument(
+        "--vision-tower", default=None, help="CLIP of a checkpoint of the original layout, default the one it names"
+    )
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -117,16 +129,11 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", type=positive, default=1, help="questions at a time")
 
 
-def check_model_base(args: argparse.Namespace) -> None:
-    if getattr(args, "model_base", None):
-        raise FitPruneError(
-            "--model-base (LoRA checkpoints) is not supported yet: merge the adapter first and give the merged checkpoint"
-        )
-
-
 def load_options(args: argparse.Namespace) -> dict[str, Any]:
     """Options of `families.load` that were given."""
     given = {
+        "model_base": args.model_base,
+        "vision_tower": args.vision_tower,
         "template": args.conv_mode,
         "device": args.device,
         "device_map": args.device_map,

@@ -1,7 +1,11 @@
-"""What all tests share: one thread per process (the models are tiny), fixed seeds, models that are built once."""
+"""What all tests share: no network, one thread per process (the models are tiny), fixed seeds, models built once."""
+
+import os
 
 import pytest
 import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never waits for a hub
 
 torch.set_num_threads(1)
 

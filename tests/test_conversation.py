@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitprune.errors import FitPruneError
-from fitprune.families.conversation import build_prompt, names, stop_string
+from fitprune.families.conversation import build_prompt, names, stop_string, template_for
 
 Q = "<image>\nWhat is it?"
 USER_CHAT = (
@@ -21,10 +21,14 @@ MPT = (
     "<|im_start|>system\nA conversation between a user and an LLM-based AI assistant. "
     "The assistant gives helpful and honest answers.<|im_end|>"
 )
-LLAMA = (
-    "<<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual content that the "
-    "user provides, and assist the user with a variety of tasks using natural language.\n<</SYS>>\n\n"
+HELPFUL = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the "
+    "user provides, and assist the user with a variety of tasks using natural language."
 )
+LLAMA = f"<<SYS>>\n{HELPFUL}\n<</SYS>>\n\n"
+LLAMA_3 = f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{HELPFUL}<|eot_id|>"
+USER_3, ASSISTANT_3 = (f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant"))
+QWEN = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 SINGLE_TURN = {
     "vicuna_v1": f"{USER_CHAT} USER: {Q} ASSISTANT:",
     "v1": f"{USER_CHAT} USER: {Q} ASSISTANT:",
@@ -35,6 +39,8 @@ SINGLE_TURN = {
     "mistral_direct": f"{CHATML}<|im_start|>user\n{Q}<|im_end|><|im_start|>assistant\n",
     "mpt": f"{MPT}<|im_start|>user\n{Q}<|im_end|><|im_start|>assistant\n",
     "llava_llama_2": f"[INST] {LLAMA}{Q} [/INST]",
+    "llava_llama_3": f"{LLAMA_3}{USER_3}{Q}<|eot_id|>{ASSISTANT_3}",
+    "qwen_1_5": f"{QWEN}<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n",
     "plain": f"{Q}\n",
     "v0_plain": f"{Q}\n",
 }
@@ -55,6 +61,14 @@ THREE_TURNS = {
     ),
     "llava_llama_2": (f"[INST] {LLAMA}{Q} [/INST] A cat. </s><s>[INST] Sure? [/INST] Yes </s><s>[INST] Why? [/INST]"),
     "mistral_instruct": f"[INST] {Q} [/INST] A cat. </s>[INST] Sure? [/INST] Yes </s>[INST] Why? [/INST]",
+    "llava_llama_3": (
+        f"{LLAMA_3}{USER_3}{Q}<|eot_id|>{ASSISTANT_3}A cat.<|eot_id|>{USER_3}Sure?<|eot_id|>{ASSISTANT_3}Yes<|eot_id|>"
+        f"{USER_3}Why?<|eot_id|>{ASSISTANT_3}"
+    ),
+    "qwen_1_5": (
+        f"{QWEN}<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\nA cat.<|im_end|>\n<|im_start|>user\nSure?"
+        "<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    ),
 }
 DIALOGUE = sorted(set(SINGLE_TURN) - {"plain", "v0_plain"})
 
@@ -86,6 +100,8 @@ def test_names_are_all_of_them():
         ("plain", "\n"),
         ("llava_llama_2", "<s>"),
         ("mistral_instruct", ""),
+        ("llava_llama_3", "<|eot_id|>"),
+        ("qwen_1_5", "<|im_end|>"),
     ],
 )
 def test_stop_strings(name, stop):
@@ -131,3 +147,34 @@ def test_a_conversation_only_grows(name, earlier, question, answer):
     assert later.startswith(answered)
     assert answered[len(asked) :].strip().startswith(answer.strip())
     assert not asked.endswith(" ")
+
+
+class Vocabulary:
+    def __init__(self, *tokens):
+        self.tokens = {token: at for at, token in enumerate(("<s>", "</s>", *tokens))}
+
+    def get_vocab(self):
+        return self.tokens
+
+
+@pytest.mark.parametrize(
+    ("text_model", "tokens", "name", "template"),
+    [
+        ("llama", [], "liuhaotian/llava-v1.5-7b", "vicuna_v1"),
+        ("llama", [], "llava-hf/llava-v1.6-vicuna-13b-hf", "vicuna_v1"),
+        ("llama", [], "liuhaotian/llava-llama-2-13b-chat-lightning-preview", "llava_llama_2"),
+        ("llama", [], "models/LLaVA-Llama-2-7b/", "llava_llama_2"),
+        ("llama", [], "models/llama-2-based/llava-v1.5-7b", "vicuna_v1"),
+        ("mistral", [], "liuhaotian/llava-v1.6-mistral-7b", "mistral_instruct"),
+        ("mistral", [], "renamed", "mistral_instruct"),
+        ("llama", [], "mistral-is-only-its-name", "vicuna_v1"),
+        ("llama", ["<|im_start|>"], "liuhaotian/llava-v1.6-34b", "chatml_direct"),
+        ("mistral", ["<|im_start|>"], "renamed", "chatml_direct"),
+        ("qwen2", ["<|im_start|>"], "lmms-lab/llava-next-72b", "qwen_1_5"),
+        ("llama", ["<|start_header_id|>"], "lmms-lab/llama3-llava-next-8b", "llava_llama_3"),
+        ("llama", ["<|start_header_id|>", "<|im_start|>"], "llama-2", "llava_llama_3"),
+    ],
+)
+def test_the_template_is_read_from_the_checkpoint(text_model, tokens, name, template):
+    assert template_for(text_model, Vocabulary(*tokens), name) == template
+    assert template in names()

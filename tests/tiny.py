@@ -207,7 +207,7 @@ def dense_pruned(
             asks = (gone >= index) & (here >= start)  # queries of this turn that are still there
             text = asks & ~visual
             for first, last in spans:
-                count = recipe.deletions(last - first, LAYERS)[index]  # type: ignore[union-attr]
+                count = recipe.deletions(last - first, len(layers_of(model)))[index]  # type: ignore[union-attr]
                 members = [k for k in range(first, last) if gone[k] >= index]
                 own = asks & (here >= first) & (here < last)
                 cross = {k: weights[text, k].sum().item() for k in members}

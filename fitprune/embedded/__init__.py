@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-MODEL_NAME = "embedded"
+MODEL_NAME = "embedded"  # the default: a LLaVA-1.5
+MODELS = {MODEL_NAME: "model", "embedded-next": "model_next", "embedded-hr": "model_hr"}  # name: folder in here
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,6 @@ def embedded() -> Embedded:
     return Embedded(root / "model", root / "data")
 
 
-def model_path() -> Path:
-    """The folder of the shipped checkpoint (transformers layout)."""
-    return embedded().model
+def model_path(name: str = MODEL_NAME) -> Path:
+    """The folder of a shipped checkpoint (transformers layout); name as in `MODELS`."""
+    return embedded().model.with_name(MODELS[name])

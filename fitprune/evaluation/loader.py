@@ -43,7 +43,6 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Answers the questions; returns the exit code."""
-    options.check_model_base(args)
     questions = chunk(read_questions(args.question_file), args.num_chunks, args.chunk_idx)
     loaded = load(args.model_path, **options.load_options(args))
     keep_at = Path(f"{args.answers_file}.r{100 * args.reduction_ratio:.6g}.recipe.json")

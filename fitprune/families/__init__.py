@@ -1,69 +1,109 @@
 """Model families: how a checkpoint is loaded, how its prompt is written, how its images are prepared.
 
-A family is one module here and one line in `FAMILIES`; everything else (fitting, pruning, evaluation, drawing) knows
-only the `Loaded` that it makes. The pruning itself needs no family: it attaches to any decoder (attach.py).
+A family is one module here and one line in `FAMILIES` (family.py says what the module defines); everything else
+(fitting, pruning, evaluation, drawing) knows only the `Loaded` that `load` makes. The pruning itself needs no family: it
+attaches to any decoder (attach.py).
 
     python -c "import fitprune; print(fitprune.load('embedded'))"
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from ..embedded import MODEL_NAME, model_path
+from ..checkpoints.original import OriginalCheckpoint, is_original, read_original
+from ..checkpoints.source import Source
+from ..embedded import MODELS, model_path
 from ..errors import FitPruneError, first_line
+from .conversation import template_for
+from .family import Family
 from .loaded import Loaded
+from .placed import dtype_named, from_transformers, where
 
-FAMILIES = {"llava": "llava"}  # model_type in config.json → module of this package
+FAMILIES = {  # model_type of a config.json in transformers layout → module of this package
+    "llava": "llava",
+    "llava_next": "llava_next",
+    "llava_hr": "llava_hr",
+}
 
 
-def load(path: str, **options: Any) -> Loaded:
-    """Loads a checkpoint with all that is needed to ask it questions.
+def load(
+    path: str,
+    *,
+    model_base: str | None = None,
+    vision_tower: str | None = None,
+    template: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    attn: str | None = None,
+    device_map: Any = None,
+) -> Loaded:
+    """Loads a checkpoint with all that is needed to ask it questions, whichever layout it has.
 
     Args:
-        path: A folder or hub name in transformers layout, or "embedded" for the small model that ships with FitPrune.
-        options: `device` ("cpu", "cuda", "cuda:1"), `dtype` ("auto", "float32", "bfloat16", "float16"), `attn`
-            (attention implementation), `device_map` (as transformers'), `template` (conversation template).
+        path: A folder or hub name in transformers or original layout, or a model that ships with FitPrune ("embedded").
+        model_base: The language model that a LoRA or projector-only checkpoint was trained on.
+        vision_tower: Folder or hub name of CLIP for a checkpoint of the original layout, instead of the one it names.
+        template: Conversation template; default the one that the checkpoint was trained with.
+        device: "cpu", "cuda", "cuda:1"; default the first GPU, else the CPU.
+        dtype: "auto", "float32", "bfloat16", "float16"; default float32 on a CPU, else the checkpoint's.
+        attn: Attention implementation, such as "sdpa".
+        device_map: As transformers'.
     Raises:
-        FitPruneError: no such checkpoint, or a family that is not known; says what to do.
+        FitPruneError: no such checkpoint, a family that is not known, a damaged or unsafe file; says what to do.
     """
-    from transformers import AutoConfig
-
-    source = str(model_path()) if path == MODEL_NAME else path
-    folder = Path(source)
-    looks_local = folder.is_absolute() or path.startswith((".", "~")) or len(folder.parts) > 2
-    if looks_local and not (folder / "config.json").is_file():
-        raise FitPruneError(
-            f"no checkpoint at {path}: expected a folder with config.json in transformers layout, "
-            "or a hub name such as llava-hf/llava-1.5-7b-hf"
-        )
-    if (folder / "config.json").is_file() and '"mm_vision_tower"' in (folder / "config.json").read_text(
-        encoding="utf-8"
-    ):
-        raise _original_layout(path)
+    source, name = Source(model_path(path) if path in MODELS else path), path
+    config = source.json("config.json")
+    device, dtype = where(device, dtype, device_map)
+    if is_original(config):
+        checkpoint = original(source, config, model_base, vision_tower)
+        family, tokenizer, place = checkpoint.family, checkpoint.tokenizer, None
+        model: Any = checkpoint.model(dtype_named(dtype), attn, device, device_map)
+    else:
+        for option, value in (("--model-base", model_base), ("--vision-tower", vision_tower)):
+            if value:
+                raise FitPruneError(f"{path} is in transformers layout, whole in itself: leave out {option}")
+        family, place = by_type(str(config.get("model_type")), path), source.place
+        model, tokenizer = from_transformers(family.model_class(), place, device, dtype, attn, device_map)
     try:
-        config = AutoConfig.from_pretrained(source)
+        processor = family.image_processor(model.config, place)
     except (OSError, ValueError) as error:
-        raise FitPruneError(f"cannot load {path}: {first_line(error)}") from None
-    if getattr(config, "mm_vision_tower", None) is not None:
-        raise _original_layout(path)
-    if config.model_type not in FAMILIES:
+        raise FitPruneError(f"cannot load the image processor of {path}: {first_line(error)}") from None
+    usual = template_for(model.config.get_text_config().model_type, tokenizer, name)
+    return Loaded(name, model, tokenizer, template or usual, family.pictures(model.config, processor), usual)
+
+
+def original(
+    source: Source, config: Mapping[str, Any], model_base: str | None = None, vision_tower: str | None = None
+) -> OriginalCheckpoint:
+    """A checkpoint of the original layout, before its weights are loaded; errors as `load`."""
+    for module in FAMILIES.values():
+        family = _module(module)
+        if family.claims(config):
+            return read_original(source, config, family, model_base, vision_tower)
+    raise FitPruneError(
+        f"{source} has the original layout, but of no family known here ({', '.join(FAMILIES)}): see docs/new_family.md"
+    )
+
+
+def by_type(model_type: str, path: str) -> Family:
+    """The family of a config.json in transformers layout.
+
+    Raises:
+        FitPruneError: for one that is not known.
+    """
+    if model_type not in FAMILIES:
         raise FitPruneError(
-            f"{path} is a {config.model_type!r} model, families known here: {', '.join(FAMILIES)}. "
+            f"{path} is a {model_type!r} model, families known here: {', '.join(FAMILIES)}. "
             "prune(model, recipe) itself works on other models too; docs/new_family.md says what a model needs"
         )
-    family = import_module(f".{FAMILIES[config.model_type]}", __name__)
-    loaded: Loaded = family.load(source, config, name=path, **options)
-    return loaded
+    return _module(FAMILIES[model_type])
 
 
-def _original_layout(path: str) -> FitPruneError:
-    return FitPruneError(
-        f"{path} has the original LLaVA layout, which this version does not read yet: "
-        "use its transformers conversion, such as llava-hf/llava-1.5-7b-hf"
-    )
+def _module(name: str) -> Family:
+    return cast(Family, import_module(f".{name}", __name__))
 
 
 __all__ = ["FAMILIES", "Loaded", "load"]

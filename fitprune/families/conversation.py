@@ -4,11 +4,11 @@ A checkpoint answers worse, silently, when one word or space of its frame differ
 are two templates). So a template is plain data and one function writes it. The prompts are those that the Conversation
 class of LLaVA's llava/conversation.py prints.
 
-Four styles: "two" (separators alternate), "single" (one separator), "chatml" (MPT and ChatML: role headers, one end
-mark, no newline between blocks), "llama_2" ([INST] … [/INST]). `plain` is pretraining's captioning text and has no
-dialogue. Left out: templates that no LLaVA-1.5 or later evaluation uses (v0 with its example turn, llama_2 with Meta's
-system text, the mmtag ones) and llava_llama_3. `<image>` is the caller's: it stands in the user text, usually first,
-followed by a newline. The BOS token is the tokenizer's.
+Four styles: "two" (separators alternate), "single" (one separator), "chatml" (MPT, ChatML and Llama-3: role headers
+and one end mark), "llama_2" ([INST] … [/INST]). `plain` is pretraining's captioning text and has no dialogue. Left out:
+templates that no LLaVA-1.5 or later evaluation uses (v0 with its example turn, llama_2 with Meta's system text, the
+mmtag ones). `<image>` is the caller's: it stands in the user text, usually first, followed by a newline. The BOS token
+is the tokenizer's, except in llava_llama_3, whose original text comes from Llama-3's chat template and begins with it.
 
     python -c "from fitprune.families.conversation import *; print(build_prompt('mpt', [('<image>\\nWhy?', None)]))"
 """
@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import PurePath
+from typing import Any, Literal
 
 from ..errors import FitPruneError
 
@@ -27,7 +28,7 @@ class Template:
     """One frame around a conversation.
 
     `sep` ends what the user says (in "llama_2" it precedes it, from the second time on); `sep2`, or `sep` where there
-    is none, ends an answer.
+    is none, ends an answer. In "chatml" it ends the system text as well, and `gap` stands after each of these ends.
     """
 
     style: Literal["two", "single", "chatml", "llama_2", "plain"]
@@ -36,11 +37,16 @@ class Template:
     assistant: str
     sep: str
     sep2: str = ""
+    gap: str = ""
 
 
 _CURIOUS = (
     "A chat between a curious {person} and an artificial intelligence assistant. The assistant gives helpful, "
     "detailed, and polite answers to the {person}'s questions."
+)
+_HELPFUL = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
 )
 _CHATML = ("<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>")
 
@@ -56,14 +62,14 @@ TEMPLATES: dict[str, Template] = {
         "The assistant gives helpful and honest answers.",
         *_CHATML,
     ),
-    "llava_llama_2": Template(
-        "llama_2",
-        "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-        "provides, and assist the user with a variety of tasks using natural language.",
-        "",
-        "",
-        "<s>",
-        "</s>",
+    "qwen_1_5": Template("chatml", "<|im_start|>system\nYou are a helpful assistant.", *_CHATML, gap="\n"),
+    "llava_llama_2": Template("llama_2", _HELPFUL, "", "", "<s>", "</s>"),
+    "llava_llama_3": Template(
+        "chatml",
+        f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{_HELPFUL}",
+        "<|start_header_id|>user<|end_header_id|>\n\n",
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|>",
     ),
     "plain": Template("plain", "", "", "", "\n"),
 }
@@ -73,6 +79,26 @@ ALIASES = {"v1": "vicuna_v1", "mistral_direct": "chatml_direct", "v0_plain": "pl
 def names() -> list[str]:
     """Every accepted template name, other spellings included, sorted."""
     return sorted([*TEMPLATES, *ALIASES])
+
+
+def template_for(text_model_type: str, tokenizer: Any, name: str) -> str:
+    """The template that a checkpoint was trained with, from what is in it rather than from how its folder is called.
+
+    Only Llama-2-chat needs the name: its vocabulary is Vicuna's.
+
+    Args:
+        text_model_type: `model_type` of the language model's config.
+        tokenizer: Anything with `get_vocab()`.
+        name: Hub name or folder; its last part counts.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if "<|start_header_id|>" in vocabulary:
+        return "llava_llama_3"
+    if "<|im_start|>" in vocabulary:
+        return "qwen_1_5" if text_model_type.startswith("qwen2") else "chatml_direct"
+    if text_model_type == "mistral":
+        return "mistral_instruct"
+    return "llava_llama_2" if "llama-2" in PurePath(name).name.lower() else "vicuna_v1"
 
 
 def stop_string(template: str) -> str:
@@ -97,7 +123,8 @@ def build_prompt(template: str, turns: Sequence[tuple[str, str | None]]) -> str:
             be answered; "" is an answer that is empty.
     Raises:
         FitPruneError: for an unknown template, no turn, or an unanswered turn before the last one.
-    Source: LLaVA, llava/conversation.py (Conversation.get_prompt).
+    Source: LLaVA, llava/conversation.py (Conversation.get_prompt); qwen_1_5 and llava_llama_3: the same file of
+        LLaVA-NeXT. Its first Llama-3 roles carried the header mark twice; here it stands once, as in Llama-3 itself.
     """
     frame = _template(template)
     if not turns:
@@ -113,14 +140,14 @@ def build_prompt(template: str, turns: Sequence[tuple[str, str | None]]) -> str:
     if frame.style == "llama_2":
         return _llama_2(frame, turns)
     colon = "" if frame.style == "chatml" else ": "
-    opening = frame.system + frame.sep if frame.system else ""
+    opening = frame.system + frame.sep + frame.gap if frame.system else ""
     parts = [opening]
     for text, answer in turns:
-        parts.append(frame.user + colon + text + frame.sep)
+        parts.append(frame.user + colon + text + frame.sep + frame.gap)
         if answer is None:
             parts.append(frame.assistant + colon.rstrip())
         else:
-            parts.append(frame.assistant + colon + answer + (frame.sep2 or frame.sep))
+            parts.append(frame.assistant + colon + answer + (frame.sep2 or frame.sep) + frame.gap)
     return "".join(parts)
 
 

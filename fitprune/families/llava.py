@@ -1,26 +1,84 @@
 """LLaVA-1.5: CLIP patches of one square picture, a two-layer projector, a Llama decoder.
 
-Loads transformers' layout (`llava-hf/llava-1.5-7b-hf`, `-13b-hf`, or a folder of that layout). Two things differ from
-transformers' own processor and follow the original instead: the picture is padded to a square with the mean colour
-(the processor crops the edges away), and the prompt is LLaVA's `vicuna_v1` with its system sentence, tokenised in
-pieces (loaded.py). The original layout (`liuhaotian/…`) is left to a later version.
+Checkpoints come in transformers' layout (`llava-hf/llava-1.5-7b-hf`) and in the original one (`liuhaotian/llava-v1.5-7b`).
+Where transformers' own processor differs from the original, the original is followed: the picture is padded to a square
+with the mean colour (the processor crops the edges away) unless the checkpoint was trained on cropped ones.
+
+What other families share with it is here too: squaring, the Pillow-backed CLIP processor, and the checks of an original
+config's projector and feature selection.
 
     fitprune eval --model-path llava-hf/llava-1.5-7b-hf --help
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import FitPruneError, first_line
-from .loaded import Loaded
+from ..errors import FitPruneError
+from .family import Original, Pictures
 
-TEMPLATE = "vicuna_v1"  # what the paper's evaluation scripts use for every LLaVA-1.5
+RULES: Sequence[tuple[str, str]] = ()
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+STRATEGIES = {"patch": "default", "cls_patch": "full"}  # mm_vision_select_feature → vision_feature_select_strategy
+
+
+def model_class() -> Any:
+    from transformers import LlavaForConditionalGeneration
+
+    return LlavaForConditionalGeneration
+
+
+def claims(config: Mapping[str, Any]) -> bool:
+    tiled = str(config.get("image_aspect_ratio")).startswith("anyres")
+    merged = str(config.get("mm_patch_merge_type") or "flat") != "flat"
+    return not (config.get("is_multipath_encoder") or tiled or merged)
+
+
+def check_supported(config: Mapping[str, Any]) -> None:
+    """Refuses what transformers' LLaVA models cannot do and no released checkpoint of the three families has.
+
+    Raises:
+        FitPruneError: naming the field of the original config.
+    """
+    for field, supported in (
+        ("mm_projector_type", ("mlp2x_gelu",)),
+        ("mm_use_im_start_end", (None, False)),
+        ("mm_resampler_type", (None,)),
+        ("mm_vision_select_feature", (None, *STRATEGIES)),
+    ):
+        if (value := config.get(field)) not in supported:
+            wanted = " or ".join(str(choice) for choice in supported if choice is not None) or "none"
+            raise FitPruneError(f"config.json has {field} {value!r}, which is not supported (only {wanted})")
+
+
+def selection(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Which of CLIP's outputs become visual tokens: transformers' fields for an original config."""
+    return {
+        "vision_feature_layer": int(config.get("mm_vision_select_layer", -2)),
+        "vision_feature_select_strategy": STRATEGIES[config.get("mm_vision_select_feature") or "patch"],
+    }
+
+
+def configure(original: Original) -> Any:
+    from transformers import LlavaConfig
+
+    check_supported(original.config)
+    chosen = selection(original.config)
+    patches = (original.clip.image_size // original.clip.patch_size) ** 2
+    config = LlavaConfig(
+        vision_config=original.clip,
+        text_config=original.text,
+        image_token_index=original.image_token,
+        image_seq_length=patches + (chosen["vision_feature_select_strategy"] == "full"),
+        tie_word_embeddings=original.text.tie_word_embeddings,
+        **chosen,
+    )
+    config.image_aspect_ratio = original.config.get("image_aspect_ratio") or "square"
+    return config
 
 
 def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
@@ -33,63 +91,75 @@ def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     return square
 
 
-def image_processor(path: str) -> Any:
-    """The checkpoint's CLIP image processor, in the implementation that uses Pillow whatever else is installed."""
+def clip_processor(side: int | None, source: str | None) -> Any:
+    """CLIP's image processor, in the implementation that uses Pillow whatever else is installed.
+
+    Args:
+        side: Pixels along an edge, where no source says it.
+        source: Folder or hub name with a preprocessor_config.json; None to use CLIP's own mean and deviation.
+    """
     try:
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as Kind
     except ImportError:  # before the implementations were renamed
         from transformers.models.clip.image_processing_clip import CLIPImageProcessor as Kind
-    return Kind.from_pretrained(path)
+    if source is not None:
+        return Kind.from_pretrained(source)
+    return Kind(**image_settings(side))
 
 
-def place(kind: Any, path: str, device: str | None, dtype: str | None, attn: str | None, device_map: Any) -> Any:
-    """Weights in memory on the right device: checkpoint precision on a GPU, float32 on a CPU unless told otherwise."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype is None:
-        dtype = "float32" if device == "cpu" and device_map is None else "auto"
-    options = {"attn_implementation": attn} if attn else {}
+def image_settings(side: int | None) -> dict[str, Any]:
+    """Arguments of transformers' image processors for CLIP pictures of that many pixels along an edge."""
+    return {
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+    }
+
+
+def image_processor(config: Any, source: str | None) -> Any:
+    return clip_processor(config.vision_config.image_size, source)
+
+
+def squaring_processor(side: int, squared: bool) -> Any:
+    """transformers' LLaVA image processor, which pads to a square by itself: for folders that `fitprune convert` writes."""
     try:
-        model, report = kind.from_pretrained(
-            path, dtype=dtype, device_map=device_map, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
-        raise FitPruneError(f"cannot load {path}: {first_line(error)}") from None
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise FitPruneError(f"{path} lacks {len(missing)} weights, such as {missing[0]}: download the checkpoint again")
-    if device_map is None:
-        try:
-            model = model.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise FitPruneError(f"cannot use device {device!r}: {first_line(error)}") from None
-    return model.eval()
+        from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil as Kind
+    except ImportError:
+        from transformers.models.llava.image_processing_llava import LlavaImageProcessor as Kind
+    return Kind(**image_settings(side), do_pad=squared)
 
 
-def load(
-    path: str,
-    config: Any,
-    *,
-    name: str,
-    template: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    attn: str | None = None,
-    device_map: Any = None,
-) -> Loaded:
-    """Loads a LLaVA-1.5; see `families.load`."""
-    from transformers import AutoTokenizer, LlavaForConditionalGeneration
+def processor(config: Any, image_processor: Any, tokenizer: Any) -> Any:
+    from transformers import LlavaProcessor
 
-    try:
-        tokenizer, processor = AutoTokenizer.from_pretrained(path), image_processor(path)
-    except (OSError, ValueError, ImportError) as error:
-        raise FitPruneError(f"cannot load the tokenizer or image processor of {path}: {first_line(error)}") from None
-    model = place(LlavaForConditionalGeneration, path, device, dtype, attn, device_map)
-    colour = tuple(int(mean * 255) for mean in processor.image_mean)
     vision = config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full")
+    return LlavaProcessor(
+        squaring_processor(vision.image_size, squared(config)),
+        tokenizer,
+        patch_size=vision.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,  # CLIP's class token
+    )
+
+
+def squared(config: Any) -> bool:
+    """Whether pictures are padded to a square: as every LLaVA-1.5 was evaluated, unless the original config said no."""
+    return getattr(config, "image_aspect_ratio", "pad") == "pad"
+
+
+def squared_pictures(config: Any, image_processor: Any, tokens: int) -> Pictures:
+    """Pictures that are squared, resized, and always take the same number of tokens."""
+    colour = tuple(int(mean * 255) for mean in image_processor.image_mean)
 
     def prepare(image: Image.Image) -> dict[str, Tensor]:
-        return {"pixel_values": processor(pad_to_square(image, colour), return_tensors="pt")["pixel_values"]}
+        whole = pad_to_square(image, colour) if squared(config) else image
+        return {"pixel_values": image_processor(whole, return_tensors="pt")["pixel_values"]}
 
-    return Loaded(name, model, tokenizer, template or TEMPLATE, prepare, lambda image: patches, TEMPLATE)
+    return Pictures(prepare, lambda image: tokens)
+
+
+def pictures(config: Any, image_processor: Any) -> Pictures:
+    vision = config.vision_config
+    tokens = (vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full")
+    return squared_pictures(config, image_processor, tokens)

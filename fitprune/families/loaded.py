@@ -1,16 +1,16 @@
 """A checkpoint ready to be asked: model, tokenizer, image preparation, conversation template.
 
-The prompt is tokenised in pieces, as LLaVA does: the text is split at `<image>`, every piece is tokenised on its own
-with its BOS, and only the first keeps it; image tokens go between. In one pass the tokenizer would join what LLaVA keeps
-apart (the text after the image starts with "▁" and a line break). Images are squared and processed one by one with
-Pillow, so that a picture gives the same pixels alone and in a batch, with torchvision installed or not.
+Prompts are tokenised in pieces, as LLaVA does (pieces.py). Pictures are processed one by one with Pillow, so that one
+gives the same pixels alone and in a batch, with torchvision installed or not; where pictures have unlike numbers of
+views (LLaVA-NeXT's tiles), a batch is filled up with empty ones, which the model cuts off again.
 
     python -c "import fitprune; print(fitprune.load('embedded').prompt('What number is written?'))"
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,23 +22,19 @@ from torch import Tensor, nn
 from ..cost import CostModel
 from ..errors import FitPruneError
 from .conversation import build_prompt, stop_string
-
-IMAGE = "<image>"
+from .family import Pictures
+from .pieces import IMAGE, piecewise
 
 
 @dataclass
 class Loaded:
-    """One loaded checkpoint.
-
-    tokens_for: how many visual tokens an image of a given size takes; prepare: its pixels as model inputs, [1, …] each.
-    """
+    """One loaded checkpoint."""
 
     name: str
     model: nn.Module
     tokenizer: Any
     template: str
-    prepare: Callable[[Image.Image], dict[str, Tensor]]
-    tokens_for: Callable[[Image.Image], int]
+    pictures: Pictures
     default_template: str = ""
 
     def __post_init__(self) -> None:
@@ -58,6 +54,14 @@ class Loaded:
     def cost(self) -> CostModel:
         return CostModel.from_config(self.model.config)
 
+    def tokens_for(self, image: Image.Image) -> int:
+        """How many visual tokens a picture takes; only its size matters."""
+        return self.pictures.tokens_for(image)
+
+    def prepare(self, image: Image.Image) -> dict[str, Tensor]:
+        """A picture as model inputs, [1, …] each."""
+        return self.pictures.prepare(image)
+
     def prompt(self, text: str, image: bool = True) -> str:
         """The whole prompt for one question: system sentence, `<image>`, question, in the checkpoint's template."""
         return build_prompt(self.template, [(f"{IMAGE}\n{text}" if image else text, None)])
@@ -66,16 +70,19 @@ class Loaded:
         """Token ids of a prompt whose n-th `<image>` stands for the n-th image.
 
         Raises:
-            FitPruneError: if the prompt has another number of `<image>`.
+            FitPruneError: if the prompt has another number of `<image>`, or is too long for the checkpoint.
         """
-        pieces = prompt.split(IMAGE)
-        if len(pieces) - 1 != len(images):
-            raise FitPruneError(f"the prompt has {len(pieces) - 1} {IMAGE} but there are {len(images)} image(s)")
-        ids: list[int] = list(self.tokenizer(pieces[0]).input_ids)
-        start = 1 if ids[:1] == [self.tokenizer.bos_token_id] else 0
-        for piece, image in zip(pieces[1:], images, strict=True):
-            ids += [self.image_token] * self.tokens_for(image)
-            ids += self.tokenizer(piece).input_ids[start:]
+        counts = [self.tokens_for(image) for image in images]
+        ids = piecewise(self.tokenizer, prompt, counts, self.image_token)
+        longest = getattr(self.model.config, "tokenizer_model_max_length", None)
+        if longest is not None and len(ids) > longest:  # as the original does with checkpoints that say so
+            if self.image_token in ids[longest:]:
+                raise FitPruneError(
+                    f"the prompt takes {len(ids)} tokens, the checkpoint {longest}, and the end of a picture would be cut "
+                    "off: ask about fewer or smaller pictures"
+                )
+            warnings.warn(f"prompt of {len(ids)} tokens cut to the checkpoint's {longest}", stacklevel=2)
+            ids = ids[:longest]
         return ids
 
     def ask(self, question: str, *images: str | Path | Image.Image, **generation: Any) -> str:
@@ -106,7 +113,7 @@ class Loaded:
         inputs = {"input_ids": ids, "attention_mask": mask}
         pictures = [self.prepare(image) for _, images in questions for image in images]
         for key in pictures[0] if pictures else ():
-            inputs[key] = torch.cat([picture[key] for picture in pictures])
+            inputs[key] = _together([picture[key] for picture in pictures])
         dtype = next(self.model.parameters()).dtype
         return {
             key: value.to(self.device, dtype if value.is_floating_point() else None) for key, value in inputs.items()
@@ -129,11 +136,27 @@ class Loaded:
         output = self.model.generate(  # type: ignore[operator]
             **inputs, **sampling, num_beams=num_beams, max_new_tokens=max_new_tokens, use_cache=True,
             pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id,
+            eos_token_id=self._ends() or None,
         )  # fmt: skip
         new = output[:, inputs["input_ids"].shape[1] :]
         stop = stop_string(self.template)
         answers = (text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True))
         return [answer.removesuffix(stop).strip() if stop.strip() else answer for answer in answers]
+
+    def _ends(self) -> list[int]:
+        """Tokens that end an answer: the checkpoint's, and the template's stop string where that is one token."""
+        ends: Any = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
+        known: list[int] = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
+        stop = self.tokenizer.get_vocab().get(stop_string(self.template).strip())
+        return known if stop is None or stop in known else [*known, stop]
+
+
+def _together(tensors: Sequence[Tensor]) -> Tensor:
+    """Pictures [1, views, …] or [1, …] one after the other, filled up with zeros to the largest number of views."""
+    if tensors[0].ndim == 5:  # [1, views, 3, height, width]
+        most = max(tensor.shape[1] for tensor in tensors)
+        tensors = [torch.nn.functional.pad(t, (0, 0) * 3 + (0, most - t.shape[1])) for t in tensors]
+    return torch.cat(list(tensors))
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -1,0 +1,103 @@
+"""LoRA checkpoints of LLaVA: an adapter of the language model, merged into its base while that is read.
+
+`liuhaotian/llava-v1.5-7b-lora` holds adapter_config.json and adapter_model.bin (PEFT) and, in non_lora_trainables.bin,
+what was trained whole: the projector. The base is the plain language model (`lmsys/vicuna-7b-v1.5`). A layer's weight W
+becomes W + scale · B A, with scale = alpha / r, computed in float32. Left out: DoRA, ranks that differ by layer, biases.
+
+    fitprune convert llava-v1.5-7b-lora /tmp/merged --model-base lmsys/vicuna-7b-v1.5
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import FitPruneError
+from .source import Source
+from .weights import Weights
+
+CONFIG = "adapter_config.json"
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+TRAINED_WHOLE = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
+
+
+class Adapter:
+    """Low-rank updates by the name of the weight that they change: A [r, in] and B [out, r]."""
+
+    def __init__(self, config: Mapping[str, Any], weights: Weights, name: str) -> None:
+        """
+        Raises:
+            FitPruneError: for kinds of adapters that are not supported, and tensors that are no pairs of A and B.
+        """
+        for field, plain in (
+            ("peft_type", "LORA"), ("bias", "none"), ("use_dora", False), ("fan_in_fan_out", False),
+            ("rank_pattern", {}), ("alpha_pattern", {}), ("modules_to_save", None),
+        ):  # fmt: skip
+            if (config.get(field) or plain or None) != (plain or None):
+                raise FitPruneError(
+                    f"{name}: {CONFIG} has {field} {config[field]!r}, which is not supported: merge it with PEFT first"
+                )
+        rank, alpha = config.get("r"), config.get("lora_alpha")
+        if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+            raise FitPruneError(f"{name}: {CONFIG} has no rank r and lora_alpha: download it again")
+        self.name = name
+        self.scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+        self.pairs: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in weights.tensors():
+            match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight", key)
+            if match is None:
+                raise FitPruneError(f"{weights.files[key]}: {key} is not part of a LoRA adapter")
+            self.pairs.setdefault(f"{match[1]}.weight", {})[match[2]] = tensor
+        if lonely := [key for key, pair in self.pairs.items() if len(pair) != 2]:
+            raise FitPruneError(f"{name}: the adapter of {lonely[0]} has only one of its two matrices")
+        self.unused = set(self.pairs)
+
+    def __call__(self, key: str, weight: Tensor) -> Tensor:
+        """The weight [out, in] of that (original) name with its update, if it has one.
+
+        Raises:
+            FitPruneError: if the shapes do not fit.
+        """
+        pair = self.pairs.get(key)
+        if pair is None:
+            return weight
+        self.unused.discard(key)
+        down, up = pair["A"], pair["B"]
+        if weight.shape != (up.shape[0], down.shape[1]):
+            raise FitPruneError(
+                f"{self.name}: the adapter of {key} is for a weight {[up.shape[0], down.shape[1]]}, the base's is "
+                f"{list(weight.shape)}: give the base that it was trained on"
+            )
+        return (weight.float() + self.scale * (up.float() @ down.float())).to(weight.dtype)
+
+    def check_used(self) -> None:
+        """Raises FitPruneError if a part of the adapter met no weight of the base."""
+        if self.unused:
+            raise FitPruneError(
+                f"{self.name}: {len(self.unused)} parts of the adapter fit no weight of the base, such as "
+                f"{min(self.unused)}: give the base that it was trained on"
+            )
+
+
+def find_adapter(source: Source) -> Adapter | None:
+    """The adapter that a checkpoint folder holds, None if it holds none.
+
+    Raises:
+        FitPruneError: as `Adapter`, and when only its config is there.
+    """
+    if source.get(CONFIG) is None:
+        return None
+    config = source.json(CONFIG)
+    weights = Weights.find(source, ADAPTERS)
+    if weights is None:
+        raise FitPruneError(f"{source} is incomplete: {CONFIG} is there but no {' or '.join(ADAPTERS)}; download it")
+    return Adapter(config, weights, source.name)
+
+
+def plain_name(key: str) -> str:
+    """Name of a weight in non_lora_trainables, without the prefixes that PEFT's wrapping left."""
+    key = key.removeprefix("base_model.")
+    return key.removeprefix("model.") if key.startswith("model.model.") else key

@@ -1,0 +1,293 @@
+"""An original checkpoint, put together: which family it is, its transformers config, its weights, its tokenizer.
+
+Original folders say `model_type: llava` like transformers' own but mean a flat config with the language model's sizes
+and `mm_…` fields; AutoConfig reads them without an error, and wrongly. So config.json is read here, and detected by
+`mm_vision_tower`. CLIP is stored in LLaVA-1.6 and LLaVA-HR checkpoints; LLaVA-1.5 names a repository to take it from.
+
+    python -c "from fitprune.checkpoints.original import *; print(is_original({'mm_vision_tower': 'openai/clip'}))"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import FitPruneError, first_line
+from .fill import Part, empty, fill, match
+from .lora import ADAPTERS, CONFIG, TRAINED_WHOLE, Adapter, find_adapter, plain_name
+from .names import CLIP, TOWER, rename
+from .source import Source, read_json
+from .tokens import IMAGE, original_tokenizer, rows_for
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from ..families.family import Family
+
+OPENAI_CLIP = {  # sizes of the towers that published checkpoints name, known without asking the hub
+    f"openai/clip-vit-large-patch14{suffix}": {
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "patch_size": 14, "image_size": side, "projection_dim": 768,
+    }
+    for suffix, side in (("-336", 336), ("", 224))
+}  # fmt: skip
+NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+PROJECTOR = ("mm_projector.safetensors", "mm_projector.bin")
+
+
+def is_original(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of the original layout."""
+    return config.get("mm_vision_tower") is not None and "text_config" not in config
+
+
+@dataclass(frozen=True)
+class Original:
+    """A checkpoint in its authors' layout, as far as it is needed to write its transformers config.
+
+    config: config.json as it is, with the original field names.
+    text: transformers config of its language model, the vocabulary already grown by `<image>`.
+    clip: transformers config of its CLIP tower (CLIPVisionConfig).
+    image_token: Id of `<image>`.
+    shapes: Shape of every tensor in the weight files, by original name.
+    """
+
+    config: Mapping[str, Any]
+    text: Any
+    clip: Any
+    image_token: int
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+@dataclass
+class OriginalCheckpoint:
+    """All of an original checkpoint but its weights' values.
+
+    config: transformers config; vocabulary: rows of the embeddings in the files; eos: token or tokens that end an answer.
+    """
+
+    name: str
+    family: Family
+    config: Any
+    tokenizer: Any
+    parts: list[Part]
+    vocabulary: int
+    eos: int | list[int]
+    dtype: torch.dtype
+
+    def model(self, dtype: torch.dtype | None, attn: str | None, device: Any, device_map: Any = None) -> nn.Module:
+        """The model with its weights.
+
+        Args:
+            dtype: Precision; None for the checkpoint's.
+            device: Where it goes, unless a device_map (as transformers') says it.
+        Raises:
+            FitPruneError: for weights that do not fit, and a device that cannot be used.
+        """
+        from transformers import GenerationConfig
+
+        dtype = dtype or self.dtype
+        model: Any = empty(self.family.model_class(), self.config, attn)
+        plan = match(model, self.parts, self.name, self.vocabulary)
+        places = _device_map(model, device_map, dtype) if device_map is not None else {"": device}
+        try:
+            fill(model, self.parts, plan, dtype, lambda name: _place(name, places))
+            if device_map is None:
+                model.to(device)  # buffers
+            else:
+                from accelerate import dispatch_model
+
+                dispatch_model(model, places)
+        except (RuntimeError, AssertionError) as error:
+            raise FitPruneError(f"cannot use device {device_map or device!r}: {first_line(error)}") from None
+        for part in self.parts:
+            if isinstance(part.change, Adapter):
+                part.change.check_used()
+        model.config.dtype = dtype
+        rows = model.get_input_embeddings().weight.shape[0]
+        model.generation_config = GenerationConfig(
+            bos_token_id=self.tokenizer.bos_token_id, eos_token_id=self.eos, pad_token_id=self.tokenizer.pad_token_id,
+            suppress_tokens=list(range(self.vocabulary, rows)) or None,
+        )  # fmt: skip
+        return model.eval()
+
+
+def read_original(
+    source: Source, config: Mapping[str, Any], family: Family, base: str | None = None, vision_tower: str | None = None
+) -> OriginalCheckpoint:
+    """Reads everything but the weights' values of a checkpoint in original layout.
+
+    Args:
+        config: Its config.json.
+        base: The plain language model of a LoRA or projector-only checkpoint.
+        vision_tower: Folder or hub name of CLIP, instead of the one that the config names.
+    Raises:
+        FitPruneError: saying which file or field is wrong or missing.
+    """
+    if lost := [field for field in NEEDED if not isinstance(config.get(field), int)]:
+        raise FitPruneError(f"{source}: config.json lacks {', '.join(lost)}: download it again")
+    text_source = Source(base) if base else source
+    parts = _parts(source, text_source, family)
+    shapes = {plain_name(name): shape for part in reversed(parts) for name, shape in part.weights.shapes.items()}
+    tower = _tower(source, str(config["mm_vision_tower"]), vision_tower)
+    if not any(name.startswith(TOWER) for name in shapes):
+        parts.append(_tower_part(tower, vision_tower or str(config["mm_vision_tower"])))
+    tokenizer = original_tokenizer(text_source)
+    vocabulary = int(config["vocab_size"])
+    original = Original(
+        config=config, text=_text_config(config, rows_for(tokenizer, vocabulary)), clip=_clip_config(tower, str(config["mm_vision_tower"])),
+        image_token=tokenizer.convert_tokens_to_ids(IMAGE), shapes=shapes,
+    )  # fmt: skip
+    made = family.configure(original)
+    made.architectures = [family.model_class().__name__]
+    if config.get("tokenizer_model_max_length"):
+        made.tokenizer_model_max_length = int(config["tokenizer_model_max_length"])
+    generation = source.get("generation_config.json")
+    eos = (read_json(generation).get("eos_token_id") if generation else None) or config.get("eos_token_id")
+    embeddings = next(part.weights for part in parts if "model.embed_tokens.weight" in part.weights.shapes)
+    return OriginalCheckpoint(
+        source.name, family, made, tokenizer, parts, vocabulary,
+        tokenizer.eos_token_id if eos is None else eos, embeddings.dtype("model.embed_tokens.weight"),
+    )  # fmt: skip
+
+
+def _parts(source: Source, base: Source, family: Family) -> list[Part]:
+    """The weight files of language model and projector; what a checkpoint has itself goes before its base's."""
+
+    def known(name: str) -> str | None:
+        return rename(name, family.RULES)
+
+    own = Weights.find(source)
+    adapter = find_adapter(source)
+    if base is source:
+        if adapter is not None:
+            named = source.json(CONFIG).get("base_model_name_or_path") or "the model that it was trained on"
+            raise FitPruneError(f"{source} is a LoRA adapter: give its base with --model-base ({CONFIG} names {named})")
+        if own is None:
+            if source.get(PROJECTOR[0]) or source.get(PROJECTOR[1]):
+                raise FitPruneError(f"{source} holds a projector only: give its language model with --model-base")
+            raise FitPruneError(
+                f"{source} has no weights (model.safetensors, pytorch_model.bin or shards): download it"
+            )
+        _need_embeddings(own, source)
+        return [Part(own, known)]
+    if own is not None:
+        raise FitPruneError(f"{source} has a language model of its own: leave out --model-base {base}")
+    language = Weights.find(base)
+    if language is None:
+        raise FitPruneError(f"the base {base} has no weights (model.safetensors, pytorch_model.bin or shards)")
+    _need_embeddings(language, base)
+    names = TRAINED_WHOLE if adapter is not None else PROJECTOR
+    extra = Weights.find(source, names)
+    if extra is None:
+        raise FitPruneError(
+            f"{source} is incomplete: {' or '.join(names)} is missing ({', '.join(ADAPTERS)} alone will not do)"
+        )
+    return [Part(extra, lambda name: known(plain_name(name))), Part(language, known, adapter)]
+
+
+def _need_embeddings(weights: Weights, source: Source) -> None:
+    if "model.embed_tokens.weight" not in weights.shapes:
+        raise FitPruneError(
+            f"{source} lacks model.embed_tokens.weight: its weights are no LLaVA's of the original layout"
+        )
+
+
+def _tower(source: Source, named: str, override: str | None) -> Source | None:
+    """Where CLIP's files are: what was given, else a CLIP inside the checkpoint's folder, else a folder of the config's
+    name (from here or from the checkpoint), else the hub. None for a well-known one that lies nowhere here."""
+    if override is not None:
+        return Source(override)
+    for folder in source.folders():
+        file = folder / "config.json"
+        if file.is_file() and str(read_json(file).get("model_type", "")).startswith("clip"):
+            return Source(folder)
+    if source.folder is not None and (source.folder / named).is_dir():
+        return Source(source.folder / named)
+    tower = Source(named)
+    return tower if tower.folder is not None or named not in OPENAI_CLIP else None
+
+
+def _tower_part(tower: Source | None, name: str) -> Part:
+    tower = tower or Source(name)
+    weights = Weights.find(tower)
+    if weights is None:
+        raise FitPruneError(
+            f"the vision tower {tower} has no weights here: give a folder that has them with --vision-tower"
+        )
+    return Part(weights, lambda key: rename(key, (), CLIP))
+
+
+def _clip_config(tower: Source | None, named: str) -> Any:
+    """CLIPVisionConfig of the tower."""
+    from transformers import CLIPVisionConfig
+
+    if tower is None:
+        return CLIPVisionConfig(**OPENAI_CLIP[named])
+    config = tower.json("config.json")
+    if not str(config.get("model_type", "")).startswith("clip"):
+        raise FitPruneError(f"the vision tower {tower} is a {config.get('model_type')!r}: only CLIP is supported")
+    sizes = dict(config.get("vision_config") or config)
+    known = CLIPVisionConfig().to_dict().keys()
+    return CLIPVisionConfig(**{key: value for key, value in sizes.items() if key in known and key not in _NOT_SIZES})
+
+
+_NOT_SIZES = (
+    "model_type",
+    "architectures",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "_name_or_path",
+    "id2label",
+    "label2id",
+)
+
+
+def _text_config(config: Mapping[str, Any], rows: int) -> Any:
+    """The language model's config from the flat original one, its vocabulary grown to `rows`."""
+    import transformers
+
+    kind = str(config.get("model_type", "")) + "".join(config.get("architectures") or ())
+    if "mpt" in kind.lower():
+        raise FitPruneError("LLaVA-MPT checkpoints are not supported: the family needs a Llama, Mistral or Qwen2")
+    name = "MistralConfig" if "mistral" in kind.lower() else "Qwen2Config" if "qwen" in kind.lower() else "LlamaConfig"
+    cls = getattr(transformers, name)
+    known = {*cls().to_dict(), "rope_theta", "rope_scaling"} - set(_NOT_SIZES)
+    fields = {key: value for key, value in config.items() if key in known}
+    return cls.from_dict({**fields, "vocab_size": rows})
+
+
+def _device_map(model: Any, device_map: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """transformers' device_map as places of modules; "auto" and its like are worked out for this model."""
+    from accelerate import infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
+
+    if not isinstance(device_map, str):
+        return dict(device_map)
+    if device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return {"": device_map}
+    whole = sorted(getattr(model, "_no_split_modules", None) or ())
+    memory = None
+    if device_map != "sequential":
+        memory = get_balanced_memory(
+            model, dtype=dtype, no_split_module_classes=whole, low_zero=device_map == "balanced_low_0"
+        )
+    return dict(infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole, dtype=dtype))
+
+
+def _place(name: str, places: Mapping[str, Any]) -> Any:
+    """Device of a weight: that of the closest module around it that has one.
+
+    Raises:
+        FitPruneError: if it would be kept on disk.
+    """
+    while name and name not in places:
+        name = name.rpartition(".")[0]
+    if name not in places:
+        raise FitPruneError("the device_map leaves out parts of the model: give auto")
+    if places[name] == "disk":
+        raise FitPruneError("the model does not fit into memory (parts would go to disk): use more or larger devices")
+    return places[name]

@@ -1,0 +1,163 @@
+"""Weight files of a checkpoint, read one tensor at a time: safetensors, or PyTorch's `.bin`, in one file or in shards.
+
+Nothing is ever unpickled that could run code: `.bin` files are read by PyTorch's restricted reader, and one that holds
+more than tensors is refused with its name. Files are memory-mapped, so a tensor takes no memory before it is used and
+none twice. A file that is missing, cut short, or lacks what its index promises is an error before anything is loaded.
+
+    pytest tests/test_checkpoint_weights.py
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import FitPruneError, first_line
+from .source import Source, read_json
+
+NAMES = ("model.safetensors", "pytorch_model.bin")  # in this order; each may come in shards, with an index
+LFS = b"version https://git-lfs"
+
+
+class Weights:
+    """Tensors by name, in any number of files.
+
+    files: the file of every tensor; shapes: its shape.
+    """
+
+    def __init__(self, paths: Mapping[Path, set[str]]) -> None:
+        """
+        Args:
+            paths: Each file, with the names that an index promises in it (an empty set where there is no index).
+        Raises:
+            FitPruneError: for a file that is damaged, holds code, or lacks a promised tensor.
+        """
+        self.files: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for path, promised in paths.items():
+            shard = _open(path)
+            for name, shape in shard.shapes().items():
+                self.files[name], self.shapes[name] = path, shape
+            if lost := sorted(promised - shard.shapes().keys()):
+                raise FitPruneError(
+                    f"{path} lacks {len(lost)} tensors that its index promises, such as {lost[0]}: download it again"
+                )
+
+    @classmethod
+    def find(cls, source: Source, names: tuple[str, ...] = NAMES) -> Weights | None:
+        """The weights of a checkpoint, whichever of the names they have; None if there are none.
+
+        Raises:
+            FitPruneError: as the class, and for an index that is torn or names a missing shard.
+        """
+        for name in names:
+            index = source.get(f"{name}.index.json")
+            if index is not None:
+                return cls(_shards(source, index))
+            file = source.get(name)
+            if file is not None:
+                return cls({file: set()})
+        return None
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor with its name, file by file; a file is closed before the next one is opened."""
+        for path in dict.fromkeys(self.files.values()):
+            shard = _open(path)
+            for name in shard.shapes():
+                yield name, shard.tensor(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Precision of one tensor."""
+        return _open(self.files[name]).tensor(name).dtype
+
+
+def _shards(source: Source, index: Path) -> dict[Path, set[str]]:
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(file, str) for file in table.values()):
+        raise FitPruneError(f"{index} is no index of weight files (no weight_map): download it again")
+    promised: dict[str, set[str]] = {}
+    for name, file in table.items():
+        promised.setdefault(file, set()).add(name)
+    shards = {}
+    for file, names in sorted(promised.items()):
+        if Path(file).name != file:
+            raise FitPruneError(f"{index} names a file outside its folder, {file!r}: refused")
+        path = source.get(file)
+        if path is None:
+            raise FitPruneError(
+                f"{source} is incomplete: {file}, which holds {min(names)} and {len(names) - 1} more, is missing; "
+                "download it"
+            )
+        shards[path] = names
+    return shards
+
+
+class _Safetensors:
+    def __init__(self, path: Path) -> None:
+        self.file = safe_open(path, framework="pt")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(self.file.get_slice(name).get_shape()) for name in self.file.keys()}  # noqa: SIM118
+
+    def tensor(self, name: str) -> Tensor:
+        return self.file.get_tensor(name)
+
+
+class _Pickled:
+    """A `.bin` file: tensors by name, read without running what else a pickle can hold."""
+
+    def __init__(self, path: Path) -> None:
+        mapped = zipfile.is_zipfile(path)  # files of PyTorch before 1.6 cannot be mapped
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's age: it is read or refused
+            values = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
+        if not isinstance(values, dict):
+            raise FitPruneError(f"{path} holds a {type(values).__name__}, not tensors by name: not a checkpoint")
+        for name, value in values.items():
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+                if not (isinstance(value, Tensor) and name.endswith("position_ids")):
+                    raise FitPruneError(f"{path}: {name} is {kind}, not a tensor of real numbers")
+        self.values: dict[str, Tensor] = values
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape) for name, value in self.values.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        return self.values[name]
+
+
+def _open(path: Path) -> Any:
+    """A weight file, checked as far as opening it does.
+
+    Raises:
+        FitPruneError: naming the file and what is wrong with it.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(LFS))
+        if start == LFS:
+            raise FitPruneError(f"{path} is a git-lfs pointer, not the weights: run `git lfs pull` in its folder")
+        return _Safetensors(path) if path.suffix == ".safetensors" else _Pickled(path)
+    except pickle.UnpicklingError as error:
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise FitPruneError(
+                f"{path} holds Python code besides tensors ({found[1]}): refused, nothing of it was run; "
+                "use a copy from a source that you trust, best in safetensors"
+            ) from None
+        raise FitPruneError(f"{path} is damaged or no weight file ({first_line(error)}): download it again") from None
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        if isinstance(error, FitPruneError):
+            raise
+        raise FitPruneError(
+            f"{path} is damaged or only partly downloaded ({first_line(error)}): download it again"
+        ) from None

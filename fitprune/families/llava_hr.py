@@ -1,0 +1,140 @@
+"""LLaVA-HR: CLIP and a ConvNeXt look at one large square picture, then as LLaVA-1.5.
+
+transformers has no such model, so it is in fitprune/llava_hr/; this module says what is peculiar to its checkpoints:
+names, sizes, pictures. A picture is padded to a square with the mean colour and resized once; the smaller copy for CLIP
+is made inside the model. Prompts are those of LLaVA-1.5 (`vicuna_v1`). Left out: checkpoints of the first training
+stage, which hold a projector and no towers.
+
+    pytest tests/test_llava_hr_family.py
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from ..errors import FitPruneError
+from .family import Original, Pictures
+
+_TOWER = r"model\.vision_tower\."
+_CLIP = _TOWER + r"fast_vision_tower\.vision_tower\.vision_model\."
+_CONVNEXT = _TOWER + r"slow_vision_tower\.vision_tower\."
+_BLOCK = _CONVNEXT + r"stages\.(\d+)\.blocks\.(\d+)\."
+_NEW_BLOCK = r"model.vision_tower.high_res.stages.\1.layers.\2."
+
+RULES = (
+    # CLIP, less what the two-tower forward never uses
+    (_CLIP + r"(embeddings\.(class_embedding|position_ids)|post_layernorm\.)", ""),
+    (_CLIP + r"embeddings\.", "model.vision_tower.low_res."),
+    (_CLIP + r"encoder\.", "model.vision_tower.low_res."),
+    (_CLIP, "model.vision_tower.low_res."),
+    # ConvNeXt, from timm's names to transformers', without its classifier
+    (_CONVNEXT + r"head\.", ""),
+    (_CONVNEXT + r"stem\.0\.", "model.vision_tower.high_res.embeddings.patch_embeddings."),
+    (_CONVNEXT + r"stem\.1\.", "model.vision_tower.high_res.embeddings.layernorm."),
+    (_CONVNEXT + r"stages\.(\d+)\.downsample\.", r"model.vision_tower.high_res.stages.\1.downsampling_layer."),
+    (_BLOCK + r"conv_dw\.", _NEW_BLOCK + "dwconv."),
+    (_BLOCK + r"norm\.", _NEW_BLOCK + "layernorm."),
+    (_BLOCK + r"mlp\.fc", _NEW_BLOCK + "pwconv"),
+    (_BLOCK + r"weight$", _NEW_BLOCK + "layer_scale_parameter"),
+    # what joins them
+    (_TOWER + r"align_stages_latent\.(\d+)\.slow_", r"model.vision_tower.adapters.\1.high_"),
+    (_TOWER + r"align_stages_latent\.(\d+)\.fast_", r"model.vision_tower.adapters.\1.low_"),
+    (_TOWER + r"align_stages_latent\.(\d+)\.gate\.", r"model.vision_tower.adapters.\1.gate."),
+    (_TOWER + r"align_stages\.0\.slow_", "model.vision_tower.fusion.high_"),
+    (_TOWER + r"align_stages\.0\.fast_", "model.vision_tower.fusion.low_"),
+)
+
+
+def model_class() -> Any:
+    from ..llava_hr import LlavaHrForConditionalGeneration
+
+    return LlavaHrForConditionalGeneration
+
+
+def claims(config: Mapping[str, Any]) -> bool:
+    """Whether an original config.json is of LLaVA-HR: it has two towers."""
+    return bool(config.get("is_multipath_encoder")) and "vision_tower_slow" in config
+
+
+def configure(original: Original) -> Any:
+    """The transformers config; ConvNeXt's depths and widths come from the weights, so that any variant fits.
+
+    Raises:
+        FitPruneError: for a variant that is not supported; names the field.
+    """
+    from ..llava_hr import LlavaHrConfig, LlavaHrVisionConfig
+    from .llava import check_supported
+
+    fields = original.config
+    check_supported(fields)
+    side = fields.get("input_image_size")
+    if not isinstance(side, int):
+        raise FitPruneError(f"input_image_size is {side!r} in config.json: expected the side of the picture in pixels")
+    width = original.clip.hidden_size
+    if fields.get("mm_hidden_size", width) != width:
+        raise FitPruneError(
+            f"mm_hidden_size {fields['mm_hidden_size']} is not supported: CLIP's tokens are {width} wide"
+        )
+    depths, widths = _convnext_sizes(original.shapes)
+    vision = LlavaHrVisionConfig(
+        clip=original.clip,
+        depths=depths,
+        hidden_sizes=widths,
+        layer_norm_eps=1e-5 if "xxlarge" in str(fields["vision_tower_slow"]) else 1e-6,
+        image_size=side,
+        adapters=not fields.get("freeze_vision", False),
+    )
+    return LlavaHrConfig(
+        vision_config=vision,
+        text_config=original.text,
+        image_token_index=original.image_token,
+        image_aspect_ratio=fields.get("image_aspect_ratio") or "square",
+    )
+
+
+def _convnext_sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[int], list[int]]:
+    """Blocks and channels of every stage."""
+    blocks: dict[int, int] = {}
+    widths: dict[int, int] = {}
+    for name, shape in shapes.items():
+        if found := re.match(_BLOCK + r"conv_dw\.weight$", name):
+            stage = int(found[1])
+            blocks[stage] = blocks.get(stage, 0) + 1
+            widths[stage] = shape[0]
+    if not blocks:
+        raise FitPruneError(
+            "the checkpoint holds no weights of its high-resolution tower (vision_tower_slow): "
+            "use one that was trained to the end, such as llava-hr-7b-sft-1024"
+        )
+    return [blocks[stage] for stage in sorted(blocks)], [widths[stage] for stage in sorted(widths)]
+
+
+def image_processor(config: Any, source: str | None) -> Any:
+    """Squares a picture by itself, resizes and normalises it; `source` is a folder that was saved with one."""
+    from ..llava_hr import LlavaHrImageProcessor
+    from .llava import image_settings, squared
+
+    if source is not None:
+        return LlavaHrImageProcessor.from_pretrained(source)
+    return LlavaHrImageProcessor(**image_settings(config.vision_config.image_size), do_pad=squared(config))
+
+
+def processor(config: Any, image_processor: Any, tokenizer: Any) -> Any:
+    """What `fitprune convert` saves, for users of transformers alone."""
+    from ..llava_hr import LlavaHrProcessor
+
+    return LlavaHrProcessor(image_processor, tokenizer, image_seq_length=config.image_seq_length)
+
+
+def pictures(config: Any, image_processor: Any) -> Pictures:
+    """One square picture of a fixed size, and so a fixed number of tokens."""
+
+    def prepare(image: Image.Image) -> dict[str, Tensor]:
+        return {"pixel_values": image_processor(image, return_tensors="pt")["pixel_values"]}
+
+    return Pictures(prepare, lambda image: config.image_seq_length)

@@ -1,0 +1,133 @@
+"""LLaVA-NeXT (1.6): the whole picture and its tiles, any resolution, packed to one run of visual tokens.
+
+Checkpoints come in transformers' layout (`llava-hf/llava-v1.6-vicuna-7b-hf`) and in the original one
+(`liuhaotian/llava-v1.6-vicuna-7b`, `-mistral-7b`, `-34b`); the language model is Llama, Mistral or Qwen2 alike. Which
+tiles a picture is cut into, and how many tokens it takes, is in fitprune/anyres.py.
+
+One thing differs from transformers: its `image_grid_pinpoints` are (height, width), those of every released config
+(width, height). Read the wrong way round, a picture that fits several pinpoints equally gets another grid and up to
+twice the tokens. So the list is turned, in the image processor and in the model's config, and the config is marked with
+`image_grid_order`, which is saved with it: a converted folder gives transformers' users the original's grids as well.
+Left out: `anyres_max_9`, other ways of merging tiles, and CLIP's class token, which a grid of tiles has no place for.
+
+    pytest tests/test_llava_next.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .. import anyres
+from ..errors import FitPruneError
+from .family import Original, Pictures
+from .llava import check_supported, image_settings, selection
+
+RULES = ((r"model\.image_newline$", "model.image_newline"),)  # not part of the language model, as its name suggests
+TURNED = "height_width"  # image_grid_order of a config whose pinpoints are in transformers' order
+
+
+def model_class() -> Any:
+    from transformers import LlavaNextForConditionalGeneration
+
+    return LlavaNextForConditionalGeneration
+
+
+def claims(config: Mapping[str, Any]) -> bool:
+    """Whether an original config.json is of LLaVA-NeXT: it merges tiles, or cuts pictures into them."""
+    merged = str(config.get("mm_patch_merge_type")).startswith("spatial")
+    tiled = str(config.get("image_aspect_ratio")).startswith("anyres")
+    return not config.get("is_multipath_encoder") and (merged or tiled)
+
+
+def configure(original: Original) -> Any:
+    """The transformers config, its pinpoints turned and marked so.
+
+    Raises:
+        FitPruneError: for a variant that is not supported; names the field.
+    """
+    from transformers import LlavaNextConfig
+
+    fields, clip = original.config, original.clip
+    check_supported(fields)
+    for field, supported, unset in (
+        ("mm_patch_merge_type", "spatial_unpad", "flat"),
+        ("image_aspect_ratio", "anyres", "square"),
+        ("mm_vision_select_feature", "patch", "patch"),
+    ):
+        if (value := fields.get(field) or unset) != supported:
+            raise FitPruneError(f"config.json has {field} {value!r}, of LLaVA-NeXT only {supported} is supported")
+    config = LlavaNextConfig(
+        vision_config=clip,
+        text_config=original.text,
+        image_token_index=original.image_token,
+        image_grid_pinpoints=anyres.turned(anyres.read_pinpoints(fields.get(anyres.FIELD))),
+        image_seq_length=(clip.image_size // clip.patch_size) ** 2,
+        tie_word_embeddings=original.text.tie_word_embeddings,
+        **selection(fields),
+    )
+    config.image_grid_order = TURNED
+    anyres.of_config(config)  # pinpoints that are no whole tiles are an error now
+    return config
+
+
+def image_processor(config: Any, source: str | None) -> Any:
+    try:
+        from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil as Kind
+    except ImportError:  # before the implementations were renamed
+        from transformers.models.llava_next.image_processing_llava_next import LlavaNextImageProcessor as Kind
+    settings = image_settings(config.vision_config.image_size)
+    if source is not None:  # the tower's size rules: transformers' default is another
+        return Kind.from_pretrained(source, size=settings["size"], crop_size=settings["crop_size"])
+    return Kind(**settings, image_grid_pinpoints=config.image_grid_pinpoints)
+
+
+def processor(config: Any, image_processor: Any, tokenizer: Any) -> Any:
+    from transformers import LlavaNextProcessor
+
+    turn(config, image_processor)
+    return LlavaNextProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,  # CLIP's class token
+    )
+
+
+def turn(config: Any, image_processor: Any) -> None:
+    """Puts the pinpoints in transformers' order, in place, unless the config says that they are; the config's rule."""
+    pinpoints = anyres.read_pinpoints(config.image_grid_pinpoints)
+    if getattr(config, "image_grid_order", None) == TURNED:
+        config.image_grid_pinpoints = [list(pair) for pair in pinpoints]
+    else:
+        config.image_grid_pinpoints = anyres.turned(pinpoints)
+        config.image_grid_order = TURNED
+    image_processor.image_grid_pinpoints = [list(pair) for pair in config.image_grid_pinpoints]
+
+
+def pictures(config: Any, image_processor: Any) -> Pictures:
+    """Pictures in tiles: pixel_values [1, views, 3, side, side], the whole one first, and image_sizes [1, 2].
+
+    Raises:
+        FitPruneError: if the config asks for the class token as well.
+    """
+    turn(config, image_processor)
+    grid = anyres.of_config(config)
+    if grid is None:
+        strategy = config.vision_feature_select_strategy
+        raise FitPruneError(f"vision_feature_select_strategy {strategy!r} makes no map of tiles: only 'default' does")
+
+    def prepare(image: Image.Image) -> dict[str, Tensor]:
+        colours = np.asarray(image.convert("RGB")).transpose(
+            2, 0, 1
+        )  # colours first: else a thin picture's are guessed
+        made = image_processor(colours, input_data_format="channels_first", return_tensors="pt")
+        return {"pixel_values": made["pixel_values"], "image_sizes": torch.tensor([[image.height, image.width]])}
+
+    return Pictures(prepare, lambda image: grid.tokens(image.size))

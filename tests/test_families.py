@@ -1,0 +1,179 @@
+"""Every family on the same walk: load → observe → fit → prune → generate, one by one and in batches of unlike pictures.
+
+The checkpoints are the recorded miniatures of the original layout, made deep enough for a ratio of 0.9. What pruning
+keeps is compared with the independent implementation in tiny.py, which masks deleted tokens in the unmodified model.
+Entry points are in test_entry_points.py.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from multimodal import Recorded
+from PIL import Image
+from safetensors.torch import save_file
+from tiny import dense_pruned
+from torch import Tensor
+
+import fitprune
+from fitprune.checkpoints.source import Source
+from fitprune.checkpoints.weights import Weights
+from fitprune.errors import FitPruneError
+from fitprune.families import FAMILIES, llava
+from fitprune.families.family import Family
+from fitprune.families.loaded import Loaded
+
+RECORDED = {"llava": "llava15", "llava_next": "llava_next", "llava_hr": "llava_hr"}
+SIZES = ((150, 40), (33, 90), (64, 64))  # wide, tall, square
+TEXTS = ("What is it?", "How many people are there in this picture?", "Read.")
+RATIOS = (0.3, 0.6, 0.9)
+LAYERS = 12
+
+
+def deeper(name: str, path: Path) -> Path:
+    """A recorded checkpoint with `LAYERS` layers: its own, over and over."""
+    source = Recorded(name).checkpoint
+    shutil.copytree(
+        source, path, ignore=lambda _, names: [n for n in names if n.startswith(("pytorch_model-", "model"))]
+    )
+    for index in path.glob("*.index.json"):
+        index.unlink()
+    config = json.loads((source / "config.json").read_text())
+    weights = Weights.find(Source(source))
+    assert weights is not None
+    tensors = {}
+    for key, value in weights.tensors():
+        tensors[key] = value.clone()
+        if (parts := key.split("."))[:2] == ["model", "layers"]:
+            for layer in range(int(parts[2]), LAYERS, config["num_hidden_layers"]):
+                tensors[".".join([*parts[:2], str(layer), *parts[3:]])] = value.clone()
+    save_file(tensors, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS}))
+    return path
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    name = RECORDED[request.param]
+    return fitprune.load(str(deeper(name, tmp_path_factory.mktemp(name) / "checkpoint")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def asked(loaded: Loaded) -> list[tuple[str, list[Image.Image]]]:
+    """Three questions about three pictures of unlike shapes."""
+    noise = np.random.default_rng(0)
+    pictures = [Image.fromarray(noise.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
+    return [(loaded.prompt(text), [picture]) for text, picture in zip(TEXTS, pictures, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def recipes(loaded: Loaded, asked: list[tuple[str, list[Image.Image]]]) -> dict[float, fitprune.Recipe]:
+    stats = fitprune.observe(loaded.model, [loaded.encode(asked, "right")], progress=False)
+    assert stats.samples == len(asked)
+    assert stats.visual_tokens.tolist() == [loaded.tokens_for(pictures[0]) for _, pictures in asked]
+    return fitprune.fit_all(stats, None, RATIOS)
+
+
+def last_logits(loaded: Loaded, inputs: dict[str, Tensor]) -> Tensor:
+    """[B, vocabulary], of left-padded rows."""
+    with torch.no_grad():
+        return loaded.model(**inputs).logits[:, -1]
+
+
+def spans(loaded: Loaded, ids: Tensor) -> list[tuple[int, int]]:
+    """The one picture of a row."""
+    at = (ids == loaded.image_token).nonzero().flatten().tolist()
+    return [(at[0], at[-1] + 1)]
+
+
+def test_the_protocol_is_kept(loaded: Loaded) -> None:
+    module = sys.modules[f"fitprune.families.{FAMILIES[loaded.model.config.model_type]}"]
+    needed = {name for name in vars(Family) if not name.startswith("_")} | set(Family.__annotations__)
+    assert {"RULES", "claims", "configure", "pictures", "model_class"} <= needed
+    assert not needed - vars(module).keys()
+    assert type(loaded.model) is module.model_class()
+
+
+def test_a_recipe_that_deletes_nothing_changes_nothing(
+    loaded: Loaded, asked: list[tuple[str, list[Image.Image]]]
+) -> None:
+    inputs = loaded.encode(asked)
+    dense = last_logits(loaded, inputs)
+    with fitprune.prune(loaded.model, fitprune.Recipe.none(loaded.cost.layers)) as trace:
+        assert torch.equal(last_logits(loaded, inputs), dense)
+    assert trace.visual_tokens == [loaded.tokens_for(pictures[0]) for _, pictures in asked]
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_the_budget_is_met_and_a_batch_is_its_singles(
+    loaded: Loaded, asked: list[tuple[str, list[Image.Image]]], recipes: dict[float, fitprune.Recipe], ratio: float
+) -> None:
+    recipe = recipes[ratio]
+    assert recipe.achieved is not None
+    assert recipe.achieved >= ratio - 1e-9
+    inputs = loaded.encode(asked)
+    with fitprune.prune(loaded.model, recipe) as trace:
+        together, kept = last_logits(loaded, inputs), [rows[:] for rows in trace.visual]
+        answers = loaded.generate(inputs, max_new_tokens=4)
+        for row, one in enumerate(asked):
+            single = loaded.encode([one])
+            torch.testing.assert_close(last_logits(loaded, single)[0], together[row], atol=2e-4, rtol=0)
+            padding = inputs["input_ids"].shape[1] - single["input_ids"].shape[1]
+            tokens = loaded.tokens_for(one[1][0])
+            for layer, (alone, batch) in enumerate(zip(trace.visual, kept, strict=True)):
+                assert [position + padding for position in alone[0].tolist()] == batch[row].tolist()
+                assert len(alone[0]) == recipe.alive(tokens, loaded.cost.layers)[layer]
+            assert loaded.generate(single, max_new_tokens=4)[0] == answers[row]
+
+
+@pytest.mark.parametrize("row", range(len(SIZES)))
+def test_survivors_and_logits_are_those_of_a_masked_dense_model(
+    loaded: Loaded, asked: list[tuple[str, list[Image.Image]]], recipes: dict[float, fitprune.Recipe], row: int
+) -> None:
+    inputs = loaded.encode([asked[row]])
+    with fitprune.prune(loaded.model, recipes[0.6]) as trace:
+        ours = last_logits(loaded, inputs)[0]
+    expected = dense_pruned(loaded.model, inputs, spans(loaded, inputs["input_ids"][0]), recipes[0.6])
+    for layer in range(loaded.cost.layers):
+        assert trace.alive[layer][0].tolist() == expected.alive(layer), f"layer {layer}"
+    torch.testing.assert_close(ours, expected.logits[-1], atol=1e-4, rtol=0)
+
+
+def test_several_pictures_in_one_prompt_have_a_budget_each(
+    loaded: Loaded, asked: list[tuple[str, list[Image.Image]]], recipes: dict[float, fitprune.Recipe]
+) -> None:
+    pictures = [one for _, (one,) in asked]
+    adjacent = loaded.prompt("Compare.").replace("<image>", "<image><image><image>")
+    with fitprune.prune(loaded.model, recipes[0.6]) as trace:
+        last_logits(loaded, loaded.encode([(adjacent, pictures)]))
+    kept, ids = trace.alive[-1][0], loaded.encode([(adjacent, pictures)])["input_ids"][0]
+    start = int((ids == loaded.image_token).nonzero()[0])
+    for picture in pictures:
+        tokens = loaded.tokens_for(picture)
+        alive = ((kept >= start) & (kept < start + tokens)).sum()
+        assert alive == recipes[0.6].alive(tokens, loaded.cost.layers)[-1]
+        start += tokens
+
+
+def test_a_new_family_is_one_module_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newcomer = ModuleType("fitprune.families.newcomer")
+    vars(newcomer).update({name: value for name, value in vars(llava).items() if not name.startswith("__")})
+    newcomer.claims = lambda config: "newcomer" in config  # type: ignore[attr-defined]
+    newcomer.RULES = ((r"model\.new_projector\.", "model.multi_modal_projector.linear_"),)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, newcomer.__name__, newcomer)
+    path = tmp_path / "newcomer-7b"
+    shutil.copytree(Recorded("llava15").checkpoint, path)
+    config = json.loads((path / "config.json").read_text()) | {"newcomer": True, "image_aspect_ratio": "anyres"}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FitPruneError, match="mm_patch_merge_type"):  # taken for the nearest relative
+        fitprune.load(str(path), device="cpu")
+    monkeypatch.setattr("fitprune.families.FAMILIES", {"newcomer": "newcomer", **FAMILIES})
+    (path / "config.json").write_text(json.dumps(config | {"image_aspect_ratio": "pad"}))
+    Recorded("llava15").check_forward(fitprune.load(str(path), device="cpu"), "wide")
