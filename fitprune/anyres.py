@@ -12,9 +12,10 @@ A size and a pinpoint are (width, height), as in the original. transformers read
 matters where two pinpoints are equally good and the first one wins: `turned` makes its list of ours.
 
 Two roundings are worth knowing. The choice of the pinpoint truncates floating-point products, here as in the original
-and in transformers. The kept rows are exact, as in transformers; the original truncates a floating-point product there
-too and so loses two rows of the map for a few sizes (106 of the 9 million up to 3000 × 3000, such as 704 × 396).
-Left out: `anyres_max_9` and the other ways of merging tiles, which transformers' LLaVA-NeXT does not have.
+and in transformers. The kept rows are exact in transformers, while the original truncates such a product there too and
+so loses two rows of the map for a few sizes (106 of the 9 million up to 3000 × 3000, such as 1408 × 792): `reported` is
+the size to tell transformers for the original's rows. Left out: `anyres_max_9` and the other ways of merging tiles,
+which transformers' LLaVA-NeXT does not have.
 
     python -c "from fitprune.anyres import *; print(AnyRes(((672, 336), (672, 672)), 336, 14).tokens((640, 480)))"
 """
@@ -85,6 +86,7 @@ class AnyRes:
     def kept(self, size: Size) -> tuple[int, int]:
         """(rows, columns) of the map of patches once the padding is dropped; either may be 0 for a sliver.
 
+        As transformers reckons it; `reported` sizes are those for which the original agrees.
         Source: LLaVA, llava/model/llava_arch.py (unpad_image).
         """
         width, height = size
@@ -93,8 +95,22 @@ class AnyRes:
             return rows - 2 * ((rows - height * columns // width) // 2), columns
         return rows, columns - 2 * ((columns - width * rows // height) // 2)
 
+    def reported(self, size: Size) -> Size:
+        """The size to give to transformers' model as this picture's: its own, or a pixel more or less in one direction, where
+        only that makes it keep as much of the map as the original does."""
+        width, height = size
+        columns, rows = (count * self.patches for count in self.tiles(size))
+        if width / height > columns / rows:
+            original = rows - 2 * ((rows - int(height * (columns / width))) // 2), columns
+        else:
+            original = rows, columns - 2 * ((columns - int(width * (rows / height))) // 2)
+        for told in (size, (width, height - 1), (width - 1, height), (width, height + 1), (width + 1, height)):
+            if min(told) > 0 and self.tiles(told) == self.tiles(size) and self.kept(told) == original:
+                return told
+        return size
+
     def tokens(self, size: Size) -> int:
-        """Visual tokens of a picture: the whole view, then the map's rows, each with its newline."""
+        """Visual tokens of a picture of a `reported` size: the whole view, then the map's rows, each with its newline."""
         rows, columns = self.kept(size)
         return self.patches**2 + rows * (columns + 1)
 

@@ -133,17 +133,27 @@ def test_transformers_counts_alike_with_the_released_grid(size: tuple[int, int])
     assert packed(NEXT, size) == NEXT.tokens(size)
 
 
-@pytest.mark.parametrize("size", [(704, 396), (88, 55), (1128, 47), (352, 748), (2352, 1225), (94, 2256)])
-def test_where_the_original_loses_two_rows_transformers_does_not(size: tuple[int, int]) -> None:
-    """The docstring's exception: as transformers, whose model it is that runs."""
-    columns, rows = (count * NEXT.patches for count in NEXT.tiles(size))
-    width, height = size
+def kept_by_the_original(grid: AnyRes, size: tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns), with its truncated floating-point product."""
+    (width, height), (columns, rows) = size, (count * grid.patches for count in grid.tiles(size))
     if width / height > columns / rows:
-        floats = rows - 2 * ((rows - int(height * (columns / width))) // 2), columns
-    else:
-        floats = rows, columns - 2 * ((columns - int(width * (rows / height))) // 2)
-    assert sum(NEXT.kept(size)) == sum(floats) + 2
-    assert packed(NEXT, size) == NEXT.tokens(size)
+        return rows - 2 * ((rows - int(height * (columns / width))) // 2), columns
+    return rows, columns - 2 * ((columns - int(width * (rows / height))) // 2)
+
+
+@pytest.mark.parametrize("size", [(704, 396), (1408, 792), (88, 55), (1128, 47), (352, 748), (2352, 1225), (94, 2256)])
+def test_where_the_original_loses_two_rows_transformers_is_told_another_size(size: tuple[int, int]) -> None:
+    assert sum(NEXT.kept(size)) == sum(kept_by_the_original(NEXT, size)) + 2
+    told = NEXT.reported(size)
+    assert sorted(a - b for a, b in zip(size, told, strict=True)) == [0, 1]
+    assert NEXT.kept(told) == kept_by_the_original(NEXT, size)
+    assert NEXT.tiles(told) == NEXT.tiles(size)
+    assert packed(NEXT, told) == NEXT.tokens(told)
+
+
+@given(sizes)
+def test_the_reported_size_keeps_what_the_original_keeps(size: tuple[int, int]) -> None:
+    assert NEXT.kept(NEXT.reported(size)) == kept_by_the_original(NEXT, size)
 
 
 def test_a_sliver_may_keep_no_patch_of_its_tiles() -> None:

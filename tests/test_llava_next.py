@@ -169,12 +169,16 @@ def test_pinpoints_are_turned_once_and_stay_so(tmp_path: Path) -> None:
     assert made.tokens_for(noise(20, 12)) == 26
 
 
-def test_pinpoints_may_be_text() -> None:
-    config = SimpleNamespace(image_grid_pinpoints=str(PINPOINTS))
+@pytest.mark.parametrize("marked", [False, True])
+def test_pinpoints_may_be_text(marked: bool) -> None:
+    order = turned(read_pinpoints(PINPOINTS))
+    config = SimpleNamespace(image_grid_pinpoints=str(order if marked else PINPOINTS))
+    if marked:
+        config.image_grid_order = llava_next.TURNED
     processor = SimpleNamespace()
-    llava_next.turn(config, processor)
-    llava_next.turn(config, processor)
-    assert config.image_grid_pinpoints == processor.image_grid_pinpoints == turned(read_pinpoints(PINPOINTS))
+    for _ in range(2):
+        llava_next.turn(config, processor)
+        assert config.image_grid_pinpoints == processor.image_grid_pinpoints == order
 
 
 def test_the_towers_size_rules(tmp_path: Path) -> None:

@@ -80,11 +80,11 @@ def test_a_checkpoint_without_weights_is_one_line(tmp_path: Path) -> None:
     for file in embedded().model.iterdir():
         if file.suffix == ".json":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(FitPruneError, match="cannot load") as error:
+    with pytest.raises(FitPruneError, match="has no weights") as error:
         fitprune.load(str(tmp_path))
     assert "\n" not in str(error.value)
     (tmp_path / "model.safetensors").write_bytes((embedded().model / "model.safetensors").read_bytes()[:5000])
-    with pytest.raises(FitPruneError, match="cannot load"):
+    with pytest.raises(FitPruneError, match=r"model\.safetensors is damaged or only partly downloaded"):
         fitprune.load(str(tmp_path))
     from safetensors.torch import load_file, save_file
 

@@ -217,7 +217,7 @@ def test_images_that_come_encoded_split_their_runs():
     assert locate({"input_ids": ids, **encoded(14)}) == whole  # a chunk of a prefill: parts of images in one tensor
     assert locate({"input_ids": ids, "mm_encoder_outputs": {}}) == whole
     assert locate({"input_ids": ids, "mm_encoder_outputs": {"image": SimpleNamespace(pooler_output=None)}}) == whole
-    flat = SimpleNamespace(pooler_output=torch.zeros(14, 7))  # all images in one: its rows are not images
+    flat = SimpleNamespace(pooler_output=torch.zeros(14, 1))  # all images in one: its rows are not images
     assert locate({"input_ids": ids, "mm_encoder_outputs": {"image": flat}}) == whole
     alike = SimpleNamespace(pooler_output=torch.zeros(2, 7, 4))
     assert locate({"input_ids": ids_of([1, -14]), "mm_encoder_outputs": {"image": alike}}) == [[(1, 8), (8, 15)]]

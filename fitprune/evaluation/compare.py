@@ -11,12 +11,11 @@ FLOPs of the whole prefill (cost.py).
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from ..calibrate import Calibration, choose, file_name, spread
 from ..cost import CostModel
@@ -98,10 +97,10 @@ def compare(
     if not plans:
         raise FitPruneError("nothing to run: give a reduction ratio above 0, or leave the dense run in")
 
-    tokens = text = 0
-    if first := [question for question in questions if question.image][:batch_size]:
-        tokens, text = _tokens(loaded, first[0].text, read_image(Path(image_folder) / str(first[0].image)))
-        inputs = encode_questions(loaded, first, image_folder)
+    illustrated = [question for question in questions if question.image]
+    prompts = _prompts(loaded, illustrated, image_folder)
+    if illustrated:
+        inputs = encode_questions(loaded, illustrated[:batch_size], image_folder)
         loaded.generate(inputs, max_new_tokens=1)  # warm up: the first forward of a process pays for what no other does
 
     rows = []
@@ -112,29 +111,48 @@ def compare(
             recipe=plan, score=score, batch_size=batch_size, overwrite=overwrite, **generation,
         )  # fmt: skip
         accuracy = evaluate(annotations, run.path).accuracy if annotations is not None else None
-        rows.append(_row(name, accuracy, plan, run, loaded.cost, tokens, text))
+        rows.append(_row(name, accuracy, plan, run, loaded.cost, prompts))
     write_atomically(output / "results.json", json.dumps([asdict(row) for row in rows], indent=1).encode())
     return rows
 
 
-def _tokens(loaded: Loaded, text: str, image: Image.Image) -> tuple[int, int]:
-    """Visual and other tokens of a prompt: the first illustrated question stands for all when FLOPs are counted."""
-    visual = loaded.tokens_for(image)
-    return visual, len(loaded.token_ids(loaded.prompt(text), [image])) - visual
+def _prompts(loaded: Loaded, questions: Sequence[Question], image_folder: str | Path) -> Counter[tuple[int, int]]:
+    """How many questions have how many (visual, other) tokens; of their pictures only the sizes are read."""
+    found: Counter[tuple[int, int]] = Counter()
+    for question in questions:
+        image = read_image(Path(image_folder) / str(question.image), pixels=False)
+        visual = loaded.tokens_for(image)
+        found[visual, len(loaded.token_ids(loaded.prompt(question.text), [image])) - visual] += 1
+    return found
 
 
 def _row(
-    name: str, accuracy: float | None, recipe: Recipe | None, run: AnswerRun, cost: CostModel, tokens: int, text: int
+    name: str,
+    accuracy: float | None,
+    recipe: Recipe | None,
+    run: AnswerRun,
+    cost: CostModel,
+    prompts: Counter[tuple[int, int]],
 ) -> Row:
-    alive = recipe.alive(tokens, cost.layers) if recipe else [tokens] * cost.layers
+    """Compute is summed over the questions that have a picture, before shares are taken of it."""
+    count = max(prompts.total(), 1)
+    macs, flops = [0.0, 0.0], [0.0, 0.0]  # dense, as run
+    alive = [0.0] * cost.layers
+    for (visual, text), times in prompts.items():
+        dense = [visual] * cost.layers
+        kept = recipe.alive(visual, cost.layers) if recipe else dense
+        alive = [total + times * here / count for total, here in zip(alive, kept, strict=True)]
+        for at, curve in enumerate((dense, kept)):
+            macs[at] += times * sum(cost.visual_macs(curve, visual))
+            flops[at] += times * sum(cost.prefill_flops(curve, visual, text))
     return Row(
         name=name,
         accuracy=accuracy,
-        visual_reduction=cost.visual_reduction_of_alive(alive, tokens),
-        prefill_gflops=sum(cost.prefill_flops(alive, tokens, text)) / 1e9,
-        prefill_reduction=cost.prefill_reduction(alive, tokens, text),
-        visual_tokens=run.visual_tokens or tokens,
-        alive=(run.alive or [float(count) for count in alive]) if recipe else [],
+        visual_reduction=1 - macs[1] / macs[0] if macs[0] else 0.0,
+        prefill_gflops=flops[1] / count / 1e9,
+        prefill_reduction=1 - flops[1] / flops[0] if flops[0] else 0.0,
+        visual_tokens=run.visual_tokens or sum(visual * times for (visual, _), times in prompts.items()) / count,
+        alive=(run.alive or alive) if recipe else [],
         milliseconds=run.milliseconds,
         answers=str(run.path),
     )

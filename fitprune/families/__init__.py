@@ -66,7 +66,7 @@ def load(
             if value:
                 raise FitPruneError(f"{path} is in transformers layout, whole in itself: leave out {option}")
         family, place = by_type(str(config.get("model_type")), path), source.place
-        model, tokenizer = from_transformers(family.model_class(), place, device, dtype, attn, device_map)
+        model, tokenizer = from_transformers(family.model_class(), source, device, dtype, attn, device_map)
     try:
         processor = family.image_processor(model.config, place)
     except (OSError, ValueError) as error:

@@ -103,11 +103,9 @@ def processor(config: Any, image_processor: Any, tokenizer: Any) -> Any:
 def turn(config: Any, image_processor: Any) -> None:
     """Puts the pinpoints in transformers' order, in place, unless the config says that they are; the config's rule."""
     pinpoints = anyres.read_pinpoints(config.image_grid_pinpoints)
-    if getattr(config, "image_grid_order", None) == TURNED:
-        config.image_grid_pinpoints = [list(pair) for pair in pinpoints]
-    else:
-        config.image_grid_pinpoints = anyres.turned(pinpoints)
-        config.image_grid_order = TURNED
+    done = getattr(config, "image_grid_order", None) == TURNED
+    config.image_grid_pinpoints = [list(pair) for pair in pinpoints] if done else anyres.turned(pinpoints)
+    config.image_grid_order = TURNED
     image_processor.image_grid_pinpoints = [list(pair) for pair in config.image_grid_pinpoints]
 
 
@@ -124,10 +122,9 @@ def pictures(config: Any, image_processor: Any) -> Pictures:
         raise FitPruneError(f"vision_feature_select_strategy {strategy!r} makes no map of tiles: only 'default' does")
 
     def prepare(image: Image.Image) -> dict[str, Tensor]:
-        colours = np.asarray(image.convert("RGB")).transpose(
-            2, 0, 1
-        )  # colours first: else a thin picture's are guessed
+        colours = np.asarray(image.convert("RGB")).transpose(2, 0, 1)  # first: a thin picture's would be guessed
         made = image_processor(colours, input_data_format="channels_first", return_tensors="pt")
-        return {"pixel_values": made["pixel_values"], "image_sizes": torch.tensor([[image.height, image.width]])}
+        width, height = grid.reported(image.size)
+        return {"pixel_values": made["pixel_values"], "image_sizes": torch.tensor([[height, width]])}
 
-    return Pictures(prepare, lambda image: grid.tokens(image.size))
+    return Pictures(prepare, lambda image: grid.tokens(grid.reported(image.size)))

@@ -159,15 +159,15 @@ def _together(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(tensors))
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """An RGB picture.
+def read_image(path: str | Path, pixels: bool = True) -> Image.Image:
+    """An RGB picture; without pixels only its size is read, and can be asked for.
 
     Raises:
         FitPruneError: missing, not a picture, damaged or absurdly large; names the file.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return image.convert("RGB") if pixels else image
     except FileNotFoundError:
         raise FitPruneError(f"no image {path}: check --image-folder") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from ..checkpoints.source import Source
+from ..checkpoints.weights import Weights
 from ..errors import FitPruneError, first_line
 
 
@@ -36,7 +38,7 @@ def dtype_named(name: str) -> torch.dtype | None:
     return dtype
 
 
-def from_transformers(kind: Any, path: str, device: str, dtype: str, attn: str | None, device_map: Any) -> Any:
+def from_transformers(kind: Any, source: Source, device: str, dtype: str, attn: str | None, device_map: Any) -> Any:
     """Model and tokenizer of a checkpoint in transformers layout.
 
     Raises:
@@ -44,6 +46,9 @@ def from_transformers(kind: Any, path: str, device: str, dtype: str, attn: str |
     """
     from transformers import AutoTokenizer
 
+    path = source.place
+    if source.folder is not None and Weights.find(source) is None:  # which also finds out what is wrong with a file
+        raise FitPruneError(f"{source} has no weights (model.safetensors, pytorch_model.bin or shards): download them")
     options = {"attn_implementation": attn} if attn else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
