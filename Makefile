@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup_venv.sh
 setup: $(STAMP) ## make or refresh .venv only
 
 run: $(STAMP) ## fit a recipe, answer the embedded questions dense and pruned, print accuracy, tokens, FLOPs and time
-	@env -u MODEL -u DATA -u RATIO PYTHON='$(CURDIR)/$(VENV)/bin/python' bash LLaVA_1.5/scripts/v1_5/eval/textvqa.sh
+	@env -u MODEL -u DATA -u RATIO -u MODEL_BASE -u VISION_TOWER PYTHON='$(CURDIR)/$(VENV)/bin/python' bash LLaVA_1.5/scripts/v1_5/eval/textvqa.sh
 
 test: $(STAMP) ## the test suite, in two processes (WORKERS=0 for one, PYTEST_ARGS for the rest)
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

@@ -17,7 +17,7 @@ from pathlib import Path
 from . import bench, options
 from .calibrate import file_name, observe_questions
 from .checkpoints.convert import convert
-from .embedded import embedded
+from .embedded import MODEL_NAME, embedded
 from .errors import FitPruneError
 from .evaluation.answer import encode_questions
 from .evaluation.compare import compare, table
@@ -230,9 +230,9 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def add_fit_options(fit: argparse.ArgumentParser) -> None:
+def add_fit_options(fit: argparse.ArgumentParser, model: str = MODEL_NAME) -> None:
     """Options of `fitprune fit` and of `statistical_analysis.py`."""
-    options.add_model(fit)
+    options.add_model(fit, model)
     options.add_data(fit)
     fit.add_argument(
         "--reduction_ratio",
@@ -258,13 +258,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return options.guarded(lambda args: commands[args.command](args), parser(), argv)
 
 
-def statistical_analysis(argv: Sequence[str] | None = None) -> int:
-    """The authors' fitting script, `llava/eval/statistical_analysis.py`: their flags, `fitprune fit` behind them."""
+def statistical_analysis(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
+    """The authors' fitting script, `llava/eval/statistical_analysis.py`: their flags and a family's default model,
+    `fitprune fit` behind them."""
     made = argparse.ArgumentParser(
         prog="statistical_analysis.py", description="Fit a recipe: how many visual tokens each layer deletes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
-    add_fit_options(made)
+    add_fit_options(made, model)
     made.add_argument(
         "--num-chunks", type=options.positive, default=1, help="kept for compatibility; fitting uses all of --samples"
     )

@@ -55,11 +55,11 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, model: str = MODEL_NAME) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model-path",
-        default=MODEL_NAME,
+        default=model,
         help="checkpoint folder or hub name, in transformers or original LLaVA layout",
     )
     add_parts(group)

@@ -1,31 +1,71 @@
-"""The commands that people's scripts and the paper's README use, each by subprocess from the family's folder."""
+"""The commands that people's scripts and the paper's README use, each by subprocess from the family's folder.
+
+Miniature checkpoints of the original layout stand for the real ones: what the authors' own code answered with them was
+recorded (tests/parity/), and the commands have to answer the same.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from multimodal import Recorded
 
 from fitprune import load
 from fitprune.embedded import embedded
+from fitprune.families.conversation import build_prompt
 
 ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "LLaVA_1.5"
+CHOICES = ("MODEL", "DATA", "RATIO", "OUTPUT", "EXTRA", "PYTHON", "MODEL_BASE", "VISION_TOWER")
 
 
-def call(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
+@dataclass(frozen=True)
+class Place:
+    """A family's folder, what people type in it, and its recorded miniature; `largest` is a case of that many tokens."""
+
+    folder: str
+    package: str
+    script: str
+    default: str
+    miniature: str
+    largest: str
+
+    @property
+    def recorded(self) -> Recorded:
+        return Recorded(self.miniature)
+
+
+V15 = Place("LLaVA_1.5", "llava", "scripts/v1_5/eval/textvqa.sh", "embedded", "llava15", "square")
+NEXT = Place("LLaVA_NEXT", "llava", "scripts/v1_5/eval/textvqa.sh", "embedded-next", "llava_next", "square")
+HR = Place("LLaVA_HR", "llava_hr", "scripts/v1_5/eval_full/textvqa.sh", "embedded-hr", "llava_hr", "exact")
+each_family = pytest.mark.parametrize("place", [V15, NEXT, HR], ids=lambda place: place.folder)
+new_families = pytest.mark.parametrize("place", [NEXT, HR], ids=lambda place: place.folder)
+
+
+def call(place: Place, *command: str | Path, root: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if name not in CHOICES}
+    variables = {**kept, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **environment}
     return subprocess.run(
-        [str(part) for part in command], cwd=FOLDER, env=variables, capture_output=True, text=True, timeout=300
-    )
+        [str(part) for part in command], cwd=root / place.folder, env=variables, capture_output=True, text=True, timeout=300
+    )  # fmt: skip
+
+
+def texts(path: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# The embedded model
 
 
 def test_textvqa_sh_with_nothing_given(tmp_path: Path) -> None:
-    done = call("bash", "scripts/v1_5/eval/textvqa.sh", OUTPUT=str(tmp_path), EXTRA="--limit 10 --samples 6")
+    done = call(V15, "bash", V15.script, OUTPUT=str(tmp_path), EXTRA="--limit 10 --samples 6")
     assert done.returncode == 0, done.stderr
     for part in (
         "recipe fitted now",
@@ -40,25 +80,15 @@ def test_textvqa_sh_with_nothing_given(tmp_path: Path) -> None:
     assert len((tmp_path / "embedded-60-first10.jsonl").read_text().splitlines()) == 10
 
 
-def test_textvqa_sh_takes_model_data_and_ratio(tmp_path: Path) -> None:
-    done = call(
-        "bash", "scripts/v1_5/eval/textvqa.sh", embedded().model, embedded().data / "textvqa", "0.4", OUTPUT=str(tmp_path / "out"),
-        EXTRA="--samples 4 --limit 6 --conv-mode vicuna_v1",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "40%" in done.stdout
-    assert "model on 6 questions" in done.stdout
-
-
 def test_loader_then_scorer_as_modules(tmp_path: Path) -> None:
     answers = tmp_path / "answers.jsonl"
     done = call(
-        sys.executable, "-m", "llava.eval.model_vqa_loader", "--model-path", "embedded", "--answers-file", answers,
+        V15, sys.executable, "-m", "llava.eval.model_vqa_loader", "--model-path", "embedded", "--answers-file", answers,
         "--num-chunks", "40", "--temperature", "0", "--conv-mode", "vicuna_v1", "--reduction_ratio", "60", "--samples", "4",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     done = call(
-        sys.executable, "-m", "llava.eval.eval_textvqa", "--annotation-file", embedded().annotations, "--result-file", answers
+        V15, sys.executable, "-m", "llava.eval.eval_textvqa", "--annotation-file", embedded().annotations, "--result-file", answers,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1] == f"Samples: {len(answers.read_text().splitlines())}"
@@ -67,7 +97,7 @@ def test_loader_then_scorer_as_modules(tmp_path: Path) -> None:
 
 def test_statistical_analysis_as_a_file(tmp_path: Path) -> None:
     done = call(
-        sys.executable, "llava/eval/statistical_analysis.py", "--model-path", "embedded", "--samples", "4",
+        V15, sys.executable, "llava/eval/statistical_analysis.py", "--model-path", "embedded", "--samples", "4",
         "--reduction_ratio", "0.6", "--output", tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -76,14 +106,163 @@ def test_statistical_analysis_as_a_file(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "embedded-r60.recipe.json").read_text())["counts"] == scheme
 
 
+# Checkpoints of the original layout, in every family
+
+
+@each_family
+def test_textvqa_sh_takes_model_data_and_ratio(place: Place, tmp_path: Path) -> None:
+    data = Path("..") / (embedded().data / "textvqa").relative_to(ROOT)  # from where the command is typed
+    done = call(
+        place, "bash", place.script, place.recorded.checkpoint, data, "0.4", OUTPUT=str(tmp_path),
+        EXTRA="--samples 2 --limit 3 --max_new_tokens 4 --conv-mode vicuna_v1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"on 3 questions of {data}" in done.stdout
+    recipe = json.loads((tmp_path / "checkpoint-r40.recipe.json").read_text())
+    assert [recipe["visual_tokens"]] == place.recorded.cases[place.largest][
+        "num_visual_tokens"
+    ]  # of embedded pictures too
+    assert [row["name"] for row in json.loads((tmp_path / "results.json").read_text())] == ["dense", "40%"]
+    dense, pruned = texts(tmp_path / "checkpoint-dense-first3.jsonl"), texts(tmp_path / "checkpoint-40-first3.jsonl")
+    assert len(dense) == len(pruned) == 3
+    assert dense != pruned
+
+
+@each_family
+def test_the_loader_answers_as_the_original_code(place: Place, tmp_path: Path) -> None:
+    """Greedy answers about the recorded pictures, decoded here with the tokenizer as it lies in the folder."""
+    from transformers import LlamaTokenizer
+
+    tokenizer = LlamaTokenizer.from_pretrained(place.recorded.checkpoint)
+    questions, expected = [], []
+    for name, case in place.recorded.cases.items():
+        text = case["prompt"].partition("USER: <image>\n")[2].removesuffix(" ASSISTANT:")
+        whole = case["prompt"] == build_prompt("vicuna_v1", [(f"<image>\n{text}", None)])
+        if whole and len(case["images"]) == 1 and name != "single_view":  # which was given without its tiles
+            questions.append({"question_id": name, "image": case["images"][0], "text": text})
+            expected.append(tokenizer.decode(case["generated_ids"], skip_special_tokens=True).strip())
+    assert len(questions) >= 3
+    file, answers = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(question) + "\n" for question in questions), encoding="utf-8")
+    done = call(
+        place, sys.executable, "-m", f"{place.package}.eval.model_vqa_loader", "--model-path", place.recorded.checkpoint,
+        "--question-file", file, "--image-folder", place.recorded.folder, "--answers-file", answers, "--max_new_tokens", "8",
+        "--batch-size", "3", "--temperature", "0", "--conv-mode", "vicuna_v1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert texts(answers) == expected
+
+
+@new_families
+def test_statistical_analysis_fits_the_checkpoint_that_is_named(place: Place, tmp_path: Path) -> None:
+    done = call(
+        place, sys.executable, f"{place.package}/eval/statistical_analysis.py", "--model-path", place.recorded.checkpoint,
+        "--samples", "2", "--reduction_ratio", "0.6", "--output", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    recipe = json.loads((tmp_path / "checkpoint-r60.recipe.json").read_text())
+    assert json.loads(done.stdout.splitlines()[0]) == recipe["counts"]
+    assert [recipe["visual_tokens"]] == place.recorded.cases[place.largest]["num_visual_tokens"]
+
+
+@new_families
+def test_the_scorer_is_there(place: Place, tmp_path: Path) -> None:
+    line = json.loads(embedded().questions.read_text(encoding="utf-8").splitlines()[0])
+    known = json.loads(embedded().annotations.read_text(encoding="utf-8"))["data"][0]
+    answer = {"question_id": line["question_id"], "prompt": line["text"], "text": known["answers"][0]}
+    (tmp_path / "one.jsonl").write_text(json.dumps(answer) + "\n")
+    done = call(
+        place, sys.executable, "-m", f"{place.package}.eval.eval_textvqa", "--annotation-file", embedded().annotations,
+        "--result-file", tmp_path / "one.jsonl",
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["one", "Samples: 1", "Accuracy: 100.00%", ""], done.stderr
+
+
+# What the paper's README points at, and mistakes
+
+
 def test_the_pruned_decoder_can_be_found_where_the_paper_says() -> None:
-    code = "from llava.model.language_model import modeling_llama as m; print('Modifications' in m.__doc__, m.prune.__module__)"
-    done = call(sys.executable, "-c", code)
-    assert done.stdout.strip() == "True fitprune.prune", done.stderr
+    code = """
+import importlib, sys
+for place in sys.argv[1:]:
+    folder, package = place.split(":")
+    sys.path[0] = folder
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        del sys.modules[name]
+    module = importlib.import_module(f"{package}.model.language_model.modeling_llama")
+    print(module.__file__.startswith(folder), "Modifications" in module.__doc__, module.prune.__module__)
+"""
+    places = [f"{ROOT / place.folder}:{place.package}" for place in (V15, NEXT, HR)]
+    done = call(V15, sys.executable, "-c", code, *places)
+    assert done.stdout.splitlines() == ["True True fitprune.prune"] * 3, done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--reduction_ratio", "1.7"], ["--question-file", "missing.jsonl"]])
 def test_bad_input_exits_with_2(arguments: list[str], tmp_path: Path) -> None:
-    done = call(sys.executable, "-m", "llava.eval.model_vqa_loader", "--answers-file", tmp_path / "a", *arguments)
+    done = call(V15, sys.executable, "-m", "llava.eval.model_vqa_loader", "--answers-file", tmp_path / "a", *arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@new_families
+def test_a_checkpoint_that_is_not_there_exits_with_2_and_one_line(place: Place, tmp_path: Path) -> None:
+    done = call(place, "bash", place.script, "./missing", OUTPUT=str(tmp_path))
+    assert done.returncode == 2
+    assert re.fullmatch(r"fitprune: error: no checkpoint at \./missing: .+\n", done.stderr)
+
+
+# The shell scripts by themselves: PYTHON is a script that prints what it is given
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """The scripts of a checkout, in a folder whose name has a space."""
+    root = tmp_path / "a checkout"
+    shutil.copytree(ROOT / "scripts" / "eval", root / "scripts" / "eval")
+    for place in (V15, NEXT, HR):
+        shutil.copytree(ROOT / place.folder / "scripts", root / place.folder / "scripts")
+    python = root / "python"
+    python.write_text("#!/usr/bin/env bash\nprintf '%s\\n' \"$@\"\n")
+    python.chmod(0o755)
+    return root
+
+
+def asked(tree: Path, place: Place, *arguments: str, **environment: str) -> list[str]:
+    """What the script would run, without `-m fitprune eval`."""
+    done = call(place, "bash", place.script, *arguments, root=tree, **{"PYTHON": str(tree / "python"), **environment})
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:3] == ["-m", "fitprune", "eval"]
+    return lines[3:]
+
+
+@each_family
+def test_defaults_are_the_familys(place: Place, tree: Path) -> None:
+    answers = str(tree / place.folder / "playground/data/eval/textvqa/answers")
+    assert asked(tree, place) == ["--model-path", place.default, "--reduction_ratio", "60", "--output", answers]
+    python = tree / ".venv" / "bin" / "python"  # and the interpreter is the repository's
+    python.parent.mkdir(parents=True)
+    shutil.copy(tree / "python", python)
+    assert asked(tree, place, PYTHON="")[1] == place.default
+
+
+@each_family
+def test_every_choice_reaches_the_command(place: Place, tree: Path) -> None:
+    environment = {
+        "MODEL": "a model", "DATA": "my data", "RATIO": "0.3", "MODEL_BASE": "the base", "VISION_TOWER": "a clip",
+        "OUTPUT": "an output", "EXTRA": "--batch-size 2 --overwrite",
+    }  # fmt: skip
+    assert asked(tree, place, **environment) == [
+        "--model-path", "a model", "--data", "my data", "--reduction_ratio", "0.3", "--model-base", "the base",
+        "--vision-tower", "a clip", "--output", "an output", "--batch-size", "2", "--overwrite",
+    ]  # fmt: skip
+    named = asked(tree, place, "first", "second", "0.5", **environment)
+    assert named[:6] == ["--model-path", "first", "--data", "second", "--reduction_ratio", "0.5"]
+
+
+@each_family
+def test_the_playground_is_used_for_other_models_than_the_embedded_one(place: Place, tree: Path) -> None:
+    data = tree / place.folder / "playground/data/eval/textvqa"
+    (data / "train_images").mkdir(parents=True)
+    assert asked(tree, place, "some/model")[2:4] == ["--data", str(data)]
+    assert "--data" not in asked(tree, place)

@@ -15,18 +15,19 @@ from pathlib import Path
 
 from .. import options
 from ..calibrate import choose
+from ..embedded import MODEL_NAME
 from ..evaluation.questions import chunk, read_questions
 from ..families import load
 from .answer import answer
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags of `model_vqa_loader` and ours."""
+def parser(model: str = MODEL_NAME) -> argparse.ArgumentParser:
+    """The flags of `model_vqa_loader` and ours; model is what --model-path defaults to."""
     parser = argparse.ArgumentParser(
         prog="model_vqa_loader", description="Answer a question file with a LLaVA, its visual tokens pruned by a recipe.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
-    options.add_model(parser)
+    options.add_model(parser, model)
     options.add_data(parser)
     options.add_recipe(parser)
     options.add_generation(parser)
@@ -60,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; 0, or 2 with one line on stderr for bad input."""
-    return options.guarded(run, parser(), argv)
+def main(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
+    """Entry point, with a family's default model; 0, or 2 with one line on stderr for bad input."""
+    return options.guarded(run, parser(model), argv)
 
 
 if __name__ == "__main__":
