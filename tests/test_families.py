@@ -19,14 +19,16 @@ import torch
 from multimodal import Recorded
 from PIL import Image
 from safetensors.torch import save_file
-from tiny import dense_pruned
+from tiny import DECODERS, dense_pruned, sharpen
+from tokenizers import AddedToken
 from torch import Tensor
+from transformers import CLIPVisionConfig, LlamaTokenizer, LlavaNextConfig, LlavaNextForConditionalGeneration
 
 import fitprune
 from fitprune.checkpoints.source import Source
 from fitprune.checkpoints.weights import Weights
 from fitprune.errors import FitPruneError
-from fitprune.families import FAMILIES, llava
+from fitprune.families import FAMILIES, llava, llava_next
 from fitprune.families.family import Family
 from fitprune.families.loaded import Loaded
 
@@ -177,3 +179,57 @@ def test_a_new_family_is_one_module_and_one_line(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("fitprune.families.FAMILIES", {"newcomer": "newcomer", **FAMILIES})
     (path / "config.json").write_text(json.dumps(config | {"image_aspect_ratio": "pad"}))
     Recorded("llava15").check_forward(fitprune.load(str(path), device="cpu"), "wide")
+
+
+@pytest.mark.parametrize(
+    ("kind", "special", "template", "opening"),
+    [
+        ("llama", (), "vicuna_v1", "A chat between a curious user"),
+        (
+            "llama",
+            ("<|im_start|>", "<|im_end|>"),
+            "chatml_direct",
+            "<|im_start|>system\nAnswer the questions.<|im_end|>",
+        ),
+        ("llama", ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "llava_llama_3", "<|begin_of_text|>"),
+        ("mistral", (), "mistral_instruct", "[INST] <image>"),
+        ("qwen2", ("<|im_start|>", "<|im_end|>"), "qwen_1_5", "<|im_start|>system\nYou are a helpful assistant."),
+    ],
+)
+def test_language_models_of_llava_next_in_transformers_layout(
+    tmp_path: Path, kind: str, special: tuple[str, ...], template: str, opening: str
+) -> None:
+    """Vicuna, Yi-34B, Llama-3, Mistral, Qwen1.5: the prompt is theirs, answers end where theirs do, pruning is right."""
+    tokenizer = LlamaTokenizer.from_pretrained(Recorded("llava_next").checkpoint)
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in (*special, "<image>")])
+    decoder = type(DECODERS[kind]().config)(**{**DECODERS[kind]().config.to_dict(), "vocab_size": len(tokenizer)})
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=56,
+            patch_size=14,
+        ),
+        text_config=decoder,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=[[56, 112], [112, 56], [112, 112]],
+    )
+    sharpen(LlavaNextForConditionalGeneration(config)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    llava_next.image_processor(config, None).save_pretrained(tmp_path)
+    loaded = fitprune.load(str(tmp_path), device="cpu")
+    assert loaded.template == loaded.default_template == template
+    assert loaded.prompt("Why?").startswith(opening)
+    ends = special[-1:] or (("</s>",) if template == "vicuna_v1" else ())  # this config names none
+    assert loaded._ends() == tokenizer.convert_tokens_to_ids(list(ends))
+    assert fitprune.load(str(tmp_path), device="cpu", template="llava_v1").template == "llava_v1"
+    inputs = loaded.encode([(loaded.prompt("Why?"), [Image.effect_noise((90, 50), 60).convert("RGB")])])
+    recipe = fitprune.Recipe.from_deletions([3, 0, 5, 2], visual_tokens=16)
+    with fitprune.prune(loaded.model, recipe) as trace:
+        ours = last_logits(loaded, inputs)[0]
+        assert isinstance(loaded.generate(inputs, max_new_tokens=3)[0], str)
+    expected = dense_pruned(loaded.model, inputs, spans(loaded, inputs["input_ids"][0]), recipe)
+    assert [trace.alive[layer][0].tolist() for layer in range(4)] == [expected.alive(layer) for layer in range(4)]
+    torch.testing.assert_close(ours, expected.logits[-1], atol=1e-4, rtol=0)

@@ -137,7 +137,7 @@ def read_original(
     tokenizer = original_tokenizer(text_source)
     vocabulary = int(config["vocab_size"])
     original = Original(
-        config=config, text=_text_config(config, rows_for(tokenizer, vocabulary)), clip=_clip_config(tower, str(config["mm_vision_tower"])),
+        config=config, text=text_config(config, rows_for(tokenizer, vocabulary)), clip=_clip_config(tower, str(config["mm_vision_tower"])),
         image_token=tokenizer.convert_tokens_to_ids(IMAGE), shapes=shapes,
     )  # fmt: skip
     made = family.configure(original)
@@ -246,7 +246,7 @@ _NOT_SIZES = (
 )
 
 
-def _text_config(config: Mapping[str, Any], rows: int) -> Any:
+def text_config(config: Mapping[str, Any], rows: int) -> Any:
     """The language model's config from the flat original one, its vocabulary grown to `rows`."""
     import transformers
 

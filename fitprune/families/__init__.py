@@ -80,7 +80,7 @@ def original(
 ) -> OriginalCheckpoint:
     """A checkpoint of the original layout, before its weights are loaded; errors as `load`."""
     for module in FAMILIES.values():
-        family = _module(module)
+        family = family_in(module)
         if family.claims(config):
             return read_original(source, config, family, model_base, vision_tower)
     raise FitPruneError(
@@ -99,10 +99,11 @@ def by_type(model_type: str, path: str) -> Family:
             f"{path} is a {model_type!r} model, families known here: {', '.join(FAMILIES)}. "
             "prune(model, recipe) itself works on other models too; docs/new_family.md says what a model needs"
         )
-    return _module(FAMILIES[model_type])
+    return family_in(FAMILIES[model_type])
 
 
-def _module(name: str) -> Family:
+def family_in(name: str) -> Family:
+    """The family that a module of this package defines."""
     return cast(Family, import_module(f".{name}", __name__))
 
 
