@@ -16,7 +16,8 @@ from transformers import CLIPVisionConfig
 
 from fitprune.checkpoints.fill import Part, empty, match
 from fitprune.checkpoints.names import rename
-from fitprune.checkpoints.original import OPENAI_CLIP, Original, text_config
+from fitprune.checkpoints.original import Original, text_config
+from fitprune.checkpoints.tower import OPENAI_CLIP
 from fitprune.families import FAMILIES, family_in
 from fitprune.recipe import Recipe
 

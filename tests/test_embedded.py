@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import fitprune
 from fitprune import options
-from fitprune.embedded import embedded
+from fitprune.embedded import MODELS, embedded, model_path
 from fitprune.evaluation.questions import read_questions
 
 FILES = {
@@ -62,8 +63,22 @@ def test_recipes_of_the_embedded_model_are_fitted_on_its_own_calibration_set(mon
 
 def test_it_stays_small() -> None:
     files = [path for path in embedded().model.parent.rglob("*") if path.is_file()]
-    assert (embedded().model / "model.safetensors").stat().st_size < 20e6
-    assert sum(path.stat().st_size for path in files) < 40e6
+    for name in MODELS:
+        assert (model_path(name) / "model.safetensors").stat().st_size < 20e6
+    assert sum(path.stat().st_size for path in files) < 65e6
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), {"embedded": "llava", "embedded-next": "llava_next", "embedded-hr": "llava_hr"}.items()
+)
+def test_a_model_of_each_family_loads_by_name_and_answers(name: str, kind: str) -> None:
+    loaded = fitprune.load(name, device="cpu")
+    assert (loaded.name, loaded.model.config.model_type) == (name, kind)
+    picture = next((embedded().data / "textvqa" / "train_images").glob("*.jpg"))
+    assert loaded.ask(
+        "How many shapes are there?\nAnswer the question using a single word or phrase.", picture
+    ).isdigit()
+    assert MODELS.keys() == {"embedded", "embedded-next", "embedded-hr"}
 
 
 def test_all_of_it_is_in_the_wheel() -> None:

@@ -17,13 +17,11 @@ pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="traini
 
 def test_everything_is_made_and_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(network.SIZES, "small", {"vision": (32, 2, 2, 48), "text": (32, 3, 2, 48)})
-    monkeypatch.setattr(make, "RATIOS", (0.5,))
-    monkeypatch.setattr(make, "SCORES", ("random",))
     monkeypatch.setattr(make, "SAMPLES", 4)
-    monkeypatch.setattr(make, "DENSE_PICTURES", 3)
     monkeypatch.setattr(make.benchmarks, "write", partial(benchmarks.write, pictures=1))
     run, package = tmp_path / "run", tmp_path / "package"
     flags = [str(run), "--see-steps", "1", "--answer-steps", "1", "--batch", "2", "--ranks", "1", "--pictures", "2"]
+    flags += ["--dense-pictures", "3", "--ratios", "0.5", "--scores", "random"]
     assert make.main([*flags, "--device", "cpu", "--workers", "0", "--install", str(package)]) == 0
 
     figures = json.loads((package / "model" / "figures.json").read_text())

@@ -51,7 +51,7 @@ def test_a_packed_sequence_equals_single_ones(model: Embedded) -> None:
     assert (batch["slot"] == 0).any()  # the shorter of the two is padded
     heard: list[Tensor] = []
     handle = model.llava.lm_head.register_forward_hook(lambda module, inputs, output: heard.append(output))
-    loss, _, right = model.answer_loss(model.see(batch["pixels"])[1], batch["ids"], batch["slot"], batch["answer"])
+    loss, _, right = model.answer_loss(model.see(batch)[1], batch["ids"], batch["slot"], batch["answer"])
     handle.remove()
     loss.backward()
     packed_gradients = {name: p.grad for name, p in model.llava.named_parameters() if p.grad is not None}
@@ -80,7 +80,7 @@ def test_a_packed_sequence_equals_single_ones(model: Embedded) -> None:
 def test_a_question_does_not_see_the_others(model: Embedded) -> None:
     """Another text in slot 2 changes the loss of slot 2 alone."""
     batch = batches.answering(5, 1)
-    image = model.see(batch["pixels"])[1]
+    image = model.see(batch)[1]
 
     def logits(ids: Tensor) -> Tensor:
         heard: list[Tensor] = []
@@ -98,7 +98,7 @@ def test_a_question_does_not_see_the_others(model: Embedded) -> None:
 def test_away_is_the_attention_that_visual_tokens_pay_to_others(model: Embedded) -> None:
     """Against the attention weights of transformers' eager implementation, mean over layers, heads and visual tokens."""
     batch = batches.answering(3, 2)
-    _, away, _ = model.answer_loss(model.see(batch["pixels"])[1], batch["ids"], batch["slot"], batch["answer"])
+    _, away, _ = model.answer_loss(model.see(batch)[1], batch["ids"], batch["slot"], batch["answer"])
     model.llava.set_attn_implementation("eager")
     shown, patches, kept = len(prefix()), (SIDE // PATCH) ** 2, []
     for ids, pixels, _ in list(singles(batch))[:: batches.SLOTS]:  # one question of each picture
@@ -235,8 +235,8 @@ def test_position_embeddings_start_as_sines() -> None:
 
 
 def test_what_the_projector_says_is_what_transformers_gives_the_decoder(model: Embedded) -> None:
-    pixels = batches.seeing(0, 2)["pixels"]
-    seen, image = model.see(pixels)
+    batch = batches.seeing(0, 2)
+    seen, image = model.see(batch)
     assert seen.shape == image.shape == (2, (SIDE // PATCH) ** 2, 16)
-    theirs = model.llava.model.get_image_features(pixel_values=pixels, return_dict=True)
+    theirs = model.llava.model.get_image_features(pixel_values=batch["pixels"], return_dict=True)
     torch.testing.assert_close(image, torch.stack(list(getattr(theirs, "pooler_output", theirs))))

@@ -331,11 +331,11 @@ class Fixed:
     def __init__(self, right: Tensor) -> None:
         self.right = right
 
-    def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return pixels, pixels
+    def see(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return batch["pixels"], batch["pixels"]
 
-    def patch_loss(self, outputs: tuple[Tensor, Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.tensor(3.0), torch.full((len(HEADS),), 0.25)
+    def see_loss(self, outputs: tuple[Tensor, Tensor], batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        return torch.tensor(3.0), dict.fromkeys(PATCH_FIGURES, 0.25)
 
     def answer_loss(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return torch.tensor(2.0), torch.tensor(0.5), self.right

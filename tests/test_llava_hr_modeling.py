@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -23,6 +22,7 @@ from transformers import (
     LlamaConfig,
     LlamaTokenizer,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import fitprune
 import fitprune.llava_hr

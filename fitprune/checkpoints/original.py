@@ -19,21 +19,16 @@ from torch import nn
 from ..errors import FitPruneError, first_line
 from .fill import Part, empty, fill, match
 from .lora import ADAPTERS, CONFIG, TRAINED_WHOLE, Adapter, find_adapter, plain_name
-from .names import CLIP, TOWER, rename
+from .names import TOWER, rename
+from .places import device_of, placement
 from .source import Source, read_json
 from .tokens import IMAGE, original_tokenizer, rows_for
+from .tower import NOT_SIZES, clip_config, find_tower, tower_part
 from .weights import Weights
 
 if TYPE_CHECKING:
     from ..families.family import Family
 
-OPENAI_CLIP = {  # sizes of the towers that published checkpoints name, known without asking the hub
-    f"openai/clip-vit-large-patch14{suffix}": {
-        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-        "patch_size": 14, "image_size": side, "projection_dim": 768,
-    }
-    for suffix, side in (("-336", 336), ("", 224))
-}  # fmt: skip
 NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 PROJECTOR = ("mm_projector.safetensors", "mm_projector.bin")
 
@@ -41,6 +36,20 @@ PROJECTOR = ("mm_projector.safetensors", "mm_projector.bin")
 def is_original(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is of the original layout."""
     return config.get("mm_vision_tower") is not None and "text_config" not in config
+
+
+def text_config(config: Mapping[str, Any], rows: int) -> Any:
+    """The language model's config from the flat original one, its vocabulary grown to `rows`."""
+    import transformers
+
+    kind = str(config.get("model_type", "")) + "".join(config.get("architectures") or ())
+    if "mpt" in kind.lower():
+        raise FitPruneError("LLaVA-MPT checkpoints are not supported: the family needs a Llama, Mistral or Qwen2")
+    name = "MistralConfig" if "mistral" in kind.lower() else "Qwen2Config" if "qwen" in kind.lower() else "LlamaConfig"
+    cls = getattr(transformers, name)
+    known = {*cls().to_dict(), "rope_theta", "rope_scaling"} - set(NOT_SIZES)
+    fields = {key: value for key, value in config.items() if key in known}
+    return cls.from_dict({**fields, "vocab_size": rows})
 
 
 @dataclass(frozen=True)
@@ -91,9 +100,9 @@ class OriginalCheckpoint:
         dtype = dtype or self.dtype
         model: Any = empty(self.family.model_class(), self.config, attn)
         plan = match(model, self.parts, self.name, self.vocabulary)
-        places = _device_map(model, device_map, dtype) if device_map is not None else {"": device}
+        places = placement(model, device_map, dtype) if device_map is not None else {"": device}
         try:
-            fill(model, self.parts, plan, dtype, lambda name: _place(name, places))
+            fill(model, self.parts, plan, dtype, lambda name: device_of(name, places))
             if device_map is None:
                 model.to(device)  # buffers
             else:
@@ -106,10 +115,10 @@ class OriginalCheckpoint:
             if isinstance(part.change, Adapter):
                 part.change.check_used()
         model.config.dtype = dtype
-        rows = model.get_input_embeddings().weight.shape[0]
+        added = range(self.vocabulary, model.get_input_embeddings().weight.shape[0])
         model.generation_config = GenerationConfig(
             bos_token_id=self.tokenizer.bos_token_id, eos_token_id=self.eos, pad_token_id=self.tokenizer.pad_token_id,
-            suppress_tokens=list(range(self.vocabulary, rows)) or None,
+            suppress_tokens=sorted({self.config.image_token_id, *added}),
         )  # fmt: skip
         return model.eval()
 
@@ -131,13 +140,13 @@ def read_original(
     text_source = Source(base) if base else source
     parts = _parts(source, text_source, family)
     shapes = {plain_name(name): shape for part in reversed(parts) for name, shape in part.weights.shapes.items()}
-    tower = _tower(source, str(config["mm_vision_tower"]), vision_tower)
+    tower = find_tower(source, str(config["mm_vision_tower"]), vision_tower)
     if not any(name.startswith(TOWER) for name in shapes):
-        parts.append(_tower_part(tower, vision_tower or str(config["mm_vision_tower"])))
+        parts.append(tower_part(tower, vision_tower or str(config["mm_vision_tower"])))
     tokenizer = original_tokenizer(text_source)
     vocabulary = int(config["vocab_size"])
     original = Original(
-        config=config, text=text_config(config, rows_for(tokenizer, vocabulary)), clip=_clip_config(tower, str(config["mm_vision_tower"])),
+        config=config, text=text_config(config, rows_for(tokenizer, vocabulary)), clip=clip_config(tower, str(config["mm_vision_tower"])),
         image_token=tokenizer.convert_tokens_to_ids(IMAGE), shapes=shapes,
     )  # fmt: skip
     made = family.configure(original)
@@ -193,101 +202,3 @@ def _need_embeddings(weights: Weights, source: Source) -> None:
         raise FitPruneError(
             f"{source} lacks model.embed_tokens.weight: its weights are no LLaVA's of the original layout"
         )
-
-
-def _tower(source: Source, named: str, override: str | None) -> Source | None:
-    """Where CLIP's files are: what was given, else a CLIP inside the checkpoint's folder, else a folder of the config's
-    name (from here or from the checkpoint), else the hub. None for a well-known one that lies nowhere here."""
-    if override is not None:
-        return Source(override)
-    for folder in source.folders():
-        file = folder / "config.json"
-        if file.is_file() and str(read_json(file).get("model_type", "")).startswith("clip"):
-            return Source(folder)
-    if source.folder is not None and (source.folder / named).is_dir():
-        return Source(source.folder / named)
-    tower = Source(named)
-    return tower if tower.folder is not None or named not in OPENAI_CLIP else None
-
-
-def _tower_part(tower: Source | None, name: str) -> Part:
-    tower = tower or Source(name)
-    weights = Weights.find(tower)
-    if weights is None:
-        raise FitPruneError(
-            f"the vision tower {tower} has no weights here: give a folder that has them with --vision-tower"
-        )
-    return Part(weights, lambda key: rename(key, (), CLIP))
-
-
-def _clip_config(tower: Source | None, named: str) -> Any:
-    """CLIPVisionConfig of the tower."""
-    from transformers import CLIPVisionConfig
-
-    if tower is None:
-        return CLIPVisionConfig(**OPENAI_CLIP[named])
-    config = tower.json("config.json")
-    if not str(config.get("model_type", "")).startswith("clip"):
-        raise FitPruneError(f"the vision tower {tower} is a {config.get('model_type')!r}: only CLIP is supported")
-    sizes = dict(config.get("vision_config") or config)
-    known = CLIPVisionConfig().to_dict().keys()
-    return CLIPVisionConfig(**{key: value for key, value in sizes.items() if key in known and key not in _NOT_SIZES})
-
-
-_NOT_SIZES = (
-    "model_type",
-    "architectures",
-    "torch_dtype",
-    "dtype",
-    "transformers_version",
-    "_name_or_path",
-    "id2label",
-    "label2id",
-)
-
-
-def text_config(config: Mapping[str, Any], rows: int) -> Any:
-    """The language model's config from the flat original one, its vocabulary grown to `rows`."""
-    import transformers
-
-    kind = str(config.get("model_type", "")) + "".join(config.get("architectures") or ())
-    if "mpt" in kind.lower():
-        raise FitPruneError("LLaVA-MPT checkpoints are not supported: the family needs a Llama, Mistral or Qwen2")
-    name = "MistralConfig" if "mistral" in kind.lower() else "Qwen2Config" if "qwen" in kind.lower() else "LlamaConfig"
-    cls = getattr(transformers, name)
-    known = {*cls().to_dict(), "rope_theta", "rope_scaling"} - set(_NOT_SIZES)
-    fields = {key: value for key, value in config.items() if key in known}
-    return cls.from_dict({**fields, "vocab_size": rows})
-
-
-def _device_map(model: Any, device_map: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """transformers' device_map as places of modules; "auto" and its like are worked out for this model."""
-    from accelerate import infer_auto_device_map
-    from accelerate.utils import get_balanced_memory
-
-    if not isinstance(device_map, str):
-        return dict(device_map)
-    if device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
-        return {"": device_map}
-    whole = sorted(getattr(model, "_no_split_modules", None) or ())
-    memory = None
-    if device_map != "sequential":
-        memory = get_balanced_memory(
-            model, dtype=dtype, no_split_module_classes=whole, low_zero=device_map == "balanced_low_0"
-        )
-    return dict(infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole, dtype=dtype))
-
-
-def _place(name: str, places: Mapping[str, Any]) -> Any:
-    """Device of a weight: that of the closest module around it that has one.
-
-    Raises:
-        FitPruneError: if it would be kept on disk.
-    """
-    while name and name not in places:
-        name = name.rpartition(".")[0]
-    if name not in places:
-        raise FitPruneError("the device_map leaves out parts of the model: give auto")
-    if places[name] == "disk":
-        raise FitPruneError("the model does not fit into memory (parts would go to disk): use more or larger devices")
-    return places[name]

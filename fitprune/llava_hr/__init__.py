@@ -8,7 +8,8 @@ model is here; how it is found, asked and pruned is as for any other family (fam
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # at the top only with torchvision
 
 from .configuration import LlavaHrConfig, LlavaHrVisionConfig
 from .modeling import LlavaHrForConditionalGeneration, LlavaHrModel
