@@ -9,6 +9,9 @@ anything else is a bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FitPruneError(ValueError):
     """Bad input, described in one line that says what to do about it."""
@@ -16,6 +19,22 @@ class FitPruneError(ValueError):
 
 class UnsupportedError(FitPruneError, NotImplementedError):
     """Something that pruning cannot do (static cache, assisted decoding, training, …); the message says why."""
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turns whatever another library raises over a user's file into one line that begins with `what`.
+
+    Only for code that does nothing but make something of that file: a fault of ours would be taken for the file's. The
+    original error stays attached.
+    """
+    try:
+        yield
+    except FitPruneError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise FitPruneError(f"{what}: {said}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from multimodal import PARITY, Recorded
+from safetensors.torch import save_file
 
 import fitprune
 from fitprune.checkpoints.original import OriginalCheckpoint, is_original
 from fitprune.checkpoints.source import Source
+from fitprune.checkpoints.weights import Weights
 from fitprune.errors import FitPruneError
 from fitprune.families import original
 
@@ -81,7 +84,16 @@ def test_the_language_model_is_the_one_named(tmp_path: Path, fields: dict[str, A
     ("fields", "message"),
     [
         ({"hidden_size": None, "num_hidden_layers": "x"}, r"config\.json lacks hidden_size, num_hidden_layers"),
-        ({"model_type": "llava_mpt"}, "LLaVA-MPT checkpoints are not supported"),
+        ({"model_type": "llava_mpt"}, "names llava_mpt .*: of the original layout Llama, Mistral and Qwen2"),
+        ({"model_type": "llava", "architectures": ["LlavaGemmaForCausalLM"]}, r"names llava \(LlavaGemmaForCausalLM\)"),
+        ({"image_aspect_ratio": "highres"}, "image_aspect_ratio 'highres'"),
+        ({"mm_vision_select_layer": 9}, "mm_vision_select_layer 9, but CLIP has 4 layers"),
+        ({"mm_vision_select_layer": [1, 2]}, "mm_vision_select_layer"),
+        ({"rms_norm_eps": "small"}, r"config\.json makes no model: .*rms_norm_eps"),
+        ({"num_attention_heads": 7}, r"config\.json makes no model"),
+        ({"tokenizer_model_max_length": "long"}, r"config\.json makes no model"),
+        ({"quantization_config": {"load_in_4bit": True}}, "quantised checkpoints are not supported"),
+        ({"is_multipath_encoder": True, "vision_tower_slow": 7}, "vision_tower_slow 7"),
         ({"mm_projector_type": "linear"}, "mm_projector_type 'linear'"),
         ({"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial"}, "mm_patch_merge_type"),
     ],
@@ -114,6 +126,57 @@ def test_a_tower_that_is_nowhere_or_no_clip(tmp_path: Path) -> None:
     (tmp_path / "tower" / "config.json").write_text('{"model_type": "siglip"}')
     with pytest.raises(FitPruneError, match="is a 'siglip': only CLIP is supported"):
         read(path, vision_tower=str(tmp_path / "tower"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_act": "nothing"}, "cannot make the model .*nothing"),
+        ({"pad_token_id": 10**6}, "cannot make the model"),
+    ],
+)
+def test_configs_that_make_no_model(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(FitPruneError, match=message) as error:
+        fitprune.load(str(copy(tmp_path, **fields)), device="cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mm_vision_tower": None}, "neither mm_vision_tower, as in the original layout, nor text_config"),
+        ({"text_config": {"model_type": "llama"}}, "the weights are of the original layout, config.json is not"),
+    ],
+)
+def test_a_config_of_neither_layout_is_refused_before_a_default_model_is_made(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(FitPruneError, match=message):
+        fitprune.load(str(copy(tmp_path, **fields)), device="cpu")
+
+
+def test_a_tower_that_is_a_missing_path_asks_for_a_copy(tmp_path: Path) -> None:
+    path = copy(tmp_path, tower=False, mm_vision_tower="/data/clip-vit-large-patch14-336")
+    with pytest.raises(FitPruneError, match="name a copy with --vision-tower"):
+        read(path)
+
+
+def test_the_picture_is_never_answered_where_the_file_has_spare_rows(tmp_path: Path) -> None:
+    """As Qwen's: more rows than tokens, so that `<image>` gets one of the file's own."""
+    path = copy(tmp_path, vocab_size=464)
+    weights = Weights.find(Source(ORIGINAL))
+    assert weights is not None
+    tensors = {key: value.clone() for key, value in weights.tensors()}
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[key] = torch.cat([tensors[key], tensors[key][:64]])
+    for file in path.glob("pytorch_model*"):
+        file.unlink()
+    save_file(tensors, path / "model.safetensors")
+    llava = fitprune.load(str(path), device="cpu")
+    assert llava.image_token == 400
+    assert llava.model.get_input_embeddings().weight.shape[0] == 464
+    assert llava.model.generation_config.suppress_tokens == [400, 401]
+    Recorded("llava15").check_forward(llava, "wide")
 
 
 def test_answers_end_where_the_generation_config_says(tmp_path: Path) -> None:

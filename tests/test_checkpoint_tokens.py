@@ -7,8 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import sentencepiece
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from multimodal import PARITY
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer
 
 from fitprune.checkpoints.source import Source
 from fitprune.checkpoints.tokens import original_tokenizer, rows_for
@@ -55,10 +60,49 @@ def test_a_tokenizer_json_serves_where_there_is_no_sentencepiece(tmp_path: Path)
     assert tokenizer.pad_token_id == 4
 
 
-def test_no_tokenizer_and_a_broken_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("dummy", [True, False])
+def test_texts_are_split_as_sentencepiece_does(tmp_path: Path, dummy: bool, legacy: bool) -> None:
+    """Also those that begin with a space, and with models that put no space before a text (Yi's)."""
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString((ORIGINAL / "tokenizer.model").read_bytes())
+    model.normalizer_spec.add_dummy_prefix = dummy
+    (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"legacy": legacy}))
+    model.normalizer_spec.add_dummy_prefix = dummy or not legacy  # then the slow tokenizer adds it by itself
+    oracle = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    tokenizer = original_tokenizer(Source(tmp_path))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.text("ab cdE .,\n\t#é0漢😀▁'", max_size=20))
+    @example(" What?")
+    @example("  \n a")
+    def same(text: str) -> None:
+        expected = [tokenizer.bos_token_id, *oracle.encode(text)]
+        assert tokenizer(text).input_ids == again(text).input_ids == expected
+
+    same()
+
+
+def test_no_tokenizer_and_broken_ones(tmp_path: Path) -> None:
     with pytest.raises(FitPruneError, match="has no tokenizer"):
         original_tokenizer(Source(tmp_path))
-    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x07nothing")
+    whole = (ORIGINAL / "tokenizer.model").read_bytes()
+    pieces = sentencepiece_model_pb2.ModelProto()
+    pieces.ParseFromString(whole)
+    pieces.ClearField("normalizer_spec")
+    for broken in (b"\x0a\x07nothing", b"", whole[: len(whole) // 2], pieces.SerializeToString()):
+        (tmp_path / "tokenizer.model").write_bytes(broken)
+        with pytest.raises(FitPruneError, match=r"tokenizer\.model is damaged or only partly downloaded") as error:
+            original_tokenizer(Source(tmp_path))
+        assert "\n" not in str(error.value)
+    (tmp_path / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+    with pytest.raises(FitPruneError, match=r"tokenizer\.model is a git-lfs pointer"):
+        original_tokenizer(Source(tmp_path))
+    (tmp_path / "tokenizer.model").write_bytes(whole)
+    (tmp_path / "special_tokens_map.json").write_text("[1]")
     with pytest.raises(FitPruneError, match="cannot load the tokenizer") as error:
         original_tokenizer(Source(tmp_path))
     assert "\n" not in str(error.value)

@@ -157,3 +157,26 @@ def test_the_recorded_checkpoint_reads_whole(tmp_path: Path) -> None:
     weights = found(tmp_path / "copy")
     assert weights.shapes["model.embed_tokens.weight"] == (400, 64)
     assert len(weights.files) == len(list(weights.tensors()))
+
+
+def test_the_index_decides_which_copy_of_a_tensor_counts(tmp_path: Path) -> None:
+    folder = written(tmp_path, "safetensors", shards=True)
+    stale = {"a.weight": torch.zeros(2, 3), "b.bias": TENSORS["b.bias"]}
+    save_file(stale, folder / "model-00002-of-00002.safetensors")
+    read = dict(found(folder).tensors())
+    assert torch.equal(read["a.weight"], TENSORS["a.weight"])
+    assert len(read) == 2
+
+
+def test_shards_without_their_index_and_names_that_are_no_names(tmp_path: Path) -> None:
+    folder = written(tmp_path, "bin", shards=True)
+    (folder / "pytorch_model.bin.index.json").unlink()
+    with pytest.raises(FitPruneError, match=r"it has shards but no pytorch_model\.bin\.index\.json"):
+        found(folder)
+    (folder / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": ".."}}')
+    with pytest.raises(FitPruneError, match="outside its folder"):
+        found(folder)
+    (folder / "pytorch_model.bin.index.json").unlink()
+    torch.save({3: torch.ones(1)}, folder / "pytorch_model.bin")
+    with pytest.raises(FitPruneError, match="has 3 where a tensor's name is expected"):
+        found(folder)

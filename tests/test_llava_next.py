@@ -399,3 +399,14 @@ def test_counts_that_do_not_fit_are_an_error_before_the_model_runs(model: Any, p
     batch["image_sizes"] = batch["image_sizes"].flip(0)
     with fitprune.prune(model, RECIPE), torch.no_grad(), pytest.raises(FitPruneError, match="by image_sizes"):
         model(**batch)
+
+
+def test_a_list_written_for_transformers_is_left_as_it_is() -> None:
+    """Released lists hold every size both ways round; one that does not cannot be the original's, turned by mistake."""
+    config = released()
+    config.image_grid_pinpoints = [[56, 168], [112, 112]]  # (height, width)
+    processor = llava_next.image_processor(config, None)
+    made = llava_next.pictures(config, processor)
+    assert config.image_grid_pinpoints == processor.image_grid_pinpoints == [[56, 168], [112, 112]]
+    assert made.tokens_for(noise(168, 56)) == 16 + 4 * (12 + 1)
+    assert made.prepare(noise(168, 56))["pixel_values"].shape[1] == 4

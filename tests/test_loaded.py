@@ -112,3 +112,8 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode: str) -> None:
     file = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     Image.new(mode, (7, 5)).save(file)
     assert read_image(file).mode == "RGB"
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGBA", "I;16"])
+def test_pictures_of_every_kind_can_be_asked_about(small: Loaded, mode: str) -> None:
+    assert isinstance(small.ask("What number is written?", Image.new(mode, (20, 9)), max_new_tokens=1), str)

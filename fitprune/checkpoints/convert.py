@@ -2,7 +2,8 @@
 
 The result is loaded by transformers alone (`LlavaForConditionalGeneration.from_pretrained`; LLaVA-HR after
 `import fitprune.llava_hr`) and by `fitprune.load`, which then gives the same tokens and logits as from the source. It
-is written next to its place and moved there when it is complete. Precision stays that of the checkpoint.
+is written next to its place and moved there when it is complete. There is one precision, that of the language model: a CLIP
+that comes from a repository of its own is rounded to it, as the original rounds it when it loads.
 
     fitprune convert liuhaotian/llava-v1.5-7b llava-1.5-7b-hf
 """

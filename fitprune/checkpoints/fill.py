@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import FitPruneError, first_line
+from ..errors import FitPruneError, explained
 from .names import in_model
 from .weights import Weights
 
@@ -44,15 +44,12 @@ def empty(kind: Any, config: Any, attn: str | None) -> nn.Module:
     """A model without storage for its weights; buffers are real.
 
     Raises:
-        FitPruneError: if the attention implementation is not available.
+        FitPruneError: if the config makes no model, or the attention implementation is not available.
     """
     from accelerate import init_empty_weights
 
-    try:
-        with init_empty_weights(include_buffers=False):
-            model: nn.Module = kind._from_config(config, **({"attn_implementation": attn} if attn else {}))
-    except (ImportError, ValueError) as error:
-        raise FitPruneError(f"cannot make the model: {first_line(error)}") from None
+    with explained("cannot make the model of this config.json"), init_empty_weights(include_buffers=False):
+        model: nn.Module = kind._from_config(config, **({"attn_implementation": attn} if attn else {}))
     return model
 
 

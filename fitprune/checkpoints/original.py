@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..errors import FitPruneError, first_line
+from ..errors import FitPruneError, explained, first_line
 from .fill import Part, empty, fill, match
 from .lora import ADAPTERS, CONFIG, TRAINED_WHOLE, Adapter, find_adapter, plain_name
 from .names import TOWER, rename
 from .places import device_of, placement
 from .source import Source, read_json
-from .tokens import IMAGE, original_tokenizer, rows_for
+from .tokens import IMAGE, PADDING, original_tokenizer, rows_for
 from .tower import NOT_SIZES, clip_config, find_tower, tower_part
 from .weights import Weights
 
 if TYPE_CHECKING:
     from ..families.family import Family
 
+LANGUAGES = {"mistral": "MistralConfig", "qwen": "Qwen2Config", "llama": "LlamaConfig"}
 NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 PROJECTOR = ("mm_projector.safetensors", "mm_projector.bin")
 
@@ -39,17 +40,45 @@ def is_original(config: Mapping[str, Any]) -> bool:
 
 
 def text_config(config: Mapping[str, Any], rows: int) -> Any:
-    """The language model's config from the flat original one, its vocabulary grown to `rows`."""
+    """The language model's config from the flat original one, its vocabulary grown to `rows`.
+
+    Raises:
+        FitPruneError: for a kind of language model that is not known, and for fields that make no model.
+    """
     import transformers
 
-    kind = str(config.get("model_type", "")) + "".join(config.get("architectures") or ())
-    if "mpt" in kind.lower():
-        raise FitPruneError("LLaVA-MPT checkpoints are not supported: the family needs a Llama, Mistral or Qwen2")
-    name = "MistralConfig" if "mistral" in kind.lower() else "Qwen2Config" if "qwen" in kind.lower() else "LlamaConfig"
+    said = [str(config.get("model_type") or ""), *map(str, config.get("architectures") or ())]
+    kinds = [kind for name in said if (kind := name.lower().replace("llava", "").strip("_"))]
+    name = next(
+        (LANGUAGES[part] for part in LANGUAGES if kinds and part in kinds[0]), None if kinds else LANGUAGES["llama"]
+    )
+    if name is None:
+        raise FitPruneError(
+            f"config.json names {said[0]} ({', '.join(said[1:])}): of the original layout Llama, Mistral and Qwen2 language "
+            "models are supported"
+        )
     cls = getattr(transformers, name)
-    known = {*cls().to_dict(), "rope_theta", "rope_scaling"} - set(NOT_SIZES)
+    known = {*cls().to_dict(), "rope_theta", "rope_scaling"} - NOT_SIZES
     fields = {key: value for key, value in config.items() if key in known}
     return cls.from_dict({**fields, "vocab_size": rows})
+
+
+def check_transformers(config: Mapping[str, Any], source: Source) -> None:
+    """Refuses a config.json of neither layout, of which transformers would make a default model of 7B.
+
+    Raises:
+        FitPruneError: if it has no text_config, or the weights beside it have the original's names.
+    """
+    if "text_config" not in config:
+        raise FitPruneError(
+            f"{source}: config.json has neither mm_vision_tower, as in the original layout, nor text_config, as in "
+            "transformers': download it again"
+        )
+    weights = Weights.find(source) if source.folder is not None else None  # which finds damaged files, too
+    if source.folder is not None and weights is None:
+        raise FitPruneError(f"{source} has no weights (model.safetensors, pytorch_model.bin or shards): download them")
+    if weights is not None and any(name.startswith("model.mm_projector.") for name in weights.shapes):
+        raise FitPruneError(f"{source}: the weights are of the original layout, config.json is not: download it again")
 
 
 @dataclass(frozen=True)
@@ -115,10 +144,14 @@ class OriginalCheckpoint:
             if isinstance(part.change, Adapter):
                 part.change.check_used()
         model.config.dtype = dtype
-        added = range(self.vocabulary, model.get_input_embeddings().weight.shape[0])
+        added = set(range(self.vocabulary, model.get_input_embeddings().weight.shape[0]))
+        added |= {
+            self.config.image_token_id,
+            *([self.tokenizer.pad_token_id] if self.tokenizer.pad_token == PADDING else []),
+        }
         model.generation_config = GenerationConfig(
             bos_token_id=self.tokenizer.bos_token_id, eos_token_id=self.eos, pad_token_id=self.tokenizer.pad_token_id,
-            suppress_tokens=sorted({self.config.image_token_id, *added}),
+            suppress_tokens=sorted(added),
         )  # fmt: skip
         return model.eval()
 
@@ -135,6 +168,8 @@ def read_original(
     Raises:
         FitPruneError: saying which file or field is wrong or missing.
     """
+    if config.get("quantization_config"):
+        raise FitPruneError(f"{source}: config.json has a quantization_config: quantised checkpoints are not supported")
     if lost := [field for field in NEEDED if not isinstance(config.get(field), int)]:
         raise FitPruneError(f"{source}: config.json lacks {', '.join(lost)}: download it again")
     text_source = Source(base) if base else source
@@ -145,14 +180,13 @@ def read_original(
         parts.append(tower_part(tower, vision_tower or str(config["mm_vision_tower"])))
     tokenizer = original_tokenizer(text_source)
     vocabulary = int(config["vocab_size"])
-    original = Original(
-        config=config, text=text_config(config, rows_for(tokenizer, vocabulary)), clip=clip_config(tower, str(config["mm_vision_tower"])),
-        image_token=tokenizer.convert_tokens_to_ids(IMAGE), shapes=shapes,
-    )  # fmt: skip
-    made = family.configure(original)
-    made.architectures = [family.model_class().__name__]
-    if config.get("tokenizer_model_max_length"):
-        made.tokenizer_model_max_length = int(config["tokenizer_model_max_length"])
+    with explained(f"{source}: config.json makes no model"):
+        text = text_config(config, rows_for(tokenizer, vocabulary))
+        clip = clip_config(tower, str(config["mm_vision_tower"]))
+        made = family.configure(Original(config, text, clip, tokenizer.convert_tokens_to_ids(IMAGE), shapes))
+        made.architectures = [family.model_class().__name__]
+        if config.get("tokenizer_model_max_length"):
+            made.tokenizer_model_max_length = int(config["tokenizer_model_max_length"])
     generation = source.get("generation_config.json")
     eos = (read_json(generation).get("eos_token_id") if generation else None) or config.get("eos_token_id")
     embeddings = next(part.weights for part in parts if "model.embed_tokens.weight" in part.weights.shapes)

@@ -48,7 +48,12 @@ def find_tower(source: Source, named: str, override: str | None) -> Source | Non
             return Source(folder)
     if source.folder is not None and (source.folder / named).is_dir():
         return Source(source.folder / named)
-    tower = Source(named)
+    try:
+        tower = Source(named)
+    except FitPruneError:
+        raise FitPruneError(
+            f"{source}: its vision tower {named} (mm_vision_tower in config.json) is not here: name a copy with --vision-tower"
+        ) from None
     return tower if tower.folder is not None or named not in OPENAI_CLIP else None
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import FitPruneError, first_line
@@ -46,7 +46,8 @@ class Weights:
         for path, promised in paths.items():
             shard = _open(path)
             for name, shape in shard.shapes().items():
-                self.files[name], self.shapes[name] = path, shape
+                if not promised or name in promised:  # what an index leaves out may be there twice
+                    self.files[name], self.shapes[name] = path, shape
             if lost := sorted(promised - shard.shapes().keys()):
                 raise FitPruneError(
                     f"{path} lacks {len(lost)} tensors that its index promises, such as {lost[0]}: download it again"
@@ -66,6 +67,9 @@ class Weights:
             file = source.get(name)
             if file is not None:
                 return cls({file: set()})
+            stem, _, ending = name.rpartition(".")
+            if source.folder is not None and any(source.folder.glob(f"{stem}-*-of-*.{ending}")):
+                raise FitPruneError(f"{source} is incomplete: it has shards but no {name}.index.json; download it")
         return None
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -73,7 +77,8 @@ class Weights:
         for path in dict.fromkeys(self.files.values()):
             shard = _open(path)
             for name in shard.shapes():
-                yield name, shard.tensor(name)
+                if self.files.get(name) == path:
+                    yield name, shard.tensor(name)
 
     def dtype(self, name: str) -> torch.dtype:
         """Precision of one tensor."""
@@ -89,7 +94,7 @@ def _shards(source: Source, index: Path) -> dict[Path, set[str]]:
         promised.setdefault(file, set()).add(name)
     shards = {}
     for file, names in sorted(promised.items()):
-        if Path(file).name != file:
+        if Path(file).name != file or file == "..":
             raise FitPruneError(f"{index} names a file outside its folder, {file!r}: refused")
         path = source.get(file)
         if path is None:
@@ -123,6 +128,8 @@ class _Pickled:
         if not isinstance(values, dict):
             raise FitPruneError(f"{path} holds a {type(values).__name__}, not tensors by name: not a checkpoint")
         for name, value in values.items():
+            if not isinstance(name, str):
+                raise FitPruneError(f"{path} has {name!r} where a tensor's name is expected: not a checkpoint")
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
                 if not (isinstance(value, Tensor) and name.endswith("position_ids")):
@@ -136,6 +143,13 @@ class _Pickled:
         return self.values[name]
 
 
+def check_pointer(path: Path) -> None:
+    """Raises FitPruneError for what `git clone` leaves in a large file's place without git-lfs."""
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise FitPruneError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its folder")
+
+
 def _open(path: Path) -> Any:
     """A weight file, checked as far as opening it does.
 
@@ -143,21 +157,17 @@ def _open(path: Path) -> Any:
         FitPruneError: naming the file and what is wrong with it.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(len(LFS))
-        if start == LFS:
-            raise FitPruneError(f"{path} is a git-lfs pointer, not the weights: run `git lfs pull` in its folder")
+        check_pointer(path)
         return _Safetensors(path) if path.suffix == ".safetensors" else _Pickled(path)
+    except FitPruneError:
+        raise
     except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise FitPruneError(
-                f"{path} holds Python code besides tensors ({found[1]}): refused, nothing of it was run; "
-                "use a copy from a source that you trust, best in safetensors"
-            ) from None
-        raise FitPruneError(f"{path} is damaged or no weight file ({first_line(error)}): download it again") from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        if isinstance(error, FitPruneError):
-            raise
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise FitPruneError(
+            f"{path} holds Python code besides tensors, or is damaged ({found[1] if found else first_line(error)}): refused, "
+            "nothing of it was run; use a copy from a source that you trust, best in safetensors"
+        ) from None
+    except Exception as error:  # a torn file can make a reader fail in any way
         raise FitPruneError(
             f"{path} is damaged or only partly downloaded ({first_line(error)}): download it again"
-        ) from None
+        ) from error

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, cast
 
-from ..checkpoints.original import OriginalCheckpoint, is_original, read_original
+from ..checkpoints.original import OriginalCheckpoint, check_transformers, is_original, read_original
 from ..checkpoints.source import Source
 from ..embedded import MODELS, model_path
 from ..errors import FitPruneError, first_line
@@ -66,6 +66,7 @@ def load(
             if value:
                 raise FitPruneError(f"{path} is in transformers layout, whole in itself: leave out {option}")
         family, place = by_type(str(config.get("model_type")), path), source.place
+        check_transformers(config, source)
         model, tokenizer = from_transformers(family.model_class(), source, device, dtype, attn, device_map)
     try:
         processor = family.image_processor(model.config, place)

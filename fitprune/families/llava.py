@@ -23,6 +23,7 @@ from .family import Original, Pictures
 
 RULES: Sequence[tuple[str, str]] = ()
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+ASPECTS = (None, "square", "pad")  # image_aspect_ratio of one picture that is cropped, cropped, squared
 STRATEGIES = {"patch": "default", "cls_patch": "full"}  # mm_vision_select_feature → vision_feature_select_strategy
 
 
@@ -38,36 +39,45 @@ def claims(config: Mapping[str, Any]) -> bool:
     return not (config.get("is_multipath_encoder") or tiled or merged)
 
 
-def check_supported(config: Mapping[str, Any]) -> None:
+def check_supported(config: Mapping[str, Any], **more: tuple[Any, ...]) -> None:
     """Refuses what transformers' LLaVA models cannot do and no released checkpoint of the three families has.
 
+    Args:
+        more: Further fields of an original config (or the same again) and the values of them that are supported.
     Raises:
-        FitPruneError: naming the field of the original config.
+        FitPruneError: naming the field.
     """
-    for field, supported in (
-        ("mm_projector_type", ("mlp2x_gelu",)),
-        ("mm_use_im_start_end", (None, False)),
-        ("mm_resampler_type", (None,)),
-        ("mm_vision_select_feature", (None, *STRATEGIES)),
-    ):
+    fields = {
+        "mm_projector_type": ("mlp2x_gelu",),
+        "mm_use_im_start_end": (None, False),
+        "mm_resampler_type": (None,),
+        "mm_vision_select_feature": (None, *STRATEGIES),
+        **more,
+    }
+    for field, supported in fields.items():
         if (value := config.get(field)) not in supported:
             wanted = " or ".join(str(choice) for choice in supported if choice is not None) or "none"
             raise FitPruneError(f"config.json has {field} {value!r}, which is not supported (only {wanted})")
 
 
-def selection(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Which of CLIP's outputs become visual tokens: transformers' fields for an original config."""
-    return {
-        "vision_feature_layer": int(config.get("mm_vision_select_layer", -2)),
-        "vision_feature_select_strategy": STRATEGIES[config.get("mm_vision_select_feature") or "patch"],
-    }
+def selection(original: Original) -> dict[str, Any]:
+    """Which of CLIP's outputs become visual tokens: transformers' fields for an original config.
+
+    Raises:
+        FitPruneError: for a layer that CLIP does not have.
+    """
+    layer, layers = original.config.get("mm_vision_select_layer", -2), original.clip.num_hidden_layers
+    if not isinstance(layer, int) or not -layers - 1 <= layer <= layers:
+        raise FitPruneError(f"config.json has mm_vision_select_layer {layer!r}, but CLIP has {layers} layers")
+    strategy = STRATEGIES[original.config.get("mm_vision_select_feature") or "patch"]
+    return {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy}
 
 
 def configure(original: Original) -> Any:
     from transformers import LlavaConfig
 
-    check_supported(original.config)
-    chosen = selection(original.config)
+    check_supported(original.config, image_aspect_ratio=ASPECTS)
+    chosen = selection(original)
     patches = (original.clip.image_size // original.clip.patch_size) ** 2
     config = LlavaConfig(
         vision_config=original.clip,

@@ -68,10 +68,14 @@ def configure(original: Original) -> Any:
         FitPruneError: for a variant that is not supported; names the field.
     """
     from ..llava_hr import LlavaHrConfig, LlavaHrVisionConfig
-    from .llava import check_supported
+    from .llava import ASPECTS, check_supported
 
     fields = original.config
-    check_supported(fields)
+    check_supported(fields, image_aspect_ratio=ASPECTS, mm_patch_merge_type=(None, "flat"))
+    if "convnext" not in str(fields["vision_tower_slow"]):
+        raise FitPruneError(
+            f"config.json has vision_tower_slow {fields['vision_tower_slow']!r}: only a ConvNeXt is supported"
+        )
     side = fields.get("input_image_size")
     if not isinstance(side, int):
         raise FitPruneError(f"input_image_size is {side!r} in config.json: expected the side of the picture in pixels")

@@ -54,14 +54,12 @@ def configure(original: Original) -> Any:
     from transformers import LlavaNextConfig
 
     fields, clip = original.config, original.clip
-    check_supported(fields)
-    for field, supported, unset in (
-        ("mm_patch_merge_type", "spatial_unpad", "flat"),
-        ("image_aspect_ratio", "anyres", "square"),
-        ("mm_vision_select_feature", "patch", "patch"),
-    ):
-        if (value := fields.get(field) or unset) != supported:
-            raise FitPruneError(f"config.json has {field} {value!r}, of LLaVA-NeXT only {supported} is supported")
+    check_supported(
+        fields,
+        mm_patch_merge_type=("spatial_unpad",),
+        image_aspect_ratio=("anyres",),
+        mm_vision_select_feature=(None, "patch"),
+    )
     config = LlavaNextConfig(
         vision_config=clip,
         text_config=original.text,
@@ -69,7 +67,7 @@ def configure(original: Original) -> Any:
         image_grid_pinpoints=anyres.turned(anyres.read_pinpoints(fields.get(anyres.FIELD))),
         image_seq_length=(clip.image_size // clip.patch_size) ** 2,
         tie_word_embeddings=original.text.tie_word_embeddings,
-        **selection(fields),
+        **selection(original),
     )
     config.image_grid_order = TURNED
     anyres.of_config(config)  # pinpoints that are no whole tiles are an error now

@@ -60,7 +60,7 @@ class Loaded:
 
     def prepare(self, image: Image.Image) -> dict[str, Tensor]:
         """A picture as model inputs, [1, …] each."""
-        return self.pictures.prepare(image)
+        return self.pictures.prepare(image.convert("RGB"))
 
     def prompt(self, text: str, image: bool = True) -> str:
         """The whole prompt for one question: system sentence, `<image>`, question, in the checkpoint's template."""

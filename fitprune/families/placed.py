@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError
 
 from ..checkpoints.source import Source
-from ..checkpoints.weights import Weights
 from ..errors import FitPruneError, first_line
 
 
@@ -47,8 +46,6 @@ def from_transformers(kind: Any, source: Source, device: str, dtype: str, attn: 
     from transformers import AutoTokenizer
 
     path = source.place
-    if source.folder is not None and Weights.find(source) is None:  # which also finds out what is wrong with a file
-        raise FitPruneError(f"{source} has no weights (model.safetensors, pytorch_model.bin or shards): download them")
     options = {"attn_implementation": attn} if attn else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
