@@ -99,9 +99,14 @@ def processor(config: Any, image_processor: Any, tokenizer: Any) -> Any:
 
 
 def turn(config: Any, image_processor: Any) -> None:
-    """Puts the pinpoints in transformers' order, in place, unless the config says that they are; the config's rule."""
+    """Puts the pinpoints in transformers' order, in place; the config's go before the processor's.
+
+    They are turned unless the config says that they are, or they are not the same sizes read either way: released lists
+    are, so that the order only decides ties, while another list can but have been written for transformers.
+    """
     pinpoints = anyres.read_pinpoints(config.image_grid_pinpoints)
-    done = getattr(config, "image_grid_order", None) == TURNED
+    one_way = set(pinpoints) != {(second, first) for first, second in pinpoints}
+    done = one_way or getattr(config, "image_grid_order", None) == TURNED
     config.image_grid_pinpoints = [list(pair) for pair in pinpoints] if done else anyres.turned(pinpoints)
     config.image_grid_order = TURNED
     image_processor.image_grid_pinpoints = [list(pair) for pair in config.image_grid_pinpoints]
