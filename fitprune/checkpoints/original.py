@@ -58,8 +58,14 @@ def text_config(config: Mapping[str, Any], rows: int) -> Any:
             "models are supported"
         )
     cls = getattr(transformers, name)
-    known = {*cls().to_dict(), "rope_theta", "rope_scaling"} - NOT_SIZES
+    defaults = cls().to_dict()
+    known = {*defaults, "rope_theta", "rope_scaling"} - NOT_SIZES
     fields = {key: value for key, value in config.items() if key in known}
+    for key, value in fields.items():
+        if type(defaults.get(key)) in (int, float) and type(value) not in (int, float, type(None)):
+            raise FitPruneError(f"config.json has {key} {value!r} where a number is expected")
+    if not fields.get("head_dim") and fields["hidden_size"] % fields["num_attention_heads"]:
+        raise FitPruneError("config.json has a hidden_size that num_attention_heads does not divide")
     return cls.from_dict({**fields, "vocab_size": rows})
 
 
