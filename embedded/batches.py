@@ -8,7 +8,8 @@ with the very pictures that it would have had. No picture is ever shown twice; e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,14 +32,23 @@ OTHERS = {
     "choose": 1, "verify": 1, "existence-yn": 1, "color-yn": 1,
 }  # how often the other families are asked, against each other  # fmt: skip
 Batch = dict[str, Tensor]
+Look = Callable[[list[Scene]], Batch]  # scenes → what a model sees of them, and what their patches show
 
 
-def seeing(start: int, count: int) -> Batch:
-    """Pictures full of strings, and what their patches show: pixels [B, 3, SIDE, SIDE], targets [B, heads, n]."""
-    return _pictures([draw("dense", start + at) for at in range(count)])
+def plain_pictures(scenes: list[Scene]) -> Batch:
+    """Pictures as they are, and what their patches show: pixels [B, 3, SIDE, SIDE], targets [B, heads, n]."""
+    return {
+        "pixels": pixels(np.stack([np.asarray(render(scene)) for scene in scenes])),
+        "targets": torch.from_numpy(np.stack([targets(scene, SIDE // PATCH) for scene in scenes])),
+    }
 
 
-def answering(start: int, count: int) -> Batch:
+def seeing(start: int, count: int, look: Look = plain_pictures) -> Batch:
+    """Pictures full of strings, and what their patches show."""
+    return look([draw("dense", start + at) for at in range(count)])
+
+
+def answering(start: int, count: int, look: Look = plain_pictures) -> Batch:
     """Pictures, what their patches show, and `SLOTS` questions each.
 
     ids, slot, answer: [B, T] as in `network.Embedded.answer_loss`; family [B, SLOTS]: place in `FAMILIES`.
@@ -54,7 +64,7 @@ def answering(start: int, count: int) -> Batch:
     ids, slot, answer = torch.from_numpy(table).unbind(-1)
     names = list(FAMILIES)
     family = torch.tensor([[names.index(question.family) for question in of_scene] for of_scene in asked])
-    return {**_pictures(scenes), "ids": ids, "slot": slot, "answer": answer.bool(), "family": family}
+    return {**look(scenes), "ids": ids, "slot": slot, "answer": answer.bool(), "family": family}
 
 
 def questions(scene: Scene) -> list[Question]:
@@ -80,13 +90,6 @@ def _pack(asked: list[Question], random: np.random.RandomState) -> list[tuple[in
     return row
 
 
-def _pictures(scenes: list[Scene]) -> Batch:
-    return {
-        "pixels": pixels(np.stack([np.asarray(render(scene)) for scene in scenes])),
-        "targets": torch.from_numpy(np.stack([targets(scene, SIDE // PATCH) for scene in scenes])),
-    }
-
-
 def pixels(pictures: np.ndarray) -> Tensor:
     """uint8 [B, SIDE, SIDE, 3] → what the vision tower takes, [B, 3, SIDE, SIDE], with CLIP's mean and deviation."""
     scaled = torch.from_numpy(pictures).float().div(255)
@@ -104,7 +107,10 @@ class _Steps(Dataset[Batch]):
         return self.make(((self.first + at) * self.ranks + self.rank) * self.count, self.count)
 
 
-def stream_of(phase: str, first: int, last: int, count: int, rank: int, ranks: int, workers: int) -> Iterator[Batch]:
+def stream_of(
+    phase: str, first: int, last: int, count: int, rank: int, ranks: int, workers: int, look: Look | None = None
+) -> Iterator[Batch]:
     """The batches of steps first … last - 1 of a phase ("see" or "answer") for one rank, `count` pictures each."""
-    steps = _Steps(seeing if phase == "see" else answering, first, last, count, ranks, rank)
+    make: Callable[..., Batch] = seeing if phase == "see" else answering
+    steps = _Steps(partial(make, look=look) if look else make, first, last, count, ranks, rank)
     yield from DataLoader(steps, batch_size=None, num_workers=workers)

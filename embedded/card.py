@@ -9,18 +9,20 @@ tests/test_embedded_card.py asks the model anew on some of the pictures and comp
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
+from fitprune.embedded import MODEL_NAME
 from fitprune.errors import FitPruneError
 from fitprune.files import write_atomically
 
 from .batches import SLOTS
-from .evaluate import table
-from .network import PATCH
+from .evaluate import SCORES, table
+from .models import MODELS
 from .questions import FAMILIES
 from .scene import SIDE
 from .train import AWAY, CHECKPOINT, LOG, load_checkpoint
@@ -31,13 +33,15 @@ TEXT = """---
 license: apache-2.0
 library_name: transformers
 pipeline_tag: image-text-to-text
-tags: [llava, visual-token-pruning, synthetic]
+tags: [{tag}, visual-token-pruning, synthetic]
 ---
 
-# The embedded LLaVA-1.5 of FitPrune
+# The embedded {title} of FitPrune
 
-A LLaVA-1.5 of {parameters:.2f} million parameters ({megabytes:.1f} MB, bf16): CLIP vision tower ({vision}), two-layer
-GELU projector, Llama ({text}), {tokens} visual tokens for a picture of {side} pixels, conversation template `vicuna_v1`.
+A {title} of {parameters:.2f} million parameters ({megabytes:.1f} MB, bf16):
+{vision},
+two-layer GELU projector, Llama ({text}), {tokens} visual tokens for a picture of {side} pixels, conversation template
+`vicuna_v1`.
 It exists to measure visual token pruning without a download. It knows synthetic pictures and nothing else: do not use it
 for anything real.
 
@@ -46,28 +50,63 @@ two strings on a background of noise, {families} families of questions. No photo
 characters are from Aileron (CC0). Splits (training, held-out, calibration, each benchmark) are separate streams of random
 numbers.
 
-**Training.** From random weights: {see} steps of the vision tower on what its patches show ({see_pictures} pictures full
-of strings), then {answer} steps of everything on answers ({answer_pictures} pictures, {slots} questions each); {batch} pictures
+**Training.** {training}
 a step, each shown once. Muon and AdamW, bf16 autocast. {hours}
 It was not trained for pruning: no token was ever left out. But visual tokens were charged for attention to others than
 themselves (weight {away}), so that they look around only where an answer gains by it; without that, their attention stays
 diffuse and the paper's self-attention factor ranks by position (docs/LOG.md).
-{note}Remake it with `make embedded`.
+{note}Remake it with `{remake}`.
 
 **Figures.** Exact answers in percent, greedy, on the first pictures of the split "held-out" ("majority": the share of the
 commonest answer). The standard error of a share p of n questions is √(p(1-p)/n). Without pruning, {dense_pictures} pictures
-(`python -m embedded.evaluate --pictures {dense_pictures} --ratios 0`):
+(`python -m embedded.evaluate{model_flag} --pictures {dense_pictures} --ratios 0`):
 
 {dense_table}
 
-Pruned, {pictures} pictures. A column's per cent is the share of the visual compute saved; all columns of one ratio save as
+{canvas}Pruned, {pictures} pictures. A column's per cent is the share of the visual compute saved; all columns of one ratio save as
 much. Scores rank tokens on the fitted schedule, so they keep equally many in every layer; "fastv" deletes once, after the
-second layer, by the last token's attention. (`python -m embedded.evaluate --pictures {pictures} --ratios 0.3 0.5 0.6 0.7 0.9`)
+second layer, by the last token's attention. (`python -m embedded.evaluate{model_flag} --pictures {pictures} --ratios {ratios}{scores}`)
 
 {table}
 
 **Licence.** Apache-2.0, as the repository.
 """
+CANVAS = """On a canvas of {size[0]} × {size[1]} pixels, {pictures} pictures, not pruned: the picture at its own size somewhere on noise,
+so that the whole view shows it squashed and only tiles show what is small (`--canvas {size[0]} {size[1]}`):
+
+{table}
+
+"""
+FROM_RANDOM = """From random weights: {see} steps of the vision tower on what its patches show ({see_pictures} pictures full
+of strings), then {answer} steps of everything on answers ({answer_pictures} pictures, {slots} questions each); {batch} pictures"""
+FROM_KNOWN = """Language model, projector and CLIP are those of the embedded LLaVA-1.5 (its card is in `../model`);
+{new}. Then
+{answer} steps of everything on answers ({answer_pictures} pictures{canvases}, {slots} questions each); {batch} pictures"""
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a family's card says of it. new: how what LLaVA-1.5 does not have began; canvases: where pictures were put."""
+
+    title: str
+    tag: str
+    training: str = FROM_KNOWN
+    new: str = ""
+    canvases: str = ""
+    remake: str = "python -m embedded.make runs/{family} --family {family} --batch {batch} --install fitprune/embedded"
+
+
+TEXTS = {
+    "llava": Text("LLaVA-1.5", "llava", FROM_RANDOM, remake="make embedded"),
+    "next": Text(
+        "LLaVA-NeXT", "llava_next", new="the newline vector began at zero",
+        canvases=", three in ten of them on canvases of two or four times their size",
+    ),
+    "hr": Text(
+        "LLaVA-HR", "llava_hr",
+        new="ConvNeXt began at random, adapters and fusion so that it counted for nothing",
+    ),
+}  # fmt: skip
 
 
 def write(run: Path, model: Path, figures: dict[str, Any]) -> Path:
@@ -75,30 +114,56 @@ def write(run: Path, model: Path, figures: dict[str, Any]) -> Path:
 
     Args:
         run: The run that the model was exported from: its plan and its log.
-        figures: As `evaluate.evaluate` gives them, with "pictures"; under "dense" the same of the dense model on more.
+        figures: As `evaluate.evaluate` gives them, with "pictures", and "tokens" of a picture; under "dense" the same of
+            the dense model on more, and under "canvas", if there, of the dense model on canvases of "size".
     Raises:
         FitPruneError: a missing or damaged checkpoint, log or model.
     """
     plan = load_checkpoint(run / CHECKPOINT)["plan"]
+    family = plan.get("family", "llava")
+    words, known = TEXTS[family], MODELS[family]
     try:
         settings = json.loads((model / "config.json").read_text(encoding="utf-8"))
         with safe_open(model / "model.safetensors", "pt") as weights:
             parameters = sum(weights.get_tensor(key).numel() for key in weights.keys())  # noqa: SIM118
     except (OSError, ValueError) as error:
         raise FitPruneError(f"cannot read the model in {model} ({error}): export it first") from None
-    parts = {part: settings[f"{part}_config"] for part in ("vision", "text")}
-    sizes = {part: f"{c['num_hidden_layers']} layers × {c['hidden_size']}" for part, c in parts.items()}
+    of_text, dense = settings["text_config"], figures["dense"]
+    pruned = [name.split("% ") for name in figures["methods"] if "% " in name]
+    ratios = dict.fromkeys(int(share) / 100 for share, _ in pruned)
+    scores = list(dict.fromkeys(score for _, score in pruned if score != "fastv"))
+    training = words.training.format(
+        see=plan["see_steps"], answer=plan["answer_steps"], see_pictures=plan["see_steps"] * plan["batch"],
+        answer_pictures=plan["answer_steps"] * plan["batch"], slots=SLOTS, batch=plan["batch"], new=words.new,
+        canvases=words.canvases,
+    )  # fmt: skip
     text = TEXT.format(
-        parameters=parameters / 1e6, megabytes=(model / "model.safetensors").stat().st_size / 1e6, **sizes,
-        tokens=(SIDE // PATCH) ** 2, side=SIDE, see=plan["see_steps"], answer=plan["answer_steps"], slots=SLOTS, families=len(FAMILIES),
-        batch=plan["batch"], see_pictures=plan["see_steps"] * plan["batch"],
-        answer_pictures=plan["answer_steps"] * plan["batch"], hours=_hours(run / LOG), away=AWAY, note=_note(run / NOTE),
-        pictures=figures["pictures"], table=table(figures),
-        dense_pictures=figures["dense"]["pictures"], dense_table=table(figures["dense"]),
+        title=words.title, tag=words.tag, training=training, remake=words.remake.format(family=family, batch=plan["batch"]),
+        parameters=parameters / 1e6, megabytes=(model / "model.safetensors").stat().st_size / 1e6,
+        vision=_vision(settings), text=f"{of_text['num_hidden_layers']} layers × {of_text['hidden_size']}",
+        tokens=figures["tokens"], side=SIDE, families=len(FAMILIES), hours=_hours(run / LOG), away=AWAY, note=_note(run / NOTE),
+        model_flag="" if known.name == MODEL_NAME else f" --model-path {known.name}",
+        ratios=" ".join(f"{ratio:g}" for ratio in ratios), pictures=figures["pictures"], table=table(figures),
+        scores="" if scores == list(SCORES) else f" --scores {' '.join(scores)}",
+        dense_pictures=dense["pictures"], dense_table=table(dense),
+        canvas=CANVAS.format(table=table(figures["canvas"]), **figures["canvas"]) if "canvas" in figures else "",
     )  # fmt: skip
     write_atomically(model / FIGURES, (json.dumps(figures, indent=1) + "\n").encode())
     write_atomically(model / "README.md", text.encode())
     return model / "README.md"
+
+
+def _vision(settings: dict[str, Any]) -> str:
+    """The vision tower in words."""
+    vision = settings["vision_config"]
+    clip = vision.get("clip", vision)
+    told = f"CLIP vision tower ({clip['num_hidden_layers']} layers × {clip['hidden_size']})"
+    if "clip" in vision:
+        blocks, widths = (", ".join(map(str, vision[field])) for field in ("depths", "hidden_sizes"))
+        told += f" at {clip['image_size']} pixels, ConvNeXt ({blocks} blocks of {widths} channels) at {vision['image_size']}"
+    if "image_grid_pinpoints" in settings:
+        told += f" on the whole picture and on tiles of {clip['image_size']} pixels"
+    return told
 
 
 def _note(path: Path) -> str:

@@ -27,11 +27,13 @@ from fitprune.cost import CostModel
 from fitprune.families import Loaded
 from fitprune.files import write_atomically
 
+from .canvas import Size, place
 from .questions import FAMILIES, READING, Question, one_of_each
 from .render import render
-from .scene import Split, draw
+from .scene import SIDE, Split, draw
 from .tokens import INSTRUCTION
 
+SCORES = ("fitprune", "cross", "last", "random")  # what is compared unless told otherwise
 FASTV_LAYER = 1  # FastV drops after the second layer, from 0 (https://arxiv.org/abs/2403.06764, K = 2)
 Asked = tuple[Image.Image, Question]
 
@@ -45,12 +47,14 @@ class Method:
     score: str = "fitprune"
 
 
-def asked(split: Split, pictures: int, families: Sequence[str] = tuple(FAMILIES)) -> list[Asked]:
-    """For each picture one question of every family that has something to ask."""
+def asked(
+    split: Split, pictures: int, families: Sequence[str] = tuple(FAMILIES), size: Size = (SIDE, SIDE)
+) -> list[Asked]:
+    """For each picture, on a canvas of that size, one question of every family that has something to ask."""
     found: list[Asked] = []
     for index in range(pictures):
         scene = draw(split, index)
-        picture = render(scene)
+        picture = place(scene, size)
         found += [(picture, question) for question in one_of_each(scene, tuple(families))]
     return found
 
@@ -140,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         if method.recipe:
             tokens = method.recipe.alive(loaded.tokens_for(render(draw("held-out", 0))), loaded.cost.layers)
             print(f"{method.name}: tokens after each layer {' '.join(map(str, tokens))}")
-    result = evaluate(loaded, asked("held-out", args.pictures), tried, args.batch_size)
+    result = evaluate(loaded, asked("held-out", args.pictures, size=tuple(args.canvas)), tried, args.batch_size)
     print(table(result))
     if args.output:
         write_atomically(args.output, json.dumps(result, indent=1).encode())
@@ -159,9 +163,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--ratios", type=options.ratio, nargs="*", default=[0.5, 0.7], help="shares of visual compute to save"
     )
+    parser.add_argument("--scores", nargs="+", choices=list(options.SCORES), default=SCORES)
     parser.add_argument(
-        "--scores", nargs="+", choices=list(options.SCORES), default=["fitprune", "cross", "last", "random"]
-    )
+        "--canvas", type=options.positive, nargs=2, default=(SIDE, SIDE), metavar=("WIDTH", "HEIGHT"),
+        help="put pictures on noise of that size, for a model that looks at tiles",
+    )  # fmt: skip
     parser.add_argument("--samples", type=options.positive, default=128, help="calibration questions")
     parser.add_argument("--batch-size", type=options.positive, default=32)
     parser.add_argument("--output", type=Path, default=None, help="also write the result as JSON")

@@ -1,10 +1,12 @@
-"""One command that makes the embedded model and its data: train, export, evaluate, write the card and the benchmarks.
+"""One command that makes an embedded model and the data: train, export, evaluate, write the card and the benchmarks.
 
 Every step can be interrupted and goes on with the same command: training from its checkpoint, the others anew (minutes).
-Nothing is installed unless `--install` names the folder, whose `model` and `data` are then replaced.
+Nothing is installed unless `--install` names the folder, whose `model` and `data` are then replaced. The families "next"
+and "hr" start from the installed LLaVA-1.5 and share its data, so they write none.
 
     python -m embedded.make runs/embedded                                  # everything, below runs/embedded
     python -m embedded.make runs/embedded --install fitprune/embedded      # and put it where the package has it
+    python -m embedded.make runs/next --family next --install fitprune/embedded
 """
 
 from __future__ import annotations
@@ -13,17 +15,23 @@ import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import fitprune
 from fitprune import options
+from fitprune.embedded import MODELS as FOLDERS
+from fitprune.families import Loaded
 
 from . import benchmarks, card, evaluate, train
 from .export import export
+from .models import MODELS
+from .render import render
+from .scene import SIDE, draw
 
 PICTURES, DENSE_PICTURES = 100, 400  # held-out pictures behind the card's figures, pruned and dense
 SAMPLES = 128  # calibration questions
 RATIOS = (0.3, 0.5, 0.6, 0.7, 0.9)
-SCORES = ("fitprune", "cross", "last", "random")
+CANVAS = (2 * SIDE, 2 * SIDE)  # for the model that looks at tiles
 
 
 def make(args: argparse.Namespace) -> int:
@@ -31,15 +39,27 @@ def make(args: argparse.Namespace) -> int:
     train.train(*train.settings(args))
     model = export(args.folder, args.folder / "model")
     loaded = fitprune.load(str(model), device=args.device)
-    tried = evaluate.methods(loaded, RATIOS, SCORES, SAMPLES)
-    figures = evaluate.evaluate(loaded, evaluate.asked("held-out", args.pictures), tried)
-    figures["dense"] = evaluate.evaluate(loaded, evaluate.asked("held-out", DENSE_PICTURES), tried[:1])
-    print(card.write(args.folder, model, figures).read_text(encoding="utf-8"))
-    benchmarks.write(args.folder / "data", overwrite=True)
+    print(card.write(args.folder, model, figures(loaded, args)).read_text(encoding="utf-8"))
+    whole = args.family == "llava"
+    if whole:
+        benchmarks.write(args.folder / "data", overwrite=True)
     if args.install:
-        shutil.copytree(model, args.install / "model", dirs_exist_ok=True)
-        benchmarks.write(args.install / "data", overwrite=True)
+        shutil.copytree(model, args.install / FOLDERS[MODELS[args.family].name], dirs_exist_ok=True)
+        if whole:
+            benchmarks.write(args.install / "data", overwrite=True)
     return 0
+
+
+def figures(loaded: Loaded, args: argparse.Namespace) -> dict[str, Any]:
+    """What the card tells."""
+    tried = evaluate.methods(loaded, args.ratios, args.scores, SAMPLES)
+    found = evaluate.evaluate(loaded, evaluate.asked("held-out", args.pictures), tried)
+    found["dense"] = evaluate.evaluate(loaded, evaluate.asked("held-out", args.dense_pictures), tried[:1])
+    found["tokens"] = loaded.tokens_for(render(draw("held-out", 0)))
+    if args.family == "next":
+        questions = evaluate.asked("held-out", args.pictures, size=CANVAS)
+        found["canvas"] = {**evaluate.evaluate(loaded, questions, tried[:1]), "size": CANVAS}
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     train.add_options(parser)
     parser.add_argument("--pictures", type=options.positive, default=PICTURES, help="held-out pictures for the card")
-    parser.add_argument("--install", type=Path, default=None, help="folder that gets model/ and data/")
+    parser.add_argument(
+        "--dense-pictures",
+        type=options.positive,
+        default=DENSE_PICTURES,
+        help="the same, for the model without pruning",
+    )
+    parser.add_argument("--ratios", type=options.ratio, nargs="+", default=RATIOS, help="for the card")
+    parser.add_argument(
+        "--scores", nargs="+", choices=list(options.SCORES), default=evaluate.SCORES, help="for the card"
+    )
+    parser.add_argument("--install", type=Path, default=None, help="folder that gets the model, and the data of llava")
     return options.guarded(make, parser, argv)
 
 

@@ -76,13 +76,28 @@ class Embedded(nn.Module):
         self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes)) for width in widths)
         _start(self.llava)
 
-    def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels [B, 3, SIDE, SIDE] → the tower's and the projector's output per patch, both [B, n, width]."""
+    def pace(self, name: str) -> float:
+        """Factor on the learning rate of a weight."""
+        return 1.0
+
+    def see(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Batch with pixels [B, 3, SIDE, SIDE] → the tower's and the projector's output per patch, both [B, n, width].
+
+        The last is what the language model is given: the visual tokens.
+        """
         inner: Any = self.llava.model
-        seen = inner.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
+        seen = inner.vision_tower(batch["pixels"], output_hidden_states=True).hidden_states[-1][:, 1:]
         return seen, inner.multi_modal_projector(seen)
 
-    def patch_loss(self, outputs: tuple[Tensor, Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
+    def see_loss(self, outputs: tuple[Tensor, ...], batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """What is learned from looking alone: the loss, and figures for the log."""
+        loss, read = self.patch_loss(outputs, batch["targets"])
+        return loss, {
+            "patch loss": loss.item(),
+            **{f"patch {head}": share for head, share in zip(HEADS, read.tolist(), strict=True)},
+        }
+
+    def patch_loss(self, outputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of both heads, and the share of patches read rightly per entry of `HEADS` (projector's head).
 
         targets: int64 [B, len(HEADS), n]; patches that show nothing count `BACKGROUND`, `IGNORE` not at all.

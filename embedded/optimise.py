@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from .network import Embedded
+
 WARM_UP, DECAY = 0.02, 0.4  # shares of a phase
 RATES = {"matrix": 2.2e-3, "vector": 1.8e-3, "projector": 3e-3}
 VISION_LATER = 0.5  # the vision tower's rate against the others', once questions are answered
@@ -24,18 +26,20 @@ def rate(progress: float, decay: bool = True) -> float:
     return min(1.0, (progress + 1e-6) / WARM_UP, (1 - progress) / DECAY if decay else 1.0)
 
 
-def optimizers(model: nn.Module) -> Optimizers:
-    """By part ("vision", "text") and kind, each with `initial_lr` in its groups."""
+def optimizers(model: Embedded) -> Optimizers:
+    """By part ("vision", "text"), kind and, where it is not 1, the model's pace; each with `initial_lr` in its groups."""
     groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         part = "vision" if "vision_tower" in name or "projector" in name or name.startswith("heads.") else "text"
         inside = parameter.ndim == 2 and ".layers." in name
         kind = "matrix" if inside else "projector" if "projector" in name else "vector"
-        groups.setdefault(f"{part} {kind}", []).append(parameter)
+        pace = model.pace(name)
+        groups.setdefault(f"{part} {kind}" + (f" {pace}" if pace != 1 else ""), []).append(parameter)
     made: Optimizers = {}
     for name, parameters in groups.items():
-        speed = RATES[name.split()[1]]
-        if name.endswith("matrix"):
+        _, kind, *paces = name.split()
+        speed = RATES[kind] * float(paces[0] if paces else 1)
+        if kind == "matrix":
             made[name] = torch.optim.Muon(parameters, lr=speed, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
         else:
             made[name] = AdamW(parameters, lr=speed, betas=(0.9, 0.95), weight_decay=0.01)

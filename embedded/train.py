@@ -35,10 +35,10 @@ from fitprune import options
 from fitprune.errors import FitPruneError
 
 from .batches import stream_of
+from .models import MODELS
 from .network import SIZES, Embedded
 from .optimise import Optimizers, optimizers, set_rates
 from .questions import FAMILIES
-from .targets import HEADS
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 PATCHES, FADE = 0.5, 0.15  # weight of the patch loss beside the answers'; share of the end over which it fades out
@@ -55,6 +55,7 @@ class Plan:
     see_steps: int = 2400
     answer_steps: int = 3200
     seed: int = 0
+    family: str = "llava"
 
     @property
     def steps(self) -> int:
@@ -87,6 +88,8 @@ def train(plan: Plan, run: Run) -> Path:
         FitPruneError: if the batch cannot be divided among the ranks, the folder holds a run of another plan, or another
             process is training in it.
     """
+    if plan.see_steps and not MODELS[plan.family].see_steps:
+        raise FitPruneError(f"a {plan.family} begins with a tower that sees: leave out --see-steps")
     if plan.batch % run.ranks:
         raise FitPruneError(f"a batch of {plan.batch} cannot be shared by {run.ranks} processes: change --ranks")
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +120,8 @@ def _work(rank: int, plan: Plan, run: Run, meeting: str) -> None:
     if run.ranks > 1:
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=run.ranks)
-    model = Embedded(plan.size, plan.seed).to(run.device)
+    kind = MODELS[plan.family]
+    model = kind.network(plan.size, plan.seed).to(run.device)
     made = optimizers(model)
     step = _resume(run.folder / CHECKPOINT, plan, model, made)
     if run.compiled:
@@ -128,7 +132,7 @@ def _work(rank: int, plan: Plan, run: Run, meeting: str) -> None:
     saved, notes = time.monotonic(), _Notes(run.folder / LOG if rank == 0 else None)
     while step < plan.steps:
         phase, first, last = plan.phase(step)
-        for batch in stream_of(phase, first, last, plan.batch // run.ranks, rank, run.ranks, run.workers):
+        for batch in stream_of(phase, first, last, plan.batch // run.ranks, rank, run.ranks, run.workers, kind.look):
             progress = plan.phase(step)[1] / last
             factor = set_rates(made, phase, progress)
             batch = {key: value.to(run.device, non_blocking=True) for key, value in batch.items()}
@@ -154,13 +158,12 @@ def _work(rank: int, plan: Plan, run: Run, meeting: str) -> None:
 
 def _losses(model: Embedded, batch: dict[str, Tensor], phase: str, progress: float) -> tuple[Tensor, dict[str, Any]]:
     """The loss of a batch, and what is worth noting: loss by kind, patches read rightly, exact answers by family."""
-    outputs = model.see(batch["pixels"])
-    patch_loss, read = model.patch_loss(outputs, batch["targets"])
-    figures: dict[str, Any] = {"patch loss": patch_loss.item()}
-    figures |= {f"patch {head}": share for head, share in zip(HEADS, read.tolist(), strict=True)}
+    figures: dict[str, Any]
+    outputs = model.see(batch)
+    patch_loss, figures = model.see_loss(outputs, batch)
     if phase == "see":
         return patch_loss, figures
-    loss, away, right = model.answer_loss(outputs[1], batch["ids"], batch["slot"], batch["answer"])
+    loss, away, right = model.answer_loss(outputs[-1], batch["ids"], batch["slot"], batch["answer"])
     rows = torch.arange(len(batch["ids"]), device=right.device)[:, None].expand_as(batch["ids"])
     exact = torch.ones_like(batch["family"], dtype=torch.int64)
     at = (rows[batch["answer"]] * exact.shape[1] + batch["slot"][batch["answer"]] - 1).long()
@@ -260,10 +263,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The flags of a run; the defaults fit the machine."""
     gpu, cores = torch.cuda.is_available(), os.cpu_count() or 1
     parser.add_argument("folder", type=Path, help="the run: its checkpoint and its log")
-    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--family", choices=MODELS, default="llava", help="next and hr start from the embedded llava")
+    parser.add_argument("--size", choices=SIZES, default="small", help="of a llava; others have that of the llava")
     parser.add_argument("--batch", type=options.positive, default=128 if gpu else Plan.batch, help="pictures per step")
-    parser.add_argument("--see-steps", type=options.positive, default=Plan.see_steps, help="of the vision tower alone")
-    parser.add_argument("--answer-steps", type=options.positive, default=Plan.answer_steps, help="of everything")
+    parser.add_argument("--see-steps", type=options.positive, help="of the vision tower alone; default by family")
+    parser.add_argument("--answer-steps", type=options.positive, help="of everything; default by family")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
     parser.add_argument(
@@ -276,7 +280,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> tuple[Plan, Run]:
     """What the flags of `add_options` say."""
-    plan = Plan(args.size, args.batch, args.see_steps, args.answer_steps, args.seed)
+    kind = MODELS[args.family]
+    see_steps, answer_steps = args.see_steps or kind.see_steps, args.answer_steps or kind.answer_steps
+    plan = Plan(args.size, args.batch, see_steps, answer_steps, args.seed, args.family)
     cores = 1 if args.device != "cpu" else os.cpu_count() or 1
     ranks = args.ranks or max(share for share in range(1, cores + 1) if plan.batch % share == 0)
     return plan, Run(args.folder, args.device, ranks, args.workers, args.save_seconds, args.compile)

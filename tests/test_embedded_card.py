@@ -24,7 +24,7 @@ from fitprune.errors import FitPruneError
 
 PICTURES, RATIO = 24, 0.5  # the sample
 FEW = 10  # pictures of the sample for the other families, whose figures are of fewer pictures as well
-DENSE = {"embedded": (0.9, 0.8), "embedded-next": (0.9, 0.7), "embedded-hr": (0.9, 0.8)}  # all questions, every family
+DENSE = {"embedded": (0.9, 0.8), "embedded-next": (0.9, 0.75), "embedded-hr": (0.9, 0.8)}  # all questions, every family
 
 
 @dataclass(frozen=True)

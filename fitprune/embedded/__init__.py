@@ -1,9 +1,10 @@
-"""What ships inside: a small trained LLaVA-1.5, benchmarks in their official formats, and a calibration set.
+"""What ships inside: a small trained model of each family, benchmarks in their official formats, and a calibration set.
 
-The model reads numbers and words, and names colours, shapes, counts and relations in synthetic pictures; model/README.md
-is its card. The benchmarks lie as in LLaVA's `playground/data/eval` (textvqa, gqa, MME, pope) and share no picture with
-each other, with calibration or with training. They are the default everywhere, so that every command runs with no
-download; they say nothing about how real photographs are answered. The folder `embedded/` of the repository makes it all.
+The models read numbers and words, and name colours, shapes, counts and relations in synthetic pictures. The LLaVA-1.5
+("embedded") is the default; the LLaVA-NeXT and the LLaVA-HR were trained on from it. A README.md beside each is its card.
+The benchmarks lie as in LLaVA's `playground/data/eval` (textvqa, gqa, MME, pope) and share no picture with each other,
+with calibration or with training. They are the default everywhere, so that every command runs with no download; they say
+nothing about how real photographs are answered. The folder `embedded/` of the repository makes it all.
 
     python -c "from fitprune.embedded import embedded; print(embedded())"
 """
@@ -22,8 +23,9 @@ MODELS = {MODEL_NAME: "model", "embedded-next": "model_next", "embedded-hr": "mo
 class Embedded:
     """Paths of everything that ships.
 
-    data: the benchmarks, one folder each; questions, annotations and images are TextVQA's, the default of commands that
-    are given none; calibration and calibration_images are what recipes of this model are fitted on.
+    model: the LLaVA-1.5 (`model_path` knows the others). data: the benchmarks, one folder each; questions, annotations and
+    images are TextVQA's, the default of commands that are given none; calibration and calibration_images are what
+    recipes of these models are fitted on.
     """
 
     model: Path

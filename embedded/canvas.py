@@ -1,0 +1,36 @@
+"""A scene on a larger canvas: for a model that cuts pictures into tiles and so sees small things in large pictures.
+
+The picture of the scene lies somewhere on noise, at its own size (`place`). How often which canvas is drawn in training
+is in `CANVASES`; all scenes of a batch share one, so that they take equally many visual tokens.
+
+    python -m embedded.evaluate --model-path embedded-next --canvas 336 336
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from .render import background, render
+from .scene import SIDE, Scene, stream
+
+Size = tuple[int, int]  # (width, height) in pixels
+CANVASES: dict[Size, int] = {(SIDE, SIDE): 7, (2 * SIDE, SIDE): 1, (SIDE, 2 * SIDE): 1, (2 * SIDE, 2 * SIDE): 1}
+
+
+def canvas_of(scene: Scene) -> Size:
+    """The canvas that a batch which begins with this scene is drawn on."""
+    random = stream(scene.split, scene.index, purpose=5)
+    chances = np.array(list(CANVASES.values())) / sum(CANVASES.values())
+    return list(CANVASES)[random.choice(len(chances), p=chances)]
+
+
+def place(scene: Scene, size: Size) -> Image.Image:
+    """The scene's picture on a canvas of that size."""
+    picture = render(scene)
+    if size == picture.size:
+        return picture
+    random = stream(scene.split, scene.index, purpose=6)
+    canvas = Image.fromarray(background(random)).resize(size, Image.Resampling.BILINEAR)
+    canvas.paste(picture, (int(random.randint(size[0] - SIDE + 1)), int(random.randint(size[1] - SIDE + 1))))
+    return canvas

@@ -1,0 +1,37 @@
+"""The embedded models by family: network, pictures, steps, and where the package has them.
+
+python -c "from embedded.models import *; print(list(MODELS))"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import network, tiles, two_towers
+from .batches import Look, plain_pictures
+from .network import Embedded
+
+
+@dataclass(frozen=True)
+class Model:
+    """One embedded model.
+
+    name: what `fitprune.load` is given. settings: size → transformers config. look: how scenes become its pictures.
+    see_steps, answer_steps: how long it is trained unless told otherwise.
+    """
+
+    name: str
+    network: type[Embedded]
+    settings: Callable[[str], Any]
+    look: Look
+    see_steps: int
+    answer_steps: int
+
+
+MODELS = {
+    "llava": Model("embedded", Embedded, network.config, plain_pictures, 2400, 3200),
+    "next": Model("embedded-next", tiles.Tiled, tiles.settings, tiles.look, 0, 400),
+    "hr": Model("embedded-hr", two_towers.TwoTowers, two_towers.settings, two_towers.look, 0, 500),
+}
