@@ -68,7 +68,7 @@ def test_a_published_recipe_is_used_where_it_fits(small: Loaded, few: Calibratio
     class Posing(Loaded):
         cost = fitprune.cost.VICUNA_7B  # type: ignore[assignment,misc]
 
-    posing = Posing("liuhaotian/llava-v1.5-7b", small.model, None, "vicuna_v1", small.prepare, small.tokens_for)
+    posing = Posing("liuhaotian/llava-v1.5-7b", small.model, None, "vicuna_v1", small.pictures)
     recipe, source = choose(posing, 0.6, few)
     assert recipe == Recipe.published("llava-v1.5-7b", 0.6)
     assert "published recipe of llava-v1.5-7b" in source

@@ -19,6 +19,7 @@ from embedded.questions import Question, one_of_each
 from embedded.scene import COLORS, KINDS, Split, draw
 from embedded.tokens import BOS, EOS, IMAGE, IMAGE_ID, INSTRUCTION, PAD, SPECIAL, UNKNOWN, tokenizer
 from fitprune.families.conversation import build_prompt
+from fitprune.families.family import Pictures
 from fitprune.families.loaded import Loaded
 
 PATCHES = 7  # visual tokens of a picture, in these tests
@@ -36,7 +37,7 @@ def loaded() -> Loaded:
     model: Any = nn.Module()
     model.config = SimpleNamespace(image_token_id=IMAGE_ID)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer(), **names)
-    return Loaded("test", model, fast, tokens.TEMPLATE, lambda image: {}, lambda image: PATCHES)
+    return Loaded("test", model, fast, tokens.TEMPLATE, Pictures(lambda image: {}, lambda image: PATCHES))
 
 
 def test_special_tokens_come_first() -> None:

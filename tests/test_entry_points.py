@@ -61,11 +61,12 @@ def texts(path: Path) -> list[str]:
     return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-# The embedded model
+# The embedded models
 
 
-def test_textvqa_sh_with_nothing_given(tmp_path: Path) -> None:
-    done = call(V15, "bash", V15.script, OUTPUT=str(tmp_path), EXTRA="--limit 10 --samples 6")
+@pytest.mark.parametrize("place", [V15, NEXT, HR], ids=lambda place: place.folder)
+def test_textvqa_sh_with_nothing_given(place: Place, tmp_path: Path) -> None:
+    done = call(place, "bash", place.script, OUTPUT=str(tmp_path), EXTRA="--limit 10 --samples 6")
     assert done.returncode == 0, done.stderr
     for part in (
         "recipe fitted now",
@@ -77,7 +78,8 @@ def test_textvqa_sh_with_nothing_given(tmp_path: Path) -> None:
         "GFLOPs",
     ):
         assert part in done.stdout
-    assert len((tmp_path / "embedded-60-first10.jsonl").read_text().splitlines()) == 10
+    assert f"{place.default} on 10 questions" in done.stdout
+    assert len((tmp_path / f"{place.default}-60-first10.jsonl").read_text().splitlines()) == 10
 
 
 def test_loader_then_scorer_as_modules(tmp_path: Path) -> None:
