@@ -23,7 +23,7 @@ from fitprune.embedded import MODEL_NAME, MODELS, model_path
 from fitprune.errors import FitPruneError
 
 PICTURES, RATIO = 24, 0.5  # the sample
-FEW = 10  # pictures of the sample for the other families, whose figures are of fewer pictures as well
+FEW = 6  # pictures of the sample for the other families, whose figures are of fewer pictures as well
 DENSE = {"embedded": (0.9, 0.8), "embedded-next": (0.9, 0.75), "embedded-hr": (0.9, 0.8)}  # all questions, every family
 
 
@@ -62,7 +62,7 @@ def test_a_sample_confirms_the_figures(of: Card) -> None:
     """The share on a sample, and that on all pictures, differ by less than four standard errors of the sample's."""
     loaded = fitprune.load(of.name, device="cpu")
     whole = of.name == MODEL_NAME
-    tried = methods(loaded, [RATIO], ["fitprune", "random"] if whole else ["fitprune"], samples=128 if whole else 64)
+    tried = methods(loaded, [RATIO], ["fitprune", "random"] if whole else ["fitprune"], samples=128 if whole else 32)
     names = [method.name for method in tried]
     assert set(names) <= set(of.figures["methods"])
     found = evaluate(loaded, asked("held-out", PICTURES if whole else FEW), tried)
