@@ -10,6 +10,7 @@ out. Weights that are taken over learn at a part of the usual rate (`known_pace`
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +30,7 @@ def known_config() -> LlavaConfig:
     return LlavaConfig.from_pretrained(KNOWN)
 
 
-class Warm(Embedded):
+class Warm(Embedded, ABC):
     """An architecture of its own around the known model's parts; a subclass says which.
 
     `new`: what names of new weights contain; they learn at the full rate, all others at `known_pace` of it.
@@ -50,13 +51,13 @@ class Warm(Embedded):
         self.llava.model.language_model.config._attn_implementation = ATTENTION
         self.take_tower(known.model.vision_tower)
 
+    @abstractmethod
     def build(self) -> Any:
         """The transformers model, its new weights drawn."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take_tower(self, tower: Any) -> None:
         """Copies the known vision tower, and starts what stands around it."""
-        raise NotImplementedError
 
     def pace(self, name: str) -> float:
         return 1.0 if any(part in name for part in self.new) else self.known_pace

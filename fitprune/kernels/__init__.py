@@ -7,8 +7,7 @@ do not serve). Two sets of queries count: the text after the image (*cross*) and
     reference.py   the formula, whole map at once: what tests and benchmarks compare with
     chunked.py     the same in row blocks, never more than a few megabytes of the map: what the product runs
     flash_cpu.py   PyTorch's CPU attention with its log-sum-exp, which saves chunked.py the softmax
-
-A GPU kernel takes its place here as `triton.py` and enters `received_attention` below; nothing else has to change.
+    triton.py      the same on a GPU, a tile at a time in registers; not chosen below yet, as it has never run on one
 
     pytest tests/test_kernels.py
 """

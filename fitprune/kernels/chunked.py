@@ -8,7 +8,7 @@ say which queries are text and which belong to which image.
 With the log-sum-exp of each query (flash_cpu.py) a block needs no softmax: exp(s - lse) is the attention, and exp is
 monotone, so the maximum over heads is taken first and one exponential serves all heads. Only visual keys are met.
 
-Left out: a GPU kernel (its place is beside this file).
+The GPU kernel is in triton.py.
 
     python -m pytest tests/test_kernels.py
 """
