@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fitprune
+from fitprune.checkpoints.places import kept_whole
 from fitprune.checkpoints.source import Source
 from fitprune.checkpoints.weights import Weights
 from fitprune.errors import FitPruneError
@@ -105,6 +106,12 @@ def test_precision_is_the_one_asked_for(tmp_path: Path, dtype: str) -> None:
 def test_a_device_map_places_every_part(device_map: object) -> None:
     llava = fitprune.load(str(ORIGINAL), device_map=device_map, dtype="float32")
     Recorded("llava15").check_forward(llava, "square")
+
+
+@pytest.mark.parametrize("name", ["llava15", "llava_next", "llava_hr"])
+def test_layers_are_never_spread_over_devices(name: str) -> None:
+    model = fitprune.load(str(PARITY / name / "checkpoint"), device="cpu").model
+    assert {"LlamaDecoderLayer", "CLIPEncoderLayer"} <= set(kept_whole(model))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Which device each part of a model goes to, for models that are larger than one.
 
-pytest tests/test_checkpoint_fill.py -k device_map
+The work is accelerate's; a layer is never spread over two devices, as pruning cuts inside it.
+
+    pytest tests/test_checkpoint_fill.py -k device_map
 """
 
 from __future__ import annotations
@@ -22,13 +24,18 @@ def placement(model: Any, device_map: Any, dtype: torch.dtype) -> dict[str, Any]
         return dict(device_map)
     if device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
         return {"": device_map}
-    whole = sorted(getattr(model, "_no_split_modules", None) or ())
+    whole = kept_whole(model)
     memory = None
     if device_map != "sequential":
         memory = get_balanced_memory(
             model, dtype=dtype, no_split_module_classes=whole, low_zero=device_map == "balanced_low_0"
         )
     return dict(infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole, dtype=dtype))
+
+
+def kept_whole(model: Any) -> list[str]:
+    """Classes of modules whose parts must be on one device, such as decoder layers; early 5.x asks each part of a model."""
+    return sorted({name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()})
 
 
 def device_of(name: str, places: Mapping[str, Any]) -> Any:
