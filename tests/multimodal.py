@@ -7,14 +7,19 @@ pixels within 1e-6, features within 1e-4 of the largest value, logits within 3e-
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import fitprune
+from fitprune.checkpoints.convert import convert
+from fitprune.checkpoints.source import Source
+from fitprune.checkpoints.weights import Weights
 from fitprune.families.loaded import Loaded, read_image
 
 PARITY = Path(__file__).parent / "parity"
@@ -35,6 +40,29 @@ class Recorded:
 
     def values(self, name: str) -> dict[str, Tensor]:
         return load_file(self.folder / self.cases[name]["file"])
+
+    def loaded(self, layout: str, folder: Path) -> Loaded:
+        """The checkpoint in its original layout, or "converted" into a new folder."""
+        path = convert(self.checkpoint, folder / "hf") if layout == "converted" else self.checkpoint
+        return fitprune.load(str(path), device="cpu")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every weight of the checkpoint, by its original name."""
+        weights = Weights.find(Source(self.checkpoint))
+        assert weights is not None
+        return {key: value.clone() for key, value in weights.tensors()}
+
+    def rewritten(self, path: Path, tensors: dict[str, Tensor], **fields: Any) -> Path:
+        """A copy of the checkpoint with these weights, in one file of safetensors, and other fields in its config.json."""
+        shutil.copytree(
+            self.checkpoint, path, ignore=shutil.ignore_patterns("pytorch_model*.bin*", "model*.safetensors*")
+        )
+        for file in (self.checkpoint / "clip_tower").glob("pytorch_model.bin"):
+            shutil.copy(file, path / "clip_tower")
+        save_file(tensors, path / "model.safetensors")
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps(config | fields))
+        return path
 
     def check_ids(self, loaded: Loaded, name: str) -> None:
         """Token ids, with one image token per visual token where the original keeps one -200 per picture."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,24 +14,17 @@ from torch import Tensor
 
 import fitprune
 from fitprune.checkpoints.places import kept_whole
-from fitprune.checkpoints.source import Source
-from fitprune.checkpoints.weights import Weights
 from fitprune.errors import FitPruneError
 
-ORIGINAL = PARITY / "llava15" / "checkpoint"
+RECORDED = Recorded("llava15")
+ORIGINAL = RECORDED.checkpoint
 
 
 def altered(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> str:
     """A copy of the recorded checkpoint, in one file of safetensors, with changed weights."""
-    path = folder / "altered"
-    shutil.copytree(ORIGINAL, path, ignore=lambda _, names: [n for n in names if n.startswith("pytorch_model-")])
-    (path / "pytorch_model.bin.index.json").unlink()
-    weights = Weights.find(Source(ORIGINAL))
-    assert weights is not None
-    tensors = {key: value.clone() for key, value in weights.tensors()}
+    tensors = RECORDED.tensors()
     change(tensors)
-    save_file(tensors, path / "model.safetensors")
-    return str(path)
+    return str(RECORDED.rewritten(folder / "altered", tensors))
 
 
 @pytest.mark.parametrize(

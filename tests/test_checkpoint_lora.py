@@ -15,7 +15,6 @@ from torch import Tensor
 import fitprune
 from fitprune.checkpoints.lora import find_adapter, plain_name
 from fitprune.checkpoints.source import Source
-from fitprune.checkpoints.weights import Weights
 from fitprune.errors import FitPruneError
 
 ORIGINAL = PARITY / "llava15" / "checkpoint"
@@ -23,15 +22,9 @@ RANK, ALPHA = 4, 8
 PROJECTIONS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 
 
-def original() -> dict[str, Tensor]:
-    weights = Weights.find(Source(ORIGINAL))
-    assert weights is not None
-    return {key: value.clone() for key, value in weights.tensors()}
-
-
 def base_and_projector(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     """A plain language model as a folder, and the projector's weights."""
-    base, weights = folder / "vicuna", original()
+    base, weights = folder / "vicuna", Recorded("llava15").tensors()
     base.mkdir()
     projector = {key: weights.pop(key) for key in list(weights) if "mm_projector" in key}
     save_file({k: v for k, v in weights.items() if "inv_freq" not in k}, base / "model.safetensors")
@@ -47,7 +40,7 @@ def adapter(folder: Path, projector: dict[str, Tensor], prefix: str = "base_mode
     path.mkdir()
     torch.manual_seed(0)
     tensors = {}
-    for key, weight in original().items():
+    for key, weight in Recorded("llava15").tensors().items():
         if any(part in key for part in PROJECTIONS):
             name = prefix + key.removesuffix(".weight")
             tensors[f"{name}.lora_A.weight"] = 0.1 * torch.randn(RANK, weight.shape[1])
@@ -62,7 +55,7 @@ def adapter(folder: Path, projector: dict[str, Tensor], prefix: str = "base_mode
 
 def merged(lora: Path, scale: float) -> dict[str, Tensor]:
     """The whole checkpoint with W + scale · B A, by hand."""
-    tensors, weights = torch.load(lora / "adapter_model.bin", weights_only=True), original()
+    tensors, weights = torch.load(lora / "adapter_model.bin", weights_only=True), Recorded("llava15").tensors()
     for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
         name = key.removeprefix("base_model.model.").replace(".lora_A", "")
         weights[name] += scale * tensors[key.replace("lora_A", "lora_B")] @ tensors[key]
@@ -75,10 +68,7 @@ def test_an_adapter_is_merged_into_its_base(tmp_path: Path, rslora: bool, scale:
     lora = adapter(tmp_path, projector, use_rslora=rslora)
     tower = str(ORIGINAL / "clip_tower")
     loaded = fitprune.load(str(lora), model_base=str(base), vision_tower=tower, device="cpu")
-    whole = tmp_path / "whole"
-    shutil.copytree(ORIGINAL, whole, ignore=lambda _, names: [n for n in names if n.startswith("pytorch_model-")])
-    (whole / "pytorch_model.bin.index.json").unlink()
-    save_file(merged(lora, scale), whole / "model.safetensors")
+    whole = Recorded("llava15").rewritten(tmp_path / "whole", merged(lora, scale))
     expected = fitprune.load(str(whole), device="cpu")
     for (name, ours), theirs in zip(loaded.model.named_parameters(), expected.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5, msg=name)

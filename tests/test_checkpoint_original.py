@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 import torch
 from multimodal import PARITY, Recorded
-from safetensors.torch import save_file
 
 import fitprune
 from fitprune.checkpoints.original import OriginalCheckpoint, is_original
 from fitprune.checkpoints.source import Source
-from fitprune.checkpoints.weights import Weights
 from fitprune.errors import FitPruneError
 from fitprune.families import original
 
@@ -163,15 +161,10 @@ def test_a_tower_that_is_a_missing_path_asks_for_a_copy(tmp_path: Path) -> None:
 
 def test_the_picture_is_never_answered_where_the_file_has_spare_rows(tmp_path: Path) -> None:
     """As Qwen's: more rows than tokens, so that `<image>` gets one of the file's own."""
-    path = copy(tmp_path, vocab_size=464)
-    weights = Weights.find(Source(ORIGINAL))
-    assert weights is not None
-    tensors = {key: value.clone() for key, value in weights.tensors()}
+    tensors = Recorded("llava15").tensors()
     for key in ("model.embed_tokens.weight", "lm_head.weight"):
         tensors[key] = torch.cat([tensors[key], tensors[key][:64]])
-    for file in path.glob("pytorch_model*"):
-        file.unlink()
-    save_file(tensors, path / "model.safetensors")
+    path = Recorded("llava15").rewritten(tmp_path / "copy", tensors, vocab_size=464)
     llava = fitprune.load(str(path), device="cpu")
     assert llava.image_token == 400
     assert llava.model.get_input_embeddings().weight.shape[0] == 464

@@ -18,15 +18,12 @@ import pytest
 import torch
 from multimodal import Recorded
 from PIL import Image
-from safetensors.torch import save_file
 from tiny import DECODERS, dense_pruned, sharpen
 from tokenizers import AddedToken
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaTokenizer, LlavaNextConfig, LlavaNextForConditionalGeneration
 
 import fitprune
-from fitprune.checkpoints.source import Source
-from fitprune.checkpoints.weights import Weights
 from fitprune.errors import FitPruneError
 from fitprune.families import FAMILIES, llava, llava_next
 from fitprune.families.family import Family
@@ -41,24 +38,14 @@ LAYERS = 12
 
 def deeper(name: str, path: Path) -> Path:
     """A recorded checkpoint with `LAYERS` layers: its own, over and over."""
-    source = Recorded(name).checkpoint
-    shutil.copytree(
-        source, path, ignore=lambda _, names: [n for n in names if n.startswith(("pytorch_model-", "model"))]
-    )
-    for index in path.glob("*.index.json"):
-        index.unlink()
-    config = json.loads((source / "config.json").read_text())
-    weights = Weights.find(Source(source))
-    assert weights is not None
-    tensors = {}
-    for key, value in weights.tensors():
-        tensors[key] = value.clone()
+    recorded, tensors = Recorded(name), {}
+    own = json.loads((recorded.checkpoint / "config.json").read_text())["num_hidden_layers"]
+    for key, value in recorded.tensors().items():
+        tensors[key] = value
         if (parts := key.split("."))[:2] == ["model", "layers"]:
-            for layer in range(int(parts[2]), LAYERS, config["num_hidden_layers"]):
+            for layer in range(int(parts[2]), LAYERS, own):
                 tensors[".".join([*parts[:2], str(layer), *parts[3:]])] = value.clone()
-    save_file(tensors, path / "model.safetensors")
-    (path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS}))
-    return path
+    return recorded.rewritten(path, tensors, num_hidden_layers=LAYERS)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

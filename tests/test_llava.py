@@ -11,7 +11,6 @@ from multimodal import Recorded
 from PIL import Image
 
 import fitprune
-from fitprune.checkpoints.convert import convert
 from fitprune.errors import FitPruneError
 from fitprune.families import llava as family
 from fitprune.families.llava import pad_to_square
@@ -24,10 +23,7 @@ PIXELS = [name for name in SINGLE if name != "short_prompt"]
 
 @pytest.fixture(scope="module", params=["original", "converted"])
 def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    path = str(RECORDED.checkpoint)
-    if request.param == "converted":
-        path = str(convert(path, tmp_path_factory.mktemp("llava15") / "hf"))
-    return fitprune.load(path, device="cpu")
+    return RECORDED.loaded(request.param, tmp_path_factory.mktemp("llava15"))
 
 
 @pytest.mark.parametrize("name", RECORDED.cases)

@@ -6,7 +6,6 @@ the vision tower alone is in test_llava_hr_vision.py.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,6 @@ from multimodal import Recorded
 from safetensors.torch import load_file, save_file
 
 import fitprune
-from fitprune.checkpoints.convert import convert
-from fitprune.checkpoints.source import Source
-from fitprune.checkpoints.weights import Weights
 from fitprune.errors import FitPruneError
 from fitprune.families.loaded import Loaded
 
@@ -26,10 +22,7 @@ RECORDED = Recorded("llava_hr")
 
 @pytest.fixture(scope="module", params=["original", "converted"])
 def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    path = str(RECORDED.checkpoint)
-    if request.param == "converted":
-        path = str(convert(path, tmp_path_factory.mktemp("llava_hr") / "hf"))
-    return fitprune.load(path, device="cpu")
+    return RECORDED.loaded(request.param, tmp_path_factory.mktemp("llava_hr"))
 
 
 @pytest.mark.parametrize("name", RECORDED.cases)
@@ -57,13 +50,9 @@ def test_the_picture_matters(llava: Loaded) -> None:
     ],
 )  # fmt: skip
 def test_every_weight_of_the_towers_is_accounted_for(tmp_path: Path, part: str, message: str) -> None:
-    path = tmp_path / "copy"
-    shutil.copytree(RECORDED.checkpoint, path, ignore=lambda _, names: [n for n in names if "pytorch_model" in n])
-    weights = Weights.find(Source(RECORDED.checkpoint))
-    assert weights is not None
-    tensors = {key: value.clone() for key, value in weights.tensors()}
+    tensors = RECORDED.tensors()
     (key,) = (key for key in tensors if key.endswith(part))
-    save_file({k: v for k, v in tensors.items() if k != key}, path / "model.safetensors")
+    path = RECORDED.rewritten(tmp_path / "copy", {k: v for k, v in tensors.items() if k != key})
     with pytest.raises(FitPruneError, match=message):
         fitprune.load(str(path), device="cpu")
     save_file(tensors | {key.replace(part, "align_stages.7.extra"): torch.ones(1)}, path / "model.safetensors")

@@ -14,8 +14,6 @@ import torch
 from multimodal import Recorded, close, forward
 from safetensors.torch import load_file
 
-import fitprune
-from fitprune.checkpoints.convert import convert
 from fitprune.families.loaded import Loaded
 
 RECORDED = Recorded("llava_next")
@@ -25,10 +23,7 @@ PIXELS = [name for name in TILED if "pixel_values" in RECORDED.values(name)]
 
 @pytest.fixture(scope="module", params=["original", "converted"])
 def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    path = str(RECORDED.checkpoint)
-    if request.param == "converted":
-        path = str(convert(path, tmp_path_factory.mktemp("llava_next") / "hf"))
-    return fitprune.load(path, device="cpu")
+    return RECORDED.loaded(request.param, tmp_path_factory.mktemp("llava_next"))
 
 
 def test_every_case_is_here() -> None:

@@ -44,11 +44,11 @@ class Weights:
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for path, promised in paths.items():
-            shard = _open(path)
-            for name, shape in shard.shapes().items():
+            shapes = _open(path).shapes()
+            for name, shape in shapes.items():
                 if not promised or name in promised:  # what an index leaves out may be there twice
                     self.files[name], self.shapes[name] = path, shape
-            if lost := sorted(promised - shard.shapes().keys()):
+            if lost := sorted(promised - shapes.keys()):
                 raise FitPruneError(
                     f"{path} lacks {len(lost)} tensors that its index promises, such as {lost[0]}: download it again"
                 )
@@ -76,9 +76,8 @@ class Weights:
         """Every tensor with its name, file by file; a file is closed before the next one is opened."""
         for path in dict.fromkeys(self.files.values()):
             shard = _open(path)
-            for name in shard.shapes():
-                if self.files.get(name) == path:
-                    yield name, shard.tensor(name)
+            for name in [name for name, file in self.files.items() if file == path]:
+                yield name, shard.tensor(name)
 
     def dtype(self, name: str) -> torch.dtype:
         """Precision of one tensor."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import FitPruneError
 from .family import Original, Pictures
+from .llava import ASPECTS, check_supported, image_settings, squared
 
 _TOWER = r"model\.vision_tower\."
 _CLIP = _TOWER + r"fast_vision_tower\.vision_tower\.vision_model\."
@@ -68,7 +69,6 @@ def configure(original: Original) -> Any:
         FitPruneError: for a variant that is not supported; names the field.
     """
     from ..llava_hr import LlavaHrConfig, LlavaHrVisionConfig
-    from .llava import ASPECTS, check_supported
 
     fields = original.config
     check_supported(fields, image_aspect_ratio=ASPECTS, mm_patch_merge_type=(None, "flat"))
@@ -121,7 +121,6 @@ def _convnext_sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[int], l
 def image_processor(config: Any, source: str | None) -> Any:
     """Squares a picture by itself, resizes and normalises it; `source` is a folder that was saved with one."""
     from ..llava_hr import LlavaHrImageProcessor
-    from .llava import image_settings, squared
 
     if source is not None:
         return LlavaHrImageProcessor.from_pretrained(source)
