@@ -87,9 +87,10 @@ def listening(config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
         if listener is None:
             return inner(_WithConfig(module, config), query, key, value, attention_mask, **kwargs)
         scaling, logsumexp = kwargs.get("scaling") or query.shape[-1] ** -0.5, None
-        causal = kwargs.get("is_causal", getattr(module, "is_causal", True)) and not kwargs.get("dropout")
-        if name == "sdpa" and causal and flash_cpu.applies(query, key, value, attention_mask):
-            result, logsumexp = flash_cpu.attend(query, key, value, scaling)
+        causal = kwargs.get("is_causal", getattr(module, "is_causal", True))
+        plain = name == "sdpa" and not kwargs.get("dropout")
+        if plain and flash_cpu.applies(query, key, value, attention_mask, causal):
+            result, logsumexp = flash_cpu.attend(query, key, value, scaling, attention_mask)
             output = result.transpose(1, 2).contiguous(), None
         else:
             output = inner(_WithConfig(module, config), query, key, value, attention_mask, **kwargs)

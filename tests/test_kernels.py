@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fitprune.kernels import TEXT, chunked, flash_cpu, received_attention, reference
 from fitprune.kernels.reference import additive
@@ -56,13 +58,13 @@ def test_chunked_is_the_reference(case, hints, with_logsumexp):
             first = max(int(asking.min()), 0 if mask is not None and mask.ndim == 4 else int(visual_keys.min()) - past)
             spans["rows"] = (max(first, 0), query.shape[2])
     if mask is None and with_logsumexp:
-        scores = (query @ key.repeat_interleave(query.shape[1] // key.shape[1], 1).transpose(-1, -2)).float() * 0.7
+        repeated = key.float().repeat_interleave(query.shape[1] // key.shape[1], 1)
+        scores = query.float() @ repeated.transpose(-1, -2) * 0.7
         spans["logsumexp"] = (scores + additive(None, *scores.shape[2:], query)).logsumexp(-1)
     found = chunked(query, key, 0.7, mask, query_group, key_group, images=images, block_bytes=block, **spans)
-    tolerance = {"rtol": 2e-5, "atol": 1e-6} if query.dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-3}
     for ours, theirs in zip(found, wanted, strict=True):
         assert ours.dtype == torch.float32
-        torch.testing.assert_close(ours, theirs, **tolerance)
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-6)
 
 
 def test_reference_is_the_formula_by_hand():
@@ -133,24 +135,72 @@ def test_additive_understands_every_kind_of_mask():
     assert torch.isfinite(floats).all()
 
 
+def attention_tensors(batch, heads, groups, queries, keys, size, dtype):
+    """As attention modules make them: heads are the third dimension in memory."""
+    shapes = (queries, heads), (keys, groups), (keys, groups)
+    return [torch.randn(batch, length, n, size, dtype=dtype).transpose(1, 2) for length, n in shapes]
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "one for all rows", "float"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("batch", "heads", "length", "size"), [(1, 4, 67, 16), (3, 2, 130, 7), (2, 1, 2, 64)])
-def test_the_cpu_kernel_is_what_sdpa_runs_and_its_logsumexp_is_right(batch, heads, length, size, dtype):
-    query, key, value = (torch.randn(batch, length, heads, size, dtype=dtype).transpose(1, 2) for _ in range(3))
-    assert flash_cpu.applies(query, key, value, None)
-    output, logsumexp = flash_cpu.attend(query, key, value, 0.3)
-    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3)
-    assert torch.equal(output, expected)
-    scores = (query.float() @ key.float().transpose(-1, -2)) * 0.3 + additive(None, length, length, query)
-    torch.testing.assert_close(
-        logsumexp, scores.logsumexp(-1), rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5
-    )
+@pytest.mark.parametrize(
+    ("batch", "heads", "groups", "queries", "keys", "size"),
+    [(1, 4, 4, 67, 67, 16), (3, 2, 2, 130, 130, 7), (2, 1, 1, 2, 2, 64), (2, 6, 2, 33, 33, 8), (2, 4, 4, 9, 40, 16)],
+)
+def test_the_cpu_kernel_is_what_sdpa_runs_and_its_logsumexp_is_right(
+    batch, heads, groups, queries, keys, size, dtype, kind
+):
+    """Against transformers' own call of sdpa, which repeats grouped heads or not as it sees fit."""
+    query, key, value = attention_tensors(batch, heads, groups, queries, keys, size, dtype)
+    allowed = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries).repeat(batch, 1, 1, 1)
+    allowed[-1, ..., :2] = False  # padding on the left: rows of the map that see nothing
+    allowed[-1, ..., 0, 0] = keys == queries
+    mask = {
+        "none": None,
+        "bool": allowed,
+        "one for all rows": allowed[-1:],
+        "float": torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min),
+    }[kind]
+    if mask is None and queries != keys:
+        assert not flash_cpu.applies(query, key, value, None)
+        return
+    module = torch.nn.Module()
+    module.is_causal, module.num_key_value_groups = True, heads // groups
+    expected = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, scaling=0.3)[0]
+    if not flash_cpu.applies(query, key, value, mask):
+        assert heads != groups  # older PyTorch runs another kernel for grouped heads
+        return
+    output, logsumexp = flash_cpu.attend(query, key, value, 0.3, mask)
+    assert torch.equal(output.transpose(1, 2), expected)
+    scores = (query.float() @ key.float().repeat_interleave(heads // groups, 1).transpose(-1, -2)) * 0.3
+    scores += additive(mask, queries, keys, query)
+    sees = (additive(mask, queries, keys, query) == 0).any(-1).expand(batch, heads, queries)
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(logsumexp[sees], scores.logsumexp(-1)[sees], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_from_the_cpu_kernels_logsumexp_under_padding(dtype):
+    """Masked, grouped, with a past and rows that see nothing: chunked gets the number instead of making it."""
+    torch.manual_seed(1)
+    query, key, value = attention_tensors(2, 6, 6, 21, 29, 8, dtype)
+    group = torch.full((2, 21), TEXT)
+    group[:, 5:15], group[1, :3] = 1, 0
+    key_group = torch.nn.functional.pad(group.clamp(min=0), (8, 0))
+    allowed = torch.ones(21, 29, dtype=torch.bool).tril(8).repeat(2, 1, 1, 1)
+    allowed[1, ..., :11] = False  # the past and the first three: queries 0 to 2 of row 1 see nothing
+    _, logsumexp = flash_cpu.attend(query * 40, key, value, 0.3, allowed)  # large scores: exp must not overflow
+    found = chunked(query * 40, key, 0.3, allowed, group, key_group, logsumexp=logsumexp)
+    for ours, theirs in zip(found, reference(query * 40, key, 0.3, allowed, group, key_group), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=3e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-4)
 
 
 def test_the_cpu_kernel_is_left_alone_where_sdpa_would_run_another():
-    query, grouped = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8)
-    assert not flash_cpu.applies(query, grouped, grouped, None)
-    assert not flash_cpu.applies(query, query, query, torch.ones(1, 1, 9, 9, dtype=torch.bool))
+    query = torch.randn(1, 4, 9, 8)
+    assert flash_cpu.applies(query, query, query, None)
+    assert not flash_cpu.applies(query, query, query, None, causal=False)
     assert not flash_cpu.applies(query[:, :, :1], query[:, :, :1], query[:, :, :1], None)
     assert not flash_cpu.applies(query[:, :, :4], query, query, None)
-    assert not flash_cpu.applies(query.half(), query.half(), query.half(), None)
+    assert not flash_cpu.applies(query.double(), query.double(), query, None)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert not flash_cpu.applies(query, query, query, None)

@@ -1,12 +1,14 @@
-"""Received attention in row blocks: the map of a few hundred queries at a time, sized to stay in cache.
+"""Received attention in tiles: a hundred queries by a few hundred keys at a time, all heads, sized to stay in cache.
 
-What is saved against `reference.py`: memory (never an S×S map of all heads), the half of the map above the diagonal
-(a block of queries meets only the keys up to its last row), rows that count for nothing (the text before the image),
-and the repetition of grouped key heads. Both sums come out of one small matrix product per block: the rows of `weights`
-say which queries are text and which belong to which image.
+With the log-sum-exp of each query, exp(s - lse) is the attention itself, and exp is monotone. So a tile takes one
+matrix product per head, one subtraction, the maximum over heads, and then a single exponential for all heads together;
+masks, which heads share, enter after the maximum. Both sums come out of one small product per tile: the rows of
+`weights` say which queries are text and which belong to which image. The attention call has the log-sum-exp already
+(flash_cpu.py); where it keeps it to itself (eager attention), it is computed here first, in row blocks.
 
-With the log-sum-exp of each query (flash_cpu.py) a block needs no softmax: exp(s - lse) is the attention, and exp is
-monotone, so the maximum over heads is taken first and one exponential serves all heads. Only visual keys are met.
+What is saved against `reference.py`: memory (never an S×S map), the tiles above the diagonal, queries that count for
+nothing (the text before the image), keys that are not visual, and the repetition of grouped key heads. Measured beside it,
+and slower: attention and scores from one pass of plain matrix products, without the fused attention (docs/LOG.md).
 
 The GPU kernel is in triton.py.
 
@@ -21,6 +23,7 @@ from torch import Tensor
 from .reference import TEXT, additive
 
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # float32 scores held at a time, by device
+QUERIES = 128  # of a tile; its keys follow from the bytes
 
 
 def received_attention(
@@ -40,33 +43,27 @@ def received_attention(
     """As `reference.received_attention`, with hints that the caller knows without asking the device.
 
     Args:
+        scaling: Positive.
         images: The largest number of images in a row.
         rows: Range of queries outside which `query_group` is 0 or before every visual key.
         columns: Range of keys outside which `key_group` is 0.
-        block_bytes: Memory for the scores of one block, default by device.
-        logsumexp: [B, H, Q] of the scaled scores, if the attention call gave it (causal, mask None): no softmax then.
+        block_bytes: Memory for the scores of one tile, default by device.
+        logsumexp: [B, H, Q] of the scaled and masked scores, if the attention call gave it.
     Returns:
-        cross [B, K], intra [B, K], float32.
+        cross [B, K], intra [B, K], float32. A query that sees no key at all must have group 0.
     """
-    batch, heads, queries, _ = query.shape
-    keys = key.shape[2]
-    first, last = rows or (0, queries)
-    left, right = columns or (0, keys)
-    block_bytes = block_bytes or BLOCK_BYTES.get(query.device.type, BLOCK_BYTES["cuda"])
-    step = min(max(1, block_bytes // (4 * batch * heads * keys)), max(1, last - first))
-
-    whole = mask is not None and mask.ndim == 4  # any pattern: all keys have to be looked at
+    batch, keys = query.shape[0], key.shape[2]
+    rows, columns = rows or (0, query.shape[2]), columns or (0, keys)
+    room = (block_bytes or BLOCK_BYTES.get(query.device.type, BLOCK_BYTES["cuda"])) // 4
     names = torch.tensor([TEXT, *range(1, images + 1)], device=query.device)
     weights = (query_group[:, None, :] == names[None, :, None]).float()  # [B, 1 + images, Q]
+    left, right = columns
     total = query.new_zeros(batch, 1 + images, right - left, dtype=torch.float32)
-    above = torch.ones(step, step, dtype=torch.bool, device=query.device).triu_(1)  # of a block's last columns
-    strongest = _Strongest(query, key, scaling, mask, logsumexp, left, above)
-    for start in range(first, last, step):
-        stop = min(start + step, last)
-        reach = keys if whole else keys - queries + stop  # causal: later keys get nothing from this block
-        width = min(right, reach) - left
-        if width > 0:
-            total[..., :width].baddbmm_(weights[:, :, start:stop], strongest.block(start, stop, reach, width))
+    for row in range(batch):
+        seen = None if mask is None else mask[row if mask.shape[0] > 1 else 0][None]
+        known = None if logsumexp is None else logsumexp[row]
+        one = _Row(query[row].float(), key[row].float(), scaling, seen, known, rows, room)
+        one.add(total[row], weights[row], rows, columns)
 
     cross = query.new_zeros(batch, keys, dtype=torch.float32)
     intra = torch.zeros_like(cross)
@@ -77,8 +74,8 @@ def received_attention(
     return cross, intra
 
 
-class _Strongest:
-    """The maximum over heads of the attention of a block of queries."""
+class _Row:
+    """One row of a batch: query [H, Q, D] and key [G, K, D], float32; mask [1, 1, Q, K], [1, K] or None."""
 
     def __init__(
         self,
@@ -87,46 +84,71 @@ class _Strongest:
         scaling: float,
         mask: Tensor | None,
         logsumexp: Tensor | None,
-        left: int,
-        above: Tensor,
+        rows: tuple[int, int],
+        room: int,
     ) -> None:
-        batch, heads, queries, size = query.shape
-        groups = key.shape[1]
-        self.query, self.mask, self.scaling, self.left, self.above = query, mask, scaling, left, above
-        self.exact = (
-            query.dtype == torch.float32
-        )  # then scaling the queries is as good as scaling the scores, and cheaper
-        self.grouped = query.view(batch, groups, heads // groups, queries, size)
-        self.transposed = key.transpose(-1, -2)  # [B, G, D, K]
-        self.logsumexp = logsumexp
+        self.query, self.scaling, self.mask, self.room = query, scaling, mask, room
+        self.transposed = key.transpose(1, 2)  # [G, D, K]
+        self.past = key.shape[1] - query.shape[1]
+        self.pattern = mask is not None and mask.ndim == 4  # anything may be seen: every key has to be looked at
+        self.share = query.shape[0] // key.shape[0]  # query heads of a key head
+        # The scores stay unscaled until the heads are gone, so the log-sum-exp comes down to them: no copy of the queries.
+        self.level = (self._logsumexp(*rows) if logsumexp is None else logsumexp) / scaling
 
-    def block(self, start: int, stop: int, reach: int, width: int) -> Tensor:
-        """Queries start … stop against keys left … left + width (normalised over all keys before `reach`): [B, rows, width]."""
-        rows, left = stop - start, self.left
-        if self.logsumexp is not None:
-            scores = self._scores(start, stop, left, left + width).sub_(self.logsumexp[:, :, start:stop, None])
-            highest = scores.amax(dim=1)
-            met, beyond = (
-                max(left - (reach - rows), 0),
-                left + width - (reach - rows),
-            )  # of the diagonal block's columns
-            if beyond > met:
-                highest[..., met - beyond :].masked_fill_(self.above[:rows, met:beyond], -torch.inf)
-            return highest.exp_()
-        lowest = torch.finfo(torch.float32).min
-        scores = self._scores(start, stop, 0, reach)
-        if self.mask is not None and self.mask.ndim == 4:
-            scores += additive(self.mask[:, :, start:stop], rows, reach, self.query)
-        else:
-            scores[..., reach - rows :].masked_fill_(self.above[:rows, :rows], lowest)
-            if self.mask is not None:
-                scores.masked_fill_(~self.mask[:, None, None, :reach].bool(), lowest)
-        return scores.softmax(dim=-1)[..., left : left + width].amax(dim=1)
+    def add(self, total: Tensor, weights: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> None:
+        """Adds weights [n, Q] times the strongest attention of each query to total [n, right - left]."""
+        left, right = columns
+        heads, width = self.query.shape[0], max(1, self.room // (self.query.shape[0] * QUERIES))
+        scores = self.query.new_empty(
+            heads * QUERIES * min(width, right - left)
+        )  # reused: fresh memory costs page faults
+        for start in range(rows[0], rows[1], QUERIES):
+            stop = min(start + QUERIES, rows[1])
+            reach = right if self.pattern else min(right, self.past + stop)
+            for near in range(left, reach, width):
+                far = min(near + width, reach)
+                strongest = self._strongest(start, stop, near, far, scores)
+                total[:, near - left : far - left].addmm_(weights[:, start:stop], strongest)
 
-    def _scores(self, start: int, stop: int, left: int, right: int) -> Tensor:
-        """Scaled dot products [B, H, rows, right - left], float32."""
-        batch, groups, repeats, _, size = self.grouped.shape
-        block = self.grouped[:, :, :, start:stop].reshape(batch, groups, -1, size)
-        scores = (block * self.scaling if self.exact else block) @ self.transposed[..., left:right]
-        scores = scores.view(batch, groups * repeats, stop - start, right - left)
-        return scores if self.exact else scores.float().mul_(self.scaling)
+    def _strongest(self, start: int, stop: int, near: int, far: int, scores: Tensor) -> Tensor:
+        """The maximum over heads of the attention of a tile, [stop - start, far - near]."""
+        heads, count = self.query.shape[0], stop - start
+        scores = scores[: heads * count * (far - near)].view(heads, count, far - near)
+        torch.bmm(self._block(start, stop), self.transposed[:, :, near:far], out=self._grouped(scores))
+        strongest = scores.sub_(self.level[:, start:stop, None]).amax(dim=0).mul_(self.scaling)
+        return self._hide(strongest, start, stop, near, far).exp_()
+
+    def _hide(self, scores: Tensor, start: int, stop: int, near: int, far: int) -> Tensor:
+        """Scores [stop - start, far - near] or [H, …] of a tile, in place: what a query does not see goes to -inf."""
+        if self.pattern:
+            assert self.mask is not None
+            scores += additive(self.mask[:, :, start:stop, near:far], stop - start, far - near, scores)[0, 0]
+        elif far - 1 > self.past + start:
+            position = torch.arange(max(stop + self.past, far), device=scores.device)
+            scores.masked_fill_(position[near:far] > position[start + self.past : stop + self.past, None], -torch.inf)
+        if self.mask is None:
+            return scores
+        if not self.pattern:
+            scores.masked_fill_(~self.mask[0, near:far].bool(), -torch.inf)
+        return scores.clamp_(max=0) if scores.ndim == 2 else scores  # a query that sees nothing must not overflow
+
+    def _logsumexp(self, first: int, last: int) -> Tensor:
+        """[H, Q] log-sum-exp of the scaled, masked scores of queries first … last; zero elsewhere."""
+        heads, queries, _ = self.query.shape
+        keys = self.transposed.shape[2]
+        found = self.query.new_zeros(heads, queries)
+        step = max(1, self.room // (heads * keys))
+        for start in range(first, last, step):
+            stop = min(start + step, last)
+            reach = keys if self.pattern else self.past + stop
+            scores = self._block(start, stop) @ self.transposed[:, :, :reach]
+            scores = scores.view(heads, stop - start, reach).mul_(self.scaling)
+            found[:, start:stop] = self._hide(scores, start, stop, 0, reach).logsumexp(dim=-1)
+        return found
+
+    def _block(self, start: int, stop: int) -> Tensor:
+        """Queries start … stop of all heads, those that share a key head one below the other: [G, share · rows, D]."""
+        return self._grouped(self.query[:, start:stop])
+
+    def _grouped(self, tile: Tensor) -> Tensor:
+        return tile if self.share == 1 else tile.reshape(self.transposed.shape[0], -1, tile.shape[-1])
