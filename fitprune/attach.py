@@ -4,18 +4,12 @@ Three things are put in place, and every one is taken back by `detach`, also aft
 
 - a pre-hook on the model, which finds the visual tokens in its inputs, and one on its decoder (the module that owns
   `layers`), which turns them into a `Frame`, the state of that one forward;
-- each decoder layer's `forward`, replaced on the instance. A layer that deletes nothing runs its own original forward
-  with narrowed arguments. A layer that deletes runs norm → attention → add → *cut* → norm → MLP → add, so that a
-  deleted token pays for its layer's attention and for nothing after;
+- each decoder layer's `forward`, replaced on the instance (layer.py), which carries fewer tokens on than it got;
 - a listening attention function (attention.py).
 
 Nothing is patched at import, nothing is written on classes, and the frame travels as a keyword argument from decoder
 to attention: two forwards at once, or two generations taking turns, do not meet. Models placed by accelerate keep
 their hooks: the replacement goes inside them.
-
-Modifications against transformers' LlamaDecoderLayer.forward (5.0 to 5.23; Mistral, Qwen2, Qwen3 and the Qwen-VL text
-layers share it), in layers that delete: the residual and the attention output are cut between attention and MLP.
-Layers of any other class are cut at their exit instead: the survivors are the same, the layer's MLP is not saved.
 
     pytest tests/test_attach.py
 """
@@ -25,7 +19,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -37,21 +31,22 @@ from . import cache as kv
 from .attention import LISTENER, check_implementation, listening, registry
 from .errors import FitPruneError, UnsupportedError
 from .frame import Frame
+from .layer import LayerForward
 from .locate import ByMask, ByTokenId, Spans, without_padding
-
-# Classes whose forward is norm → attention → add → norm → MLP → add, checked by tests/test_attach.py for each.
-CUT_INSIDE = frozenset(
-    f"{name}DecoderLayer" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen2VL", "Qwen2_5_VL", "Qwen3VLText")
-)
 
 _numbers = itertools.count()  # for names in the attention registry, so that two attachments never share one
 
 
 @dataclass
 class Arriving:
-    """What the model's pre-hook sends to its decoder's: the images of this call, and whether it arrived."""
+    """What the model's pre-hook sends to its decoder's, and whether it arrived.
 
-    spans: Spans
+    spans: The images of this call; None where a mask says which tokens are visual.
+    reads: How many of the last columns the model will look at; 0 for all.
+    """
+
+    spans: Spans | None
+    reads: int = 0
     delivered: bool = False
 
 
@@ -143,20 +138,23 @@ class Attachment:
             if LISTENER in kwargs:
                 return None
             call = _bound(module, args, kwargs)
-            spans = [] if locate is None else locate(call)
-            if call.get("labels") is not None and (any(spans) or locate is None):
+            spans = None if locate is None else locate(call)
+            visual = spans is None or any(spans)
+            if call.get("labels") is not None and visual:
                 raise UnsupportedError(
                     "training and losses need every token's logits, which pruning does not compute: call the model without labels"
                 )
-            if any(spans) and isinstance(call.get("logits_to_keep"), Tensor):
+            keep = call.get("logits_to_keep")
+            if visual and isinstance(keep, Tensor):
                 raise UnsupportedError(
                     "logits_to_keep as a tensor names positions that pruning may have removed: give a number of last tokens"
                 )
-            return None if locate is None else (args, {**kwargs, LISTENER: Arriving(spans)})
+            reads = int(keep or 0) if not isinstance(keep, Tensor) and not _shows_hidden_states(module, call) else 0
+            return args, {**kwargs, LISTENER: Arriving(spans, reads)}
 
         def arrived(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             sent = kwargs.get(LISTENER)
-            if isinstance(sent, Arriving) and any(sent.spans) and not sent.delivered:
+            if isinstance(sent, Arriving) and any(sent.spans or []) and not sent.delivered:
                 raise UnsupportedError(
                     f"{type(model).__name__} does not hand keyword arguments on to its decoder, so nothing was pruned: "
                     "pass visual_mask= to prune()"
@@ -171,8 +169,11 @@ class Attachment:
     def _replace_forward(self, index: int, layer: nn.Module, undo: ExitStack) -> None:
         name = "_old_forward" if hasattr(layer, "_hf_hook") else "forward"  # accelerate calls the former
         own = layer.__dict__.get(name)
-        inside = self.cut_inside and type(layer).__name__ in CUT_INSIDE
-        setattr(layer, name, _LayerForward(self, index, layer, getattr(layer, name), inside))
+        last = index + 1 == len(self.layers)
+        replacement = LayerForward(
+            self, index, layer, getattr(layer, name), inside=self.cut_inside, last=last, undo=undo
+        )
+        setattr(layer, name, replacement)
         undo.callback(lambda: setattr(layer, name, own) if own is not None else delattr(layer, name))
 
     def _listen(self, layer: nn.Module, undo: ExitStack) -> None:
@@ -202,6 +203,7 @@ class Attachment:
         past = int(cache.get_seq_length()) if cache is not None else 0
         if isinstance(sent, Arriving):
             sent.delivered = True
+        if isinstance(sent, Arriving) and sent.spans is not None:
             spans = sent.spans
         elif self._mask is not None:
             spans = self._mask.window(rows, past, length)
@@ -228,6 +230,7 @@ class Attachment:
         if prefill:
             kv.check_prunable(cache)
         frame = self.session.begin(told) if prefill else told.frame()
+        frame.reads = sent.reads if isinstance(sent, Arriving) else 0
         return args, {**kwargs, LISTENER: frame}
 
     def _after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -238,53 +241,12 @@ class Attachment:
             )
 
 
-class _LayerForward:
-    """A decoder layer's forward while attached. Carries the attachment, so that it can be found from the model."""
-
-    def __init__(
-        self, attachment: Attachment, index: int, layer: nn.Module, original: Callable[..., Any], inside: bool
-    ) -> None:
-        self.attachment, self.index, self.layer, self.original, self.inside = attachment, index, layer, original, inside
-
-    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        frame: Frame | None = kwargs.pop(LISTENER, None)
-        if frame is None:
-            return self.original(hidden_states, *args, **kwargs)
-        index, layer = self.index, self.layer
-        frame.enter(index, hidden_states, kwargs)
-        cache = kwargs.get("past_key_values")
-        cuts = frame.listens(index)
-        if cuts:
-            kwargs[LISTENER] = frame
-        if not (cuts and self.inside):
-            output = self.original(hidden_states, *args, **kwargs)
-            frame.held_by(index, cache)
-            if cuts:
-                self._check_heard(frame)
-            if not isinstance(output, tuple):
-                return frame.cut(output)
-            return frame.cut(output[0]), *output[1:]
-        attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)  # type: ignore[operator]
-        self._check_heard(frame)
-        hidden_states = hidden_states + attended
-        frame.held_by(index, cache)
-        hidden_states = frame.cut(hidden_states)
-        return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))  # type: ignore[operator]
-
-    def _check_heard(self, frame: Frame) -> None:
-        if frame.heard_at != self.index:
-            raise UnsupportedError(
-                f"{type(self.layer).__name__} or its attention does not hand keyword arguments on, so nothing was pruned; "
-                "see docs/new_family.md"
-            )
-
-
 def attachment_of(model: nn.Module) -> Attachment | None:
     """What is attached to a model's decoder, if anything."""
     for layer in find_decoder(model).layers:  # type: ignore[union-attr]
         for name in ("forward", "_old_forward"):
             own = layer.__dict__.get(name)
-            if isinstance(own, _LayerForward):
+            if isinstance(own, LayerForward):
                 return own.attachment
     return None
 
@@ -295,6 +257,16 @@ def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return kwargs
     names = list(inspect.signature(type(module).forward).parameters)[1:]
     return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _shows_hidden_states(module: nn.Module, call: Mapping[str, Any]) -> bool:
+    """Whether this call returns hidden states or attention beside its logits."""
+    config: Any = module.config
+    return any(
+        call.get(name) or getattr(part, name, False)
+        for name in ("output_hidden_states", "output_attentions")
+        for part in (config, config.get_text_config())
+    )
 
 
 def _real(attention_mask: Tensor | None, length: int) -> Tensor | None:

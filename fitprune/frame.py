@@ -33,6 +33,7 @@ class Frame:
     token_group: [B, m] `TEXT`, 0 (padding, filler) or the number of the image.
     padded: whether the new tokens came with padding.
     fillers: whether any row carries something that is not alive (known to the host).
+    reads: how many of the last columns the model looks at in the end, 0 for all.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Frame:
         self.columns: Tensor | None = None
         self.padded = self.fillers = real is not None
         self.keep: Tensor | None = None
+        self.reads = 0
         self.layer = self.heard_at = -1
         self._held: tuple[Tensor, Tensor | None] | None = None
         self._entered: tuple[Tensor, Tensor | None] | None = None
@@ -112,8 +114,13 @@ class Frame:
         with torch.no_grad():
             self.keep = self.choose(seen)
 
+    def narrow(self, hidden: Tensor) -> Tensor:
+        """The rows of the tokens that go on after this layer, [B, m, …] → [B, m', …]; may be asked again until `cut`."""
+        return hidden if self.keep is None else take(hidden, self.keep, 1)
+
     def cut(self, hidden: Tensor) -> Tensor:
         """After the layer has chosen: hidden states [B, m, E] of the tokens that go on."""
+        hidden = self.narrow(hidden)
         if self.keep is None:
             return hidden
         keep, self.keep = self.keep, None
@@ -123,7 +130,7 @@ class Frame:
         else:
             self.columns = take(self.columns, keep, 1)
         self.status, self.token_group = take(self.status, keep, 1), take(self.token_group, keep, 1)
-        return take(hidden, keep, 1)
+        return hidden
 
     def held_by(self, layer: int, cache: Any) -> None:
         """After a layer's attention, before its cut: notes on the cache which tokens this layer holds.

@@ -10,8 +10,9 @@ from tiny import LAYERS, RECIPE, batch, embedded
 from transformers import AttentionInterface, DynamicCache
 
 import fitprune
-from fitprune.attach import CUT_INSIDE, attachment_of, find_decoder
+from fitprune.attach import attachment_of, find_decoder
 from fitprune.attention import registry
+from fitprune.layer import CUT_INSIDE
 
 MODELS = ["llama", "llava"]
 
@@ -180,6 +181,10 @@ def test_every_class_cut_inside_exists_and_reads_so(name):
         return [call for call in calls if call != "return"]
 
     assert statements(getattr(module, name)) == statements(LlamaDecoderLayer)
+    attention = [kind for word, kind in vars(module).items() if word.endswith("Attention") and "Vision" not in word]
+    assert attention
+    for kind in attention:  # the output projection is its last step
+        assert re.search(r"attn_output = self\.o_proj\(attn_output\)\s+return attn_output", inspect.getsource(kind.forward))
 
 
 def test_find_decoder(llama, llava):

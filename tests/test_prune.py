@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 import fitprune
 from fitprune import FitPruneError, Recipe
+from fitprune.attach import find_decoder
 
 ATTENTIONS = ["sdpa", "eager"]
 BOTH = [("llama", name) for name in ATTENTIONS]
@@ -285,21 +286,55 @@ def test_inside_is_exit(kind):
         close(held.keys, there.keys, atol=1e-5)
 
 
-def test_the_mlp_is_spared_inside(llama):
-    """A deleted token pays for its layer's attention and for nothing after."""
-    embeds, mask = embedded(26, (3, 19))
+def rows_of(model, *names):
+    """Rows that come out of these parts of each layer, in order of their calls, and what stops listening."""
     rows, hooks = [], []
-    for layer in llama.model.layers:
-        for part in (layer.self_attn, layer.mlp):
-            hooks.append(
-                part.register_forward_hook(
-                    lambda _m, _a, out: rows.append((out[0] if isinstance(out, tuple) else out).shape[1])
-                )
-            )
+    for layer in find_decoder(model).layers:
+        for name in names:
+            part = layer.get_submodule(name)
+            hooks.append(part.register_forward_hook(lambda _m, _a, out: rows.append(out.shape[1])))
+    return rows, lambda: [hook.remove() for hook in hooks]
+
+
+def test_what_follows_attention_is_spared_inside(llama):
+    """A deleted token pays for its layer's queries, keys, values and attention and for nothing after."""
+    embeds, mask = embedded(26, (3, 19))
+    rows, stop = rows_of(llama, "self_attn.q_proj", "self_attn.o_proj", "mlp")
     forward(llama, visual_mask=mask, inputs_embeds=embeds)
-    for hook in hooks:
-        hook.remove()
-    assert rows == [26, 23, 23, 23, 23, 18, 18, 16]  # attention, MLP, layer by layer
+    stop()
+    assert rows == [26, 23, 23, 23, 23, 23, 23, 18, 18, 18, 16, 16]
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, Recipe.from_deletions([3, 0, 4, 0], visual_tokens=16)])
+def test_the_last_layer_carries_on_only_what_is_read(llama, recipe):
+    embeds, mask = embedded(26, (3, 19), rows=2)
+    whole, trace = forward(llama, recipe, visual_mask=mask, inputs_embeds=embeds)
+    left = trace.positions.shape[1]
+    for reads in (1, 5):
+        rows, stop = rows_of(llama, "self_attn.o_proj", "mlp")
+        short, again = forward(llama, recipe, visual_mask=mask, inputs_embeds=embeds, logits_to_keep=reads)
+        assert rows[-2:] == [reads, reads]
+        rows.clear()
+        seen, _ = forward(
+            llama, recipe, visual_mask=mask, inputs_embeds=embeds, logits_to_keep=reads, output_hidden_states=True
+        )
+        stop()
+        assert rows[-2:] == [left, left]  # somebody looks at all of them
+        assert torch.equal(trace.positions, again.positions)
+        close(short.logits, whole.logits[:, -reads:])
+        close(seen.logits, short.logits)
+        for ours, theirs in zip(short.past_key_values.layers, whole.past_key_values.layers, strict=True):
+            close(ours.keys, theirs.keys)
+
+
+def test_generate_reads_one_column_of_the_last_layer(llava):
+    inputs = batch(ROWS)
+    rows, stop = rows_of(llava, "mlp")
+    with torch.no_grad(), fitprune.prune(llava, RECIPE) as trace:
+        llava.generate(**inputs, max_new_tokens=1, do_sample=False)
+    stop()
+    assert rows[-1] == 1
+    assert rows[-2] == max(map(len, trace.alive[-2]))
 
 
 def test_caches_hold_what_enters(llama):
