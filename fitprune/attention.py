@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import UnsupportedError
-from .kernels import flash_cpu
+from .kernels import attend
 
 LISTENER = "fitprune"  # the keyword under which a forward's state travels, from the decoder down to its attention
 
@@ -86,11 +86,12 @@ def listening(config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
         inner = known["eager_attention_forward"] if name == "eager" else registry(module)[name]
         if listener is None:
             return inner(_WithConfig(module, config), query, key, value, attention_mask, **kwargs)
-        scaling, logsumexp = kwargs.get("scaling") or query.shape[-1] ** -0.5, None
-        causal = kwargs.get("is_causal", getattr(module, "is_causal", True))
-        plain = name == "sdpa" and not kwargs.get("dropout")
-        if plain and flash_cpu.applies(query, key, value, attention_mask, causal):
-            result, logsumexp = flash_cpu.attend(query, key, value, scaling, attention_mask)
+        scaling, logsumexp, found = kwargs.get("scaling") or query.shape[-1] ** -0.5, None, None
+        if name == "sdpa" and not kwargs.get("dropout"):
+            causal = kwargs.get("is_causal", getattr(module, "is_causal", True))
+            found = attend(query, key, value, scaling, attention_mask, causal)
+        if found is not None:
+            result, logsumexp = found
             output = result.transpose(1, 2).contiguous(), None
         else:
             output = inner(_WithConfig(module, config), query, key, value, attention_mask, **kwargs)

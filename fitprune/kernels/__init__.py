@@ -4,21 +4,68 @@ FitPrune ranks a visual token k by how much attention it receives: the sum over 
 heads** of the attention weight (paper, section 3.2; the released code takes the maximum first, so per-head column sums
 do not serve). Two sets of queries count: the text after the image (*cross*) and the image's own tokens (*intra*).
 
-    reference.py   the formula, whole map at once: what tests and benchmarks compare with
-    chunked.py     the same in row blocks, never more than a few megabytes of the map: what the product runs
-    flash_cpu.py   PyTorch's CPU attention with its log-sum-exp, which saves chunked.py the softmax
-    triton.py      the same on a GPU, a tile at a time in registers; not chosen below yet, as it has never run on one
+    reference.py    the formula, whole map at once: what tests and benchmarks compare with
+    chunked.py      the same in tiles that stay in cache: what runs on a CPU, and wherever triton.py does not
+    triton.py       the same on a GPU, a tile at a time in registers
+    flash_cpu.py    PyTorch's fused attention with the log-sum-exp that it computes anyway, …
+    flash_cuda.py   … on either device, which saves the two above a pass over the scores
+    trust.py        each GPU kernel is compared with the formula before its first use
 
     pytest tests/test_kernels.py
 """
 
 from __future__ import annotations
 
-from . import flash_cpu
+import logging
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from . import flash_cpu, flash_cuda
 from .chunked import received_attention as chunked
 from .reference import TEXT
 from .reference import received_attention as reference
+from .trust import matches_formula, trusted
 
-received_attention = chunked  # what scores call: the place to choose a kernel by device
+__all__ = ["TEXT", "attend", "chunked", "received_attention", "reference"]
 
-__all__ = ["TEXT", "chunked", "flash_cpu", "received_attention", "reference"]
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, causal: bool = True
+) -> tuple[Tensor, Tensor] | None:
+    """What scaled_dot_product_attention would compute, with the log-sum-exp; None where that cannot be had.
+
+    Args:
+        query: [B, H, Q, D]; key, value [B, G, K, D] with H a multiple of G.
+        mask: None or [B or 1, 1, Q, K].
+        causal: Whether attention without a mask is causal.
+    Returns:
+        Output [B, H, Q, D] and the log-sum-exp of each query's scaled, masked scores [B, H, Q or more], float32.
+    """
+    for kernel in (flash_cpu, flash_cuda):
+        if kernel.applies(query, key, value, mask, causal):
+            return kernel.attend(query, key, value, scaling, mask)
+    return None
+
+
+def received_attention(query: Tensor, key: Tensor, *args: Any, **hints: Any) -> tuple[Tensor, Tensor]:
+    """As `reference.received_attention`, with the hints of `chunked.received_attention`, by the best kernel there is."""
+    if query.is_cuda and (kernel := _triton()) is not None and kernel.applies(query):
+        kind = "the Triton kernel", str(query.device), query.dtype, query.shape[-1]
+        if trusted(kind, lambda: matches_formula(kernel.received_attention, query)):
+            return kernel.received_attention(query, key, *args, **hints)
+    return chunked(query, key, *args, **hints)
+
+
+@cache
+def _triton() -> ModuleType | None:
+    try:
+        from . import triton
+    except ImportError as error:
+        logging.getLogger(__name__).warning(
+            "fitprune: scores are computed without Triton (%s), which is slower on a GPU: pip install triton", error
+        )
+        return None
+    return triton

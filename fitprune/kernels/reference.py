@@ -61,7 +61,9 @@ def received_attention(
         cross [B, K], intra [B, K], float32, zero where the key is not visual.
     """
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    logits = query.float() @ key.float().transpose(-1, -2) * scaling + additive(mask, query.shape[2], key.shape[2], query)
+    logits = query.float() @ key.float().transpose(-1, -2) * scaling + additive(
+        mask, query.shape[2], key.shape[2], query
+    )
     highest = logits.softmax(dim=-1).amax(dim=1)  # [B, Q, K]
     visual = key_group > 0  # [B, K]
     cross = (highest * (query_group == TEXT)[:, :, None]).sum(1) * visual

@@ -1,0 +1,111 @@
+"""Which kernel runs: GPU kernels are tried once against the formula, and what fails is not used. No GPU needed to know that."""
+
+import logging
+
+import pytest
+import torch
+
+from fitprune import kernels
+from fitprune.kernels import TEXT, chunked, reference, trust
+from fitprune.kernels.trust import matches_formula, trusted
+
+
+class OnGpu(torch.Tensor):
+    """A CPU tensor that says it is on a GPU: the choice of a kernel asks nothing else."""
+
+    is_cuda = True
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch):
+    monkeypatch.setattr(trust, "_known", {})
+
+
+def test_a_check_runs_once_and_its_answer_is_kept():
+    calls = []
+    for answer in (True, False):
+        for _ in range(3):
+            assert trusted(("kernel", answer), lambda answer=answer: calls.append(answer) or answer) is answer
+    assert calls == [True, False]
+
+
+def test_a_failing_check_is_a_no_and_is_logged_once(caplog):
+    def check():
+        raise RuntimeError("no kernel image is available")
+
+    with caplog.at_level(logging.WARNING):
+        assert not trusted(("a kernel", torch.float16), check)
+        assert not trusted(("a kernel", torch.float16), check)
+    (record,) = caplog.records
+    assert "a kernel is not right or does not run for torch.float16" in record.message
+    assert "no kernel image is available" in record.message
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_example_tells_right_from_wrong(dtype):
+    like = torch.empty(1, 1, 1, 16, dtype=dtype)
+
+    def per_head_sums(query, key, scaling, mask, query_group, key_group, **hints):
+        """What public kernels give: the sum over queries first, then the maximum over heads."""
+        parts = [
+            reference(query[:, h : h + 1], key[:, h // 2 : h // 2 + 1], scaling, mask, query_group, key_group)
+            for h in range(query.shape[1])
+        ]
+        return tuple(torch.stack(part).amax(0) for part in zip(*parts, strict=True))
+
+    def without_mask(query, key, scaling, mask, *groups, **hints):
+        return reference(query, key, scaling, None, *groups)
+
+    def one_image(*args, images, **hints):
+        return chunked(*args, images=1)
+
+    assert matches_formula(chunked, like)
+    for wrong in (per_head_sums, without_mask, one_image):
+        assert not matches_formula(wrong, like)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_gpu_kernel_runs_where_it_is_right(monkeypatch, caplog, right):
+    used = []
+
+    class Kernel:
+        @staticmethod
+        def applies(query):
+            return True
+
+        @staticmethod
+        def received_attention(*args, **hints):
+            used.append(hints)
+            cross, intra = chunked(*args, **hints)
+            return (cross, intra) if right else (intra, cross)
+
+    monkeypatch.setattr(kernels, "_triton", lambda: Kernel)
+    query, key = torch.randn(1, 2, 9, 8), torch.randn(1, 1, 9, 8)
+    group = torch.tensor([[TEXT, 1, 1, 1, 1, TEXT, TEXT, TEXT, TEXT]])
+    found = kernels.received_attention(query.as_subclass(OnGpu), key, 0.3, None, group, group.clamp(min=0), images=1)
+    for ours, theirs in zip(found, reference(query, key, 0.3, None, group, group.clamp(min=0)), strict=True):
+        torch.testing.assert_close(ours.as_subclass(torch.Tensor), theirs)
+    assert (len(used) == 4) if right else (len(used) == 1)  # three masks, then the call; or the first, and no more
+    assert bool(caplog.records) is not right
+    kernels.received_attention(query, key, 0.3, None, group, group.clamp(min=0))
+    assert len(used) == (4 if right else 1)  # not for a tensor on the CPU
+
+
+def test_without_triton_chunked_serves(monkeypatch, caplog):
+    import builtins
+
+    real_import = builtins.__import__
+
+    def fails(name, globals=None, locals=None, fromlist=(), level=0):
+        if level and "triton" in (fromlist or ()):
+            raise ImportError("No module named 'triton'")
+        return real_import(name, globals, locals, fromlist, level)
+
+    kernels._triton.cache_clear()
+    monkeypatch.setattr(builtins, "__import__", fails)
+    with caplog.at_level(logging.WARNING):
+        assert kernels._triton() is None
+        assert kernels._triton() is None
+    assert "pip install triton" in caplog.text
+    assert len(caplog.records) == 1
+    kernels._triton.cache_clear()
