@@ -61,8 +61,10 @@ class Prefill:
     device: torch.device
     flash: bool
 
-    def frame(self, kind: Callable[..., Frame] = Frame, *args: Any) -> Frame:
-        return kind(*args, self.spans, self.length, self.past, self.real, self.device, self.flash)
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The arguments of a `Frame`."""
+        return self.spans, self.length, self.past, self.real, self.device, self.flash
 
 
 class Session(Protocol):
@@ -70,6 +72,13 @@ class Session(Protocol):
 
     def begin(self, call: Prefill) -> Frame:
         """The frame for a forward that brings visual tokens."""
+
+
+class Wrapper(Protocol):
+    """What `Attachment.wrap_decoder` takes."""
+
+    def install(self, decoder: nn.Module, layers: list[nn.Module]) -> Callable[[], None]:
+        """Replaces the decoder's forward; returns what takes it back."""
 
 
 def find_decoder(model: nn.Module) -> nn.Module:
@@ -126,6 +135,10 @@ class Attachment:
     def detach(self) -> None:
         """Takes everything back; a second call does nothing."""
         self._undo.close()
+
+    def wrap_decoder(self, wrapper: Wrapper) -> None:
+        """Puts something more in front of the decoder's forward, until `detach`."""
+        self._undo.callback(wrapper.install(self.decoder, self.layers))
 
     # ---- putting in place ---------------------------------------------------------------------------------------
 
@@ -229,7 +242,7 @@ class Attachment:
         told = Prefill(spans, length, past, real, tokens.device, flash)
         if prefill:
             kv.check_prunable(cache)
-        frame = self.session.begin(told) if prefill else told.frame()
+        frame = self.session.begin(told) if prefill else Frame(*told.parts)
         frame.reads = sent.reads if isinstance(sent, Arriving) else 0
         return args, {**kwargs, LISTENER: frame}
 

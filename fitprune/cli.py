@@ -4,12 +4,13 @@ fitprune fit                                         fit a recipe for the embedd
 fitprune eval --reduction-ratio 0.5 0.7              dense against pruned on the embedded questions
 fitprune show llava-v1.5-7b 0.6                      print a published recipe
 fitprune convert liuhaotian/llava-v1.5-7b DST        an original checkpoint in transformers layout
-fitprune bench                                       prefill time and memory against the FLOPs ideal
+fitprune bench                                       time and memory of dense and pruned runs against the FLOPs ideal
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 from . import bench, options
 from .calibrate import file_name, observe_questions
 from .checkpoints.convert import convert
+from .cost import CostModel
 from .embedded import MODEL_NAME, embedded
 from .errors import FitPruneError
 from .evaluation.answer import encode_questions
@@ -44,6 +46,7 @@ EXAMPLES = {
     "show": """examples:
   fitprune show llava-v1.5-7b 0.6                          a published recipe
   fitprune show llava-v1.5-7b                              which ratios are published
+  fitprune show llava-v1.5-7b 0.6 --merge-steps 100        in fewer steps, where a step is dear
   fitprune show my.recipe.json --visual-tokens 1024        a recipe file, for images of another size
 """,
     "convert": """examples:
@@ -53,7 +56,9 @@ EXAMPLES = {
 """,
     "bench": """examples:
   fitprune bench                                           32 layers x 1024, 35+576+64 tokens, ratio 0.6
-  fitprune bench --shape llava-1.5-7b --dtype bfloat16 --batch-size 8
+  fitprune bench --reduction-ratio 0.4 0.6 0.8 --baseline eager-maps --json bench.json --plot bench.png
+  fitprune bench --shape llava-1.5-7b --dtype bfloat16 --batch-size 8 --merge-steps --break-even
+  fitprune bench --shape small-long --repeats 3 --skip vision decode
 """,
 }
 
@@ -80,7 +85,7 @@ def _replay(args: argparse.Namespace) -> int:
     samples = [encode_questions(loaded, [q], calibration.image_folder) for q in calibration.questions()]
     for ratio in args.reduction_ratio:
         recipe, _ = replay(loaded.model, samples, ratio)
-        _keep(recipe, args, file_name(loaded.name, ratio, "replayed"))
+        _keep(recipe, args, file_name(loaded.name, ratio, "replayed"), loaded.cost)
     return 0
 
 
@@ -100,8 +105,10 @@ def _check_output(args: argparse.Namespace) -> None:
             raise FitPruneError(f"{there} cannot be written to: choose another place for the results")
 
 
-def _keep(recipe: Recipe, args: argparse.Namespace, stem: str) -> None:
-    """Prints the scheme and the recipe, and saves it."""
+def _keep(recipe: Recipe, args: argparse.Namespace, stem: str, cost: CostModel | None = None) -> None:
+    """Prints the scheme and the recipe, and saves it, its steps merged first if that was asked for."""
+    if args.merge_steps:
+        recipe, stem = recipe.merge_steps(args.merge_steps, cost), f"{stem}-merged"
     path = Path(args.output or ".")
     if path.suffix != ".json":
         path /= f"{stem}.recipe.json"
@@ -144,6 +151,7 @@ def _show(args: argparse.Namespace) -> int:
         return 0
     else:
         recipe = Recipe.published(args.recipe, parse_ratio(args.ratio))
+    recipe = recipe.merge_steps(args.merge_steps)
     print(recipe)
     if args.visual_tokens is not None:
         print(f"deletions per layer for an image of {args.visual_tokens} tokens:")
@@ -219,13 +227,14 @@ def parser() -> argparse.ArgumentParser:
         default=None,
         help="also print the deletions for images of this many tokens",
     )
+    add_merging(show)
 
     conversion = command("convert", "write a checkpoint of the original LLaVA layout in transformers layout")
     conversion.add_argument("source", help="folder or hub name of the original checkpoint")
     conversion.add_argument("target", help="the folder to make")
     options.add_parts(conversion)
 
-    timing = command("bench", "time the prefill of random weights, dense and pruned, against the ideal from FLOPs")
+    timing = command("bench", "time random weights, dense and pruned in turn, against the ideal from FLOPs")
     bench.add_options(timing)
     return top
 
@@ -243,12 +252,23 @@ def add_fit_options(fit: argparse.ArgumentParser, model: str = MODEL_NAME) -> No
         help="share of the visual compute to save, 0.6 or 60; several are fitted from one pass",
     )
     options.add_calibration(fit.add_argument_group("calibration"))
+    add_merging(fit)
     fit.add_argument("--batch-size", type=options.positive, default=8, help="samples observed at a time")
     fit.add_argument("--output", default=None, help="recipe file (.json) or folder; default the current folder")
     fit.add_argument("--stats", default=None, help="also keep the statistics in this file")
     fit.add_argument("--from-stats", default=None, help="fit from kept statistics, without the model")
     fit.add_argument(
         "--replay", action="store_true", help="the released script's search, which runs the model again at every step"
+    )
+
+
+def add_merging(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--merge-steps",
+        type=options.number(0, math.inf),
+        default=0.0,
+        metavar="TOKEN_LAYERS",
+        help="fold small deletions into fewer steps of the same budget: how many tokens pass one layer in the time of a step",
     )
 
 

@@ -54,7 +54,7 @@ class Frame:
         if real is not None:
             group[~real], status[~real] = 0, PADDING
         self.host_group = group
-        self.token_group, self.status = group.to(device, non_blocking=True), status.to(device, non_blocking=True)
+        self.token_group, self.status = group.to(device), status.to(device)
         self.images = max(map(len, spans), default=0)
         starts, ends = [s for row in spans for s, _ in row], [e for row in spans for _, e in row]
         self.visual = (min(starts, default=0), max(ends, default=0))

@@ -54,7 +54,7 @@ class Observation:
     frame: ObserveFrame | None = None
 
     def begin(self, call: Prefill) -> Frame:
-        return call.frame(ObserveFrame, self)
+        return ObserveFrame(self, *call.parts)
 
 
 def per_image(frame: ObserveFrame) -> list[tuple[Tensor, Tensor, int, int]]:

@@ -20,71 +20,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .attach import Attachment, Prefill, attachment_of, find_decoder
+from .attach import Attachment, attachment_of, find_decoder
 from .cost import CostModel
 from .errors import FitPruneError
-from .frame import Frame
+from .graphs import Graphs
+from .prune_frame import Pruning
 from .recipe import Recipe
-from .scores import Attended, Score, find_score
-from .select import ALIVE, DELETED, PADDING, compact, lowest
+from .scores import Score, find_score
 from .trace import Trace
-
-
-class PruneFrame(Frame):
-    """A prefill whose deletions a recipe has fixed: every count and shape is known before the first layer."""
-
-    def __init__(self, session: Pruning, *args: Any) -> None:
-        super().__init__(*args)
-        self.session = session
-        recipe, layers = session.recipe, session.layers
-        per_image = [[recipe.deletions(end - start, layers) for start, end in row] for row in self.spans]
-        self.counts = [[[image[layer] for image in row] for row in per_image] for layer in range(layers)]
-        alive = (self.host_group != 0).sum(1).tolist()
-        self.lengths, self.ragged = [], []
-        for counts in self.counts:
-            alive = [left - sum(row) for left, row in zip(alive, counts, strict=True)]
-            if any(left <= 0 and sum(row) for left, row in zip(alive, counts, strict=True)):
-                raise FitPruneError(
-                    "a row of the batch has no text and the recipe deletes all of its visual tokens, so nothing is left: "
-                    "add text to the prompt, or use a recipe that keeps a token"
-                )
-            self.lengths.append(max(alive))
-            self.ragged.append(len(set(alive)) > 1)
-        padding = torch.where(self.host_group == 0, PADDING, ALIVE)
-        self.steps = session.trace.clear(self.past, padding, self.host_group)
-
-    def listens(self, layer: int) -> bool:
-        return any(any(row) for row in self.counts[layer])
-
-    def choose(self, seen: Attended) -> Tensor:
-        layer = self.layer
-        seen.seed = self.session.seed
-        marked = lowest(self.session.score(seen).float(), self.token_group, self.counts[layer])
-        self.status = self.status.masked_fill(marked, DELETED)
-        self.token_group = self.token_group.masked_fill(marked, 0)
-        self.fillers = self.ragged[layer]
-        return compact(self.status, self.lengths[layer])
-
-    def cut(self, hidden: Tensor) -> Tensor:
-        hidden = super().cut(hidden)
-        self.steps.append((self.columns, None if self.columns is None else self.status))
-        return hidden
-
-
-class Pruning:
-    """The session behind `prune`: what does not change from one forward to the next."""
-
-    def __init__(self, recipe: Recipe, layers: int, score: Score, seed: int) -> None:
-        self.recipe, self.layers, self.score, self.seed = recipe, layers, score, seed
-        self.trace = Trace()
-
-    def begin(self, call: Prefill) -> Frame:
-        return call.frame(PruneFrame, self)
 
 
 class PrunedModel(Attachment):
@@ -105,17 +51,27 @@ def attach(
     visual_mask: Tensor | None = None,
     seed: int = 0,
     cut_inside: bool = True,
+    graphs: int | Graphs = 0,
 ) -> PrunedModel:
     """Attaches a recipe to a model until `detach`. Arguments and errors as `prune`; returns a handle with `trace`."""
     if not isinstance(recipe, Recipe):
         raise FitPruneError(
             f"expected a Recipe, got {type(recipe).__name__}: use Recipe.load(path), Recipe.published(name, ratio) or fit(...)"
         )
+    if not isinstance(graphs, Graphs) and (not isinstance(graphs, int) or graphs < 0):
+        raise FitPruneError(f"graphs must be how many recorded prefills to keep, a whole number from 0, not {graphs!r}")
     decoder = find_decoder(model)
     layers = len(decoder.layers)  # type: ignore[arg-type]
     recipe.check_layers(layers)
     recipe.check_model(CostModel.from_config(decoder.config))
-    return PrunedModel(model, Pruning(recipe, layers, find_score(score), seed), visual_mask, cut_inside)
+    attached = PrunedModel(model, Pruning(recipe, layers, find_score(score), seed), visual_mask, cut_inside)
+    if graphs:
+        try:
+            attached.wrap_decoder(graphs if isinstance(graphs, Graphs) else Graphs(graphs))
+        except FitPruneError:
+            attached.detach()
+            raise
+    return attached
 
 
 def detach(model: nn.Module | PrunedModel) -> None:
@@ -134,6 +90,7 @@ def prune(
     visual_mask: Tensor | None = None,
     seed: int = 0,
     cut_inside: bool = True,
+    graphs: int | Graphs = 0,
 ) -> Iterator[Trace]:
     """Prunes visual tokens in every forward and `generate` of `model` inside the `with` block.
 
@@ -145,13 +102,16 @@ def prune(
             the config names no image token, or for `inputs_embeds`. Rows may be repeated by beams.
         seed: For scores that draw lots.
         cut_inside: False cuts each layer at its exit; the same survivors, less saved. For tests and comparisons.
+        graphs: On a GPU, how many recorded prefills (CUDA graphs) to keep; 0 records none. See graphs.py.
     Yields:
         A `Trace` of the last prefill: `trace.alive[layer][row]`, original positions alive after that layer.
     Raises:
         FitPruneError: recipe for another model, mask that does not fit, recipe already attached.
         UnsupportedError: what pruning cannot do; see the module's docstring.
     """
-    attached = attach(model, recipe, score=score, visual_mask=visual_mask, seed=seed, cut_inside=cut_inside)
+    attached = attach(
+        model, recipe, score=score, visual_mask=visual_mask, seed=seed, cut_inside=cut_inside, graphs=graphs
+    )
     try:
         yield attached.trace
     finally:

@@ -3,8 +3,8 @@
 A recipe is made at a reference count of visual tokens and answers for any other (`deletions`), in one of three ways:
 
 - `proportional`: each layer's count times n / reference, rounded down, as the authors' code scales its tables;
-- `budget`: the same shape, made deeper or shallower so that the reduction ratio asked for still holds at n (fitted
-  recipes; they know their cost model);
+- `budget`: the same shape in the same layers, made deeper or shallower so that the reduction ratio asked for still holds
+  at n (fitted recipes; they know their cost model);
 - `fraction`: each layer's share of n, of any number of layers (`Recipe.step`, which is how FastV and VTW delete).
 
 Which tokens go is not said here: method = schedule × score. Provenance travels along but does not take part in
@@ -18,27 +18,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .chart import chart
 from .cost import VICUNA_7B, CostModel, alive_after
 from .errors import FitPruneError
+from .fields import checked, number
 from .files import write_atomically
+from .merge import merge
 from .ratio import parse_ratio
 from .recipes import published_names, published_ratios, published_table, schedules
-from .schedule import deepen, round_to_budget
+from .schedule import rescaled
 from .version import __version__
 
 __all__ = ["Recipe", "published_names", "published_ratios"]
 
 SCHEMA = "fitprune.recipe/1"
-SCALINGS = ("proportional", "budget", "fraction")
-BAR = 40  # characters of a full bar when printed
+MERGED = ", merged"  # at the end of `source`
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Recipe:
         model, reduction_ratio, achieved, alpha, samples, fingerprint: Provenance: checkpoint, reduction ratio asked and
             achieved (the paper's, visual tokens only), the fit's alpha, size and SHA-256 of the calibration set.
         cost: The cost model that the ratio was computed with; needed if scaling is "budget".
-        source: How it came about: "given", "published", "fitted", "replayed", …
+        source: How it came about: "given", "published", "fitted", "replayed", … with ", merged" after `merge_steps`.
     Raises:
         FitPruneError: for counts that are negative, not whole or more than there are, and for fields of a wrong type.
     """
@@ -73,35 +73,8 @@ class Recipe:
     fitprune_version: str = __version__
 
     def __post_init__(self) -> None:
-        if self.scaling not in SCALINGS:
-            raise FitPruneError(f"recipe: scaling must be one of {', '.join(SCALINGS)}, not {self.scaling!r}")
-        fraction = self.scaling == "fraction"
-        if isinstance(self.counts, str | Mapping) or not hasattr(self.counts, "__iter__"):
-            raise FitPruneError(f"recipe: counts must be a list with one number per layer, not {self.counts!r}")
-        counts = tuple(_number(count, "deletions", whole=not fraction) for count in self.counts)
-        object.__setattr__(self, "counts", counts)
-        object.__setattr__(self, "visual_tokens", _number(self.visual_tokens, "visual_tokens", whole=True))
-        if not counts:
-            raise FitPruneError("recipe: there must be at least one layer")
-        if self.visual_tokens < 1:
-            raise FitPruneError(f"recipe: visual_tokens must be at least 1, not {self.visual_tokens}")
-        if sum(counts) > self.visual_tokens + (1e-9 if fraction else 0):
-            raise FitPruneError(f"recipe: deletes {sum(counts):g} tokens of {self.visual_tokens}")
-        for name in ("num_layers", "samples", "reduction_ratio", "achieved", "alpha"):
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, _number(value, name, whole=name in ("num_layers", "samples")))
-        for name in ("model", "fingerprint", "source", "fitprune_version"):
-            if (value := getattr(self, name)) is not None and not isinstance(value, str):
-                raise FitPruneError(f"recipe: {name} must be text, not {value!r}")
-        if self.num_layers not in (None, len(counts)):
-            raise FitPruneError(f"recipe: num_layers is {self.num_layers} but there are {len(counts)} counts")
-        if self.cost is not None and not isinstance(self.cost, CostModel):
-            raise FitPruneError(f"recipe: cost must be a cost model, not {self.cost!r}")
-        if self.scaling == "budget":
-            if self.cost is None or self.reduction_ratio is None or not self.reduction_ratio < 1:
-                raise FitPruneError('recipe: scaling "budget" needs a cost model and a reduction ratio below 1')
-            if self.cost.layers != len(counts):
-                raise FitPruneError(f"recipe: {len(counts)} counts for a cost model of {self.cost.layers} layers")
+        for name, value in checked(vars(self)).items():
+            object.__setattr__(self, name, value)
 
     # Making one.
 
@@ -181,7 +154,7 @@ class Recipe:
             FitPruneError: for a negative count, for another number of layers, and when a "budget" recipe meets a count
                 at which its ratio is out of reach.
         """
-        n = int(_number(visual_tokens, "visual_tokens", whole=True))
+        n = int(number(visual_tokens, "visual_tokens", whole=True))
         if layers is not None:
             self.check_layers(layers)
         if self.scaling == "fraction":
@@ -191,7 +164,7 @@ class Recipe:
         elif self.scaling == "proportional":
             gone = [int(count * n / self.visual_tokens) for count in self.counts]
         else:
-            gone = list(_scaled_to_budget(self, n))
+            gone = list(rescaled(self.counts, self.visual_tokens, n, self.cost, self.reduction_ratio))
         return gone + [0] * ((layers or 0) - len(gone))
 
     def alive(self, visual_tokens: int, layers: int | None = None) -> list[int]:
@@ -228,6 +201,44 @@ class Recipe:
             raise FitPruneError(
                 f"this recipe was made for a model of other sizes ({differing}): fit one for this model"
             )
+
+    def merge_steps(self, step_cost: float, cost: CostModel | None = None) -> Recipe:
+        """The same budget in fewer steps: small deletions are folded where a step costs more than it saves (`merge`).
+
+        Args:
+            step_cost: Token-layers: how many tokens could pass one decoder layer in the time that a step takes.
+            cost: The model's cost, by which as much is saved; None for the recipe's own, else for Vicuna-7B's if that
+                has as many layers.
+        Returns:
+            A recipe with fewer steps that saves at least as much, at the same scaling; itself if nothing was folded.
+        Raises:
+            FitPruneError: for a negative cost of a step, no cost model or another model's, and for several steps in
+                fractions, whose tokens cannot be counted.
+        """
+        if not (step_cost := number(step_cost, "step_cost", whole=False)):
+            return self
+        if self.scaling == "fraction":
+            if sum(map(bool, self.counts)) > 1:
+                raise FitPruneError(
+                    "merging steps needs whole tokens: give Recipe.from_deletions what deletions(n) says"
+                )
+            return self
+        cost = cost or self.cost or (VICUNA_7B if VICUNA_7B.layers == len(self.counts) else None)
+        if not isinstance(cost, CostModel):
+            raise FitPruneError(
+                f"merging steps of {len(self.counts)} layers needs a cost model: pass CostModel.from_config(...)"
+            )
+        self.check_model(cost)
+        deletions = self.deletions(self.visual_tokens, cost.layers)
+        merged = merge(deletions, self.visual_tokens, step_cost, cost)
+        if merged == deletions:
+            return self
+        return dataclasses.replace(
+            self,
+            counts=tuple(merged[: len(self.counts)]),
+            achieved=cost.visual_reduction(merged, self.visual_tokens),
+            source=(self.source or "given").removesuffix(MERGED) + MERGED,
+        )
 
     # Keeping one.
 
@@ -278,50 +289,4 @@ class Recipe:
         return hash(self._schedule())
 
     def __str__(self) -> str:
-        tokens = 100 if self.scaling == "fraction" else self.visual_tokens
-        deletions, alive = self.deletions(tokens), self.alive(tokens)
-        facts = [f"{self.source} recipe" + (f" for {self.model}" if self.model else "")]
-        if self.reduction_ratio is not None:
-            facts.append(f"asked {self.reduction_ratio:.1%}")
-        if self.achieved is not None:
-            facts.append(f"saves {self.achieved:.1%} of visual compute")
-        width = len(str(tokens))
-        depth = f"{len(alive)} layers" if self.num_layers else "any model"
-        lines = [", ".join(facts), f"{depth}, {tokens} visual tokens, {alive[-1]} alive at the end"]
-        lines += [
-            f"{layer:4d} {count:{width}d} {f'-{gone}' if gone else '':>{width + 1}} {_bar(count / tokens)}"
-            for layer, (count, gone) in enumerate(zip(alive, deletions, strict=True))
-        ]
-        return "\n".join(line.rstrip() for line in lines)
-
-
-@lru_cache(maxsize=256)
-def _scaled_to_budget(recipe: Recipe, n: int) -> tuple[int, ...]:
-    """Deletions of a "budget" recipe at another count: every prefill asks, few counts occur, hence the cache."""
-    assert recipe.cost is not None  # checked when it was made
-    assert recipe.reduction_ratio is not None
-    fractions = [count / recipe.visual_tokens for count in recipe.alive(recipe.visual_tokens)]
-    curve = deepen(fractions, n, recipe.cost, recipe.reduction_ratio)
-    alive = round_to_budget(curve, n, recipe.cost, recipe.reduction_ratio)
-    return tuple(before - after for before, after in zip([n, *alive], alive, strict=False))
-
-
-def _number(value: Any, name: str, whole: bool) -> int | float:
-    """A finite number that is not negative, as a plain int or float; numpy and torch scalars are welcome."""
-    try:
-        if isinstance(value, bool | str):
-            raise TypeError
-        number = operator.index(value) if whole else float(value)
-    except (TypeError, ValueError):
-        raise FitPruneError(
-            f"recipe: {name} must be {'a whole number' if whole else 'a number'}, not {value!r}"
-        ) from None
-    if not 0 <= number < math.inf:
-        raise FitPruneError(f"recipe: {name} must not be negative or endless, not {value!r}")
-    return number
-
-
-def _bar(share: float) -> str:
-    """A bar of block characters, in eighths of a character."""
-    eighths = round(share * BAR * 8)
-    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+        return chart(self)

@@ -122,7 +122,7 @@ class Thresholds:
             raise FitPruneError(
                 "replay takes samples of one row with one image and no padding, as the released code does"
             )
-        return call.frame(ThresholdFrame, self)
+        return ThresholdFrame(self, *call.parts)
 
 
 def replay(

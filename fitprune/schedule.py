@@ -16,9 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import TypeVar
 
-from .cost import CostModel
+from .cost import CostModel, alive_after
 from .errors import FitPruneError
+
+Count = TypeVar("Count", int, float)  # whole tokens, or an average of them
 
 
 def smallest(holds: Callable[[float], bool], low: float, high: float) -> float:
@@ -66,49 +71,93 @@ def deepen(fractions: Sequence[float], visual_tokens: int, cost: CostModel, redu
     return curve(smallest(lambda log_p: saved(log_p) >= reduction_ratio, -64, 64))
 
 
-def round_to_budget(alive: Sequence[float], visual_tokens: int, cost: CostModel, reduction_ratio: float) -> list[int]:
+def stretched(values: Sequence[Count], steps: Sequence[int], visual_tokens: Count, layers: int) -> list[Count]:
+    """A curve that changes only at steps: the tokens that enter, then from each step on its value, [layer]."""
+    lengths = [after - step for step, after in pairwise([*steps, layers])]
+    return [visual_tokens] * (layers - sum(lengths)) + [
+        value for value, length in zip(values, lengths, strict=True) for _ in range(length)
+    ]
+
+
+def round_to_budget(
+    alive: Sequence[float],
+    visual_tokens: int,
+    cost: CostModel,
+    reduction_ratio: float,
+    steps: Sequence[int] | None = None,
+) -> list[int]:
     """Whole tokens alive after each layer that meet the budget, nearest to a real-valued curve that about meets it.
 
     Args:
         alive: Real-valued tokens alive after each layer, [layer], never rising.
         visual_tokens: How many enter the first layer.
         reduction_ratio: Visual reduction to meet, a fraction in [0, 1).
+        steps: The only layers that may delete, ascending; from one to the next the curve is level. None: all may.
     Returns:
         Integers, [layer], never rising. Their visual reduction is at least the ratio, and there is a layer in which
-        one more token would miss it (unless nothing is deleted at all).
+        one more token would miss it (unless nothing is deleted at all). With `steps` they fall nowhere else, and one
+        more token from any of the steps to the next, where there is one, would miss it.
     Raises:
-        FitPruneError: when the first layer's attention alone costs more than the budget; names the largest ratio.
+        FitPruneError: when the first layer's attention, or what comes before the first step, alone costs more than the
+            budget; names the largest ratio.
     """
+    starts = list(range(cost.layers)) if steps is None else list(steps)
+    ends = [*starts[1:], cost.layers]
+    curve = [alive[start] for start in starts]  # [step], as is `whole`
+    whole = [min(visual_tokens, max(0, math.floor(value + 1e-9))) for value in curve]
     dense = sum(cost.visual_macs([visual_tokens] * cost.layers, visual_tokens))
-    whole = [min(visual_tokens, max(0, math.floor(value + 1e-9))) for value in alive]
-    spent = sum(cost.visual_macs(whole, visual_tokens))
-    last = cost.layers - 1
+    spent = sum(cost.visual_macs(stretched(whole, starts, visual_tokens, cost.layers), visual_tokens))
+    last = len(starts) - 1
 
-    def price(layer: int, count: int) -> float:
-        """What the count-th token alive after this layer costs: the rest of this layer, attention in the next."""
-        next_attention = cost.attention_macs(count) - cost.attention_macs(count - 1) if layer < last else 0
-        return cost.rest_macs(1) + next_attention
+    def price(step: int, count: int) -> float:
+        """What the count-th token alive from this step to the next costs: the rest of these layers, attention one on."""
+        attentions = min(ends[step], cost.layers - 1) - starts[step]
+        return cost.rest_macs(ends[step] - starts[step]) + attentions * (
+            cost.attention_macs(count) - cost.attention_macs(count - 1)
+        )
 
     def meets(macs: float) -> bool:
         return not dense or 1 - macs / dense >= reduction_ratio
 
-    def remainder(layer: int) -> float:
-        return alive[layer] - whole[layer]
+    def remainder(step: int) -> float:
+        return curve[step] - whole[step]
 
     while not meets(spent):
-        above = [layer for layer in range(last + 1) if whole[layer] > (whole[layer + 1] if layer < last else 0)]
+        above = [step for step in range(last + 1) if whole[step] > (whole[step + 1] if step < last else 0)]
         if not above:
             raise unreachable(reduction_ratio, visual_tokens, 1 - spent / dense)
-        layer = min(above, key=remainder)
-        spent -= price(layer, whole[layer])
-        whole[layer] -= 1
-    while below := [
-        layer for layer in range(last + 1) if whole[layer] < (whole[layer - 1] if layer else visual_tokens)
-    ]:
-        layer = max(below, key=remainder)
-        more = spent + price(layer, whole[layer] + 1)
+        step = min(above, key=remainder)
+        spent -= price(step, whole[step])
+        whole[step] -= 1
+    while below := [step for step in range(last + 1) if whole[step] < (whole[step - 1] if step else visual_tokens)]:
+        if steps is not None:  # stretches differ in price: what does not fit in one may fit in another
+            below = [step for step in below if meets(spent + price(step, whole[step] + 1))] or below
+        step = max(below, key=remainder)
+        more = spent + price(step, whole[step] + 1)
         if not meets(more):
             break
         spent = more
-        whole[layer] += 1
-    return whole
+        whole[step] += 1
+    return stretched(whole, starts, visual_tokens, cost.layers)
+
+
+@lru_cache(maxsize=256)
+def rescaled(
+    deletions: tuple[int, ...], reference: int, visual_tokens: int, cost: CostModel, reduction_ratio: float
+) -> tuple[int, ...]:
+    """Deletions per layer, [layer], made at a reference count, at another: the same steps and shape, the budget met.
+
+    Every prefill asks and few counts occur, hence the cache.
+
+    Raises:
+        FitPruneError: as `deepen`.
+    """
+    fractions = [count / reference for count in alive_after(deletions, reference)]
+    curve = deepen(fractions, visual_tokens, cost, reduction_ratio)
+    steps = [layer for layer, gone in enumerate(deletions) if gone]
+    return tuple(
+        before - after
+        for before, after in pairwise(
+            [visual_tokens, *round_to_budget(curve, visual_tokens, cost, reduction_ratio, steps)]
+        )
+    )

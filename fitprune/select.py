@@ -17,20 +17,21 @@ from torch import Tensor
 ALIVE, PADDING, DELETED = 0, 1, 2  # what a column of a row holds
 
 
-def lowest(score: Tensor, group: Tensor, counts: Sequence[Sequence[int]]) -> Tensor:
+def lowest(score: Tensor, group: Tensor, counts: Sequence[Sequence[int]], quotas: Tensor | None = None) -> Tensor:
     """Marks the tokens of lowest score, image by image; ties go by position, the earlier first.
 
     Args:
         score: [B, n] float; NaN ranks as infinity does, last.
         group: [B, n] int, the number of the image a token belongs to (1, 2, …), anything else is never marked.
         counts: counts[row][image - 1] = how many tokens of that image to mark (images may be missing at the end).
+        quotas: The same [B, images] on the score's device, missing images 0; made from `counts` if not given.
     Returns:
         [B, n] bool
     """
     marked = torch.zeros_like(group, dtype=torch.bool)
     score = score.nan_to_num(nan=torch.inf).clamp(max=torch.finfo(score.dtype).max)  # below what is not of the image
-    for image in range(1, max(map(len, counts), default=0) + 1):
-        wanted = [row[image - 1] if image <= len(row) else 0 for row in counts]
+    padded = padded_counts(counts)
+    for image, wanted in enumerate(zip(*padded, strict=True), 1):
         most = max(wanted)
         if most == 0:
             continue
@@ -39,10 +40,16 @@ def lowest(score: Tensor, group: Tensor, counts: Sequence[Sequence[int]]) -> Ten
         if len(set(wanted)) == 1:
             marked.scatter_(1, order, True)
         else:
-            rank = torch.arange(most, device=score.device)
-            chosen = rank < torch.tensor(wanted, device=score.device)[:, None]
+            quotas = torch.tensor(padded, device=score.device) if quotas is None else quotas
+            chosen = torch.arange(most, device=score.device) < quotas[:, image - 1, None]
             marked |= torch.zeros_like(marked).scatter_(1, order, chosen)
     return marked
+
+
+def padded_counts(counts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Rows of counts, filled up with zeros to the same length."""
+    images = max(map(len, counts), default=0)
+    return [[*row, *[0] * (images - len(row))] for row in counts]
 
 
 def compact(status: Tensor, length: int) -> Tensor:

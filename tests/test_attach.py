@@ -184,7 +184,9 @@ def test_every_class_cut_inside_exists_and_reads_so(name):
     attention = [kind for word, kind in vars(module).items() if word.endswith("Attention") and "Vision" not in word]
     assert attention
     for kind in attention:  # the output projection is its last step
-        assert re.search(r"attn_output = self\.o_proj\(attn_output\)\s+return attn_output", inspect.getsource(kind.forward))
+        assert re.search(
+            r"attn_output = self\.o_proj\(attn_output\)\s+return attn_output", inspect.getsource(kind.forward)
+        )
 
 
 def test_find_decoder(llama, llava):

@@ -1,0 +1,134 @@
+"""Time and memory of a piece of work: alternating rounds, medians with quartiles, peaks.
+
+Kinds of work that are to be compared take turns within each round, and every round begins one kind later than the one
+before, so that a machine that slows down for a while, or whatever a kind leaves behind in a cache, falls on all alike.
+A speed-up is the median over rounds of the quotient of two times of the same round, not the quotient of two medians.
+
+    pytest tests/test_bench_clock.py
+"""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+Key = TypeVar("Key")
+Result = TypeVar("Result")
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of at least one value."""
+        if len(values) < 2:
+            return cls(values[0], values[0], values[0])
+        low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(middle, low, high)
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def faster(slow: Sequence[float], fast: Sequence[float]) -> Spread:
+    """How many times faster: quotients of the times of the same round, [round] each."""
+    return Spread.of([before / after for before, after in zip(slow, fast, strict=True)])
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock that only differences matter of, once the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def timed(work: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
+    """Seconds that `work` takes, and what it returns (which is given back only after the clock has stopped)."""
+    start = now(device)
+    result = work()
+    return now(device) - start, result
+
+
+def alternate(kinds: Mapping[Key, Work], rounds: int, device: torch.device) -> dict[Key, list[float]]:
+    """Times of each kind, [round]; in every round each kind once, beginning one kind later than the round before."""
+    names = list(kinds)
+    times: dict[Key, list[float]] = {name: [] for name in names}
+    for first in range(rounds):
+        for place in range(len(names)):
+            name = names[(first + place) % len(names)]
+            times[name].append(timed(kinds[name], device)[0])
+    return times
+
+
+class Stopwatch:
+    """Adds up what functions take, by label; time in a function that another one calls counts for the inner one alone."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.spent: dict[str, float] = {}
+        self._inner: list[float] = []
+
+    def wrap(self, label: str, function: Callable[..., Result]) -> Callable[..., Result]:
+        """The same function, timed."""
+
+        def wrapped(*args: Any, **kwargs: Any) -> Result:
+            self._inner.append(0.0)
+            start = now(self.device)
+            result = function(*args, **kwargs)
+            whole = now(self.device) - start
+            inner = self._inner.pop()
+            self.spent[label] = self.spent.get(label, 0.0) + whole - inner
+            if self._inner:
+                self._inner[-1] += whole
+            return result
+
+        return wrapped
+
+
+def peak_bytes(work: Work, device: torch.device) -> int | None:
+    """Memory that `work` needs on top of what is held before it, its result included; None where the system does not tell.
+
+    On a GPU by PyTorch's allocator; on a CPU by the growth of the process (Linux).
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # give freed memory back, so that it does not hide a peak
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (proc(5))
+        before = proc_bytes("/proc/self/status", "VmRSS")
+        work()
+        return proc_bytes("/proc/self/status", "VmHWM") - before
+    except OSError:
+        return None
+
+
+def proc_bytes(file: str, name: str) -> int:
+    """A size in one of Linux's status files, such as MemAvailable in /proc/meminfo.
+
+    Raises:
+        OSError: where there is no such file or line.
+    """
+    for line in Path(file).read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {name} in {file}")
