@@ -18,7 +18,9 @@ the budget or not; `fitprune.replay` does that. Here the dense statistics stand 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
@@ -32,7 +34,7 @@ from .schedule import deepen, round_to_budget, smallest
 from .stats import AttentionStats
 
 TIGHT = 0.002  # the bracket is tight once its two curves' reductions are this close; between them we interpolate
-SERIAL = 32768  # elements below which torch does not start threads, whose start costs more than the work; fits a cache
+BLOCK = 131072  # elements of a layer that a thread works on: enough to outweigh starting an operation, few enough for a cache
 FINEST = 2.0**-30  # or, where a few samples make the cost jump, once alpha is known this well
 
 
@@ -61,45 +63,59 @@ def alive_reference(cross: Sequence[Sequence[float]], intra: Sequence[Sequence[f
     return counts
 
 
-class _Mass:
-    """One kind of attention received, sorted once per layer; dead tokens are then masked rather than sorted away."""
+class _Block:
+    """A few samples, each layer's attention sorted once; dead tokens are then masked rather than sorted away.
 
-    def __init__(self, received: Tensor) -> None:
-        samples, layers, visual = received.shape
-        self.sorted, order = received.transpose(0, 1).double().contiguous().sort(stable=True)  # ties by position
-        self.rank = order.argsort().int()  # a token's place in the order
-        self.token = (order + visual * torch.arange(samples)[:, None]).int().view(layers, -1)  # into a flat [N·n]
-        self.total = self.sorted.sum(-1, keepdim=True)  # [L, N, 1]
+    In place and in narrow types where possible: about half of an alpha's time goes into reading memory.
+    """
 
-    def lowest(self, layer: int, alive: Tensor, alpha: float) -> Tensor:
-        """The least attended tokens that may go, [N, n] (with dead ones among them), never all that are alive."""
-        living = alive.view(-1).index_select(0, self.token[layer]).view_as(alive)
-        gone = (self.sorted[layer] * living).cumsum(1)
-        spare = gone[:, -1:] - self.total[layer] * (1 - alpha)  # the mass that may go; negative when too little is left
-        count = torch.searchsorted(gone, spare, right=True)
-        if alpha == 1 or float(self.total[layer].min()) == 0:  # otherwise the best token's own mass keeps it
-            count = count.minimum((living * torch.arange(living.shape[1])).amax(1, keepdim=True))
-        return self.rank[layer] < count.int()
+    def __init__(self, cross: Tensor, intra: Tensor, present: Tensor) -> None:
+        samples, visual = present.shape
+        received = torch.stack([cross, intra]).permute(2, 0, 1, 3).contiguous()  # [L, 2, N, n]
+        mass, order = received.sort(stable=True)  # ties by position
+        place = torch.arange(visual, dtype=torch.int16 if visual < 2**15 else torch.int32).expand_as(order)
+        rank = torch.empty_like(order, dtype=place.dtype).scatter_(-1, order, place)  # a token's place in the order
+        token = (order + visual * torch.arange(samples)[:, None]).int().flatten(1)  # [L, 2Nn], into a flat [Nn]
+        mass = mass.double()
+        total = mass.sum(-1, keepdim=True)  # [L, 2, N, 1]
+        silent = (total == 0).flatten(1).any(1).tolist()
+        self.layers = list(zip(mass, rank, token, total, silent, strict=True))
+        self.present = present.double()  # [N, n]
+
+    def alive(self, alpha: float) -> Tensor:
+        """How many of each sample's tokens are alive after each layer, [L, N]."""
+        alive, counts = self.present.clone(), []
+        for mass, rank, token, total, silent in self.layers:
+            living = alive.view(-1).index_select(0, token).view_as(mass)  # [2, N, n], least attended first
+            last = None
+            if alpha == 1 or silent:  # elsewhere the best token's own mass keeps it
+                last = (living * torch.arange(living.shape[-1])).amax(-1, keepdim=True)
+            gone = living.mul_(mass).cumsum_(-1)
+            spare = gone[..., -1:] - total * (1 - alpha)  # the mass that may go; negative when too little is left
+            count = torch.searchsorted(gone, spare, right=True)  # so many may go (with dead ones among them)
+            if last is not None:
+                count = count.minimum(last)
+            cross, intra = rank - count.to(rank.dtype)
+            alive *= cross.maximum(intra).ge_(0)  # below 0 in both: both agree
+            counts.append(alive.sum(1))
+        return torch.stack(counts)
 
 
 def alive_fractions(stats: AttentionStats) -> Callable[[float], Tensor]:
     """A function from alpha to the share of each sample's visual tokens alive after each layer, [N, L] float64."""
-    rows = max(1, SERIAL // stats.cross.shape[2])
+    threads = torch.get_num_threads()
+    rounds = math.ceil(2 * stats.samples * stats.cross.shape[2] / (BLOCK * threads))  # each keeps every thread busy
+    rows = math.ceil(stats.samples / (rounds * threads))
     present = torch.arange(stats.cross.shape[2]) < stats.visual_tokens[:, None]  # [N, n]
-    blocks = [
-        (_Mass(cross), _Mass(intra), alive.double())
-        for cross, intra, alive in zip(
-            stats.cross.split(rows), stats.intra.split(rows), present.split(rows), strict=True
-        )
-    ]
+    parts = zip(stats.cross.split(rows), stats.intra.split(rows), present.split(rows), strict=True)
+    blocks = [_Block(*part) for part in parts]
 
     def at(alpha: float) -> Tensor:
-        counts = torch.empty(stats.layers, stats.samples, dtype=torch.float64)
-        for (cross, intra, alive), out in zip(blocks, counts.split(rows, 1), strict=True):
-            for layer in range(stats.layers):
-                doomed = cross.lowest(layer, alive, alpha) & intra.lowest(layer, alive, alpha)
-                alive = alive.masked_fill(doomed, 0)
-                out[layer] = alive.sum(1)
+        try:  # one thread per block: many that share each short operation cost more than they save
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                counts = torch.cat(list(pool.map(lambda block: block.alive(alpha), blocks)), 1)  # [L, N]
+        finally:
+            torch.set_num_threads(threads)  # theirs is also what threads to come start with
         return counts.T / stats.visual_tokens[:, None]
 
     return at

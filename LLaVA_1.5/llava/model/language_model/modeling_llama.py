@@ -4,7 +4,8 @@ Modifications, against transformers' LlamaModel (5.0 to 5.23), while `prune(mode
 
 - `LlamaDecoderLayer.forward`, in layers whose recipe entry is not zero: visual tokens are ranked by the product of the
   attention they receive from the text and from the image; the lowest are cut from the residual and the attention
-  output between attention and MLP (fitprune/attach.py, scores.py, select.py).
+  output before the output projection (fitprune/layer.py, scores.py, select.py).
+- Its last layer carries on only the positions whose logits were asked for.
 - Every later layer gets the rows of mask and rotary embedding that belong to its tokens (fitprune/frame.py).
 - `LlamaAttention`: its implementation (sdpa, eager, flash) also shows query and key to the score (fitprune/attention.py).
 - Cache layers know which tokens they hold (fitprune/cache.py).
