@@ -104,6 +104,12 @@ def entries(cache: Cache | None, layer: int) -> tuple[Tensor, Tensor | None] | N
     return held.entries(length) if length and isinstance(held, PrunedLayer) else None
 
 
+def all_valid(cache: Cache | None, layer: int) -> bool:
+    """Whether `layer` of the cache holds no filler and no padding, as far as pruning knows."""
+    held = None if cache is None or layer >= len(cache.layers) else cache.layers[layer]
+    return getattr(held, "valid", None) is None
+
+
 def is_pruned(cache: Cache | None) -> bool:
     """Whether some layer of the cache lacks tokens."""
     return cache is not None and any(isinstance(layer, PrunedLayer) for layer in cache.layers)

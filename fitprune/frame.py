@@ -81,12 +81,14 @@ class Frame:
 
     def enter(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """Before a layer: its keyword arguments are narrowed, in place, to the tokens that are still there."""
-        self.layer, self.keep, self._entered = layer, None, None
+        self.layer, self.keep, self._entered, self._held = layer, None, None, None
         self._to(hidden.device)
-        self._held = kv.entries(kwargs.get("past_key_values"), layer)
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        if mask is None and self.length == 1 and self.columns is None and kv.all_valid(cache, layer):
+            return  # a token decoded without padding sees all that the layer holds, whatever that is
+        self._held = kv.entries(cache, layer)
         if self.columns is None and self._held is None:
             return
-        mask = kwargs.get("attention_mask")
         kwargs["attention_mask"] = (
             self._mask(mask) if self._held is not None else self._once("mask", mask, lambda: self._mask(mask))
         )
@@ -209,7 +211,8 @@ class Frame:
                 return None
             allowed = columns[:, None, None, :] <= own[:, None, :, None]
             return allowed if valid is None else allowed & valid[:, None, None, :]
-        mask = take(take(mask, own - self.past, 2), columns, 3)  # [B, 1, m, K]
+        mask = mask if self.columns is None else take(mask, self.columns, 2)
+        mask = take(mask, columns, 3)  # [B, 1, m, K]
         if valid is None:
             return mask
         if mask.dtype == torch.bool:

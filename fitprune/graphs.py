@@ -123,7 +123,10 @@ class StaticFrame(PruneFrame):
 
 @dataclass
 class Recording:
+    """A recorded prefill. `run` is kept because a graph reads the recipe's counts where `run` holds them on the device."""
+
     inputs: Inputs
+    run: Run
     replay: Callable[[], Outputs]
 
 
@@ -256,7 +259,7 @@ class Graphs:
         inputs = Inputs(*(None if part is None else part.clone() for part in given))  # type: ignore[arg-type]
         assert self._recorder is not None
         try:
-            return Recording(inputs, self._recorder(run, inputs))
+            return Recording(inputs, run, self._recorder(run, inputs))
         except FitPruneError:
             raise
         except RuntimeError as error:

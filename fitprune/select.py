@@ -69,9 +69,13 @@ def compact(status: Tensor, length: int) -> Tensor:
 
 
 def take(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
-    """Picks columns per row: tensor [B, …] at `dim`, index [B, m]. A single row costs one plain index."""
+    """Picks columns per row: tensor [B, …] at `dim`, index [B, m]. Whole rows of memory are copied where that is possible."""
     if index.shape[0] == 1 and tensor.shape[0] == 1:
         return tensor.index_select(dim, index[0])
+    if dim == 1 and tensor.ndim > 2 and tensor.shape[0] == index.shape[0] and tensor.is_contiguous():
+        start = torch.arange(index.shape[0], device=index.device)[:, None] * tensor.shape[1]
+        picked = tensor.flatten(0, 1).index_select(0, (index + start).flatten())
+        return picked.view(*index.shape, *tensor.shape[2:])
     shape = [1] * tensor.ndim
     shape[0], shape[dim] = index.shape
     sizes = [*tensor.shape]

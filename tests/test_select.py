@@ -70,6 +70,9 @@ def test_take_picks_columns_per_row(rows, other, m):
     assert out.shape == (rows, other, m, 2)
     for row in range(rows):
         assert torch.equal(out[row], tensor[row][:, index[row]])
+    turned = tensor.transpose(1, 2)  # [rows, 5, other, 2], not in one piece
+    for source in (turned, turned.contiguous()):
+        assert torch.equal(take(source, index, 1), out.transpose(1, 2))
     shared = take(tensor[:1], index, 2)  # one row for all
     for row in range(rows):
         assert torch.equal(shared[row], tensor[0][:, index[row]])

@@ -1,7 +1,8 @@
 """Time and memory of a piece of work: alternating rounds, medians with quartiles, peaks.
 
-Kinds of work that are to be compared take turns within each round, and every round begins one kind later than the one
-before, so that a machine that slows down for a while, or whatever a kind leaves behind in a cache, falls on all alike.
+Kinds of work that are to be compared take turns within each round, in an order that is drawn anew for every round (the same
+in every run): a machine that slows down for a while falls on all alike, and so does what a kind leaves behind for the
+next one, which in a fixed order moved medians by up to a tenth.
 A speed-up is the median over rounds of the quotient of two times of the same round, not the quotient of two medians.
 
     pytest tests/test_bench_clock.py
@@ -10,6 +11,7 @@ A speed-up is the median over rounds of the quotient of two times of the same ro
 from __future__ import annotations
 
 import ctypes
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -65,12 +67,11 @@ def timed(work: Callable[[], Result], device: torch.device) -> tuple[float, Resu
 
 
 def alternate(kinds: Mapping[Key, Work], rounds: int, device: torch.device) -> dict[Key, list[float]]:
-    """Times of each kind, [round]; in every round each kind once, beginning one kind later than the round before."""
-    names = list(kinds)
-    times: dict[Key, list[float]] = {name: [] for name in names}
-    for first in range(rounds):
-        for place in range(len(names)):
-            name = names[(first + place) % len(names)]
+    """Times of each kind, [round]; in every round each kind once, in an order of its own."""
+    order = random.Random(0)
+    times: dict[Key, list[float]] = {name: [] for name in kinds}
+    for _ in range(rounds):
+        for name in order.sample(list(kinds), len(kinds)):
             times[name].append(timed(kinds[name], device)[0])
     return times
 
