@@ -1,5 +1,6 @@
 """Attaching leaves an unmodified model unmodified: everything is taken back, also after an exception, also from accelerate."""
 
+import copy
 import inspect
 
 import pytest
@@ -254,3 +255,17 @@ def test_a_split_over_devices_where_layers_move(tmp_path):
     model = dispatch_model(tiny.llama(), names, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True)
     with torch.no_grad(), fitprune.prune(model, RECIPE, visual_mask=mask):
         close(model(inputs_embeds=embeds).logits, wanted, atol=1e-6)
+
+
+def test_compiled_parts_stay_compiled(llava):
+    """torch.compile of a layer's parts: traced again for shorter inputs, with the same result."""
+    model, inputs = copy.deepcopy(llava), batch(ROWS)
+    with torch.no_grad():
+        with fitprune.prune(model, RECIPE) as trace:
+            wanted, alive = model(**inputs).logits, trace.alive
+        for layer in find_decoder(model).layers:
+            layer.mlp.compile(backend="eager")
+        with fitprune.prune(model, RECIPE) as trace:
+            assert torch.equal(model(**inputs).logits, wanted)
+            assert all(torch.equal(a, b) for ours, theirs in zip(trace.alive, alive, strict=True)
+                       for a, b in zip(ours, theirs, strict=True))  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from itertools import pairwise
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_kinds_take_turns_in_an_order_that_every_round_draws_anew(monkeypatch: p
     assert alternate(kinds, 4, CPU) == {"a": [1] * 4, "b": [2] * 4, "c": [4] * 4}
     turns = [order[start : start + 3] for start in range(0, 12, 3)]
     assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)  # each once in every round
-    assert len({follower for turn in turns for follower in zip(turn, turn[1:], strict=False)}) > 2  # not always after the same
+    assert len({follower for turn in turns for follower in pairwise(turn)}) > 2  # not always after the same
     again, order = order, ""
     alternate(kinds, 4, CPU)
     assert order == again  # the same in every run
