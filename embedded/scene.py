@@ -10,7 +10,7 @@ evaluated or calibrated on was trained on.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -31,8 +31,10 @@ COLORS = {
     "pink": (255, 125, 190),
 }
 DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
-Split = Literal["train", "dense", "held-out", "calibration", "textvqa", "gqa", "mme", "pope"]
-_STREAM = {"train": 1, "dense": 2, "held-out": 3, "calibration": 4, "textvqa": 5, "gqa": 6, "mme": 7, "pope": 8}
+Split = Literal[
+    "train", "dense", "held-out", "calibration", "textvqa", "gqa", "mme", "pope", "scienceqa", "seed", "mmbench"
+]  # fmt: skip
+_STREAM = {name: at for at, name in enumerate(get_args(Split), start=1)}  # a new split goes to the end
 
 
 @dataclass(frozen=True)

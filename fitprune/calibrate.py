@@ -9,7 +9,7 @@ else a published recipe, else one fitted earlier for this run, else one fitted n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +28,13 @@ SAMPLES = 128  # calibration questions taken unless told otherwise
 
 @dataclass(frozen=True)
 class Calibration:
-    """Where calibration questions come from, how many are taken, how many are run at a time."""
+    """Where calibration questions come from, how many are taken, how many are run at a time, how the file is read."""
 
     question_file: str | Path
     image_folder: str | Path
     samples: int = SAMPLES
     batch_size: int = 8
+    read: Callable[[Path], list[Question]] = read_questions
 
     def questions(self) -> list[Question]:
         """Evenly spaced questions that have an image.
@@ -43,7 +44,7 @@ class Calibration:
         """
         if self.samples < 1:
             raise FitPruneError(f"cannot fit on {self.samples} samples: give at least 1")
-        illustrated = [question for question in read_questions(self.question_file) if question.image]
+        illustrated = [question for question in self.read(Path(self.question_file)) if question.image]
         if not illustrated:
             raise FitPruneError(f"{self.question_file} has no question with an image to fit on")
         count = min(self.samples, len(illustrated))

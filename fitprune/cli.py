@@ -1,7 +1,7 @@
 """The `fitprune` command: fit, eval, show, convert, bench.
 
 fitprune fit                                         fit a recipe for the embedded model, print and save it
-fitprune eval --reduction-ratio 0.5 0.7              dense against pruned on the embedded questions
+fitprune eval --benchmark gqa                        dense against pruned on a benchmark, the embedded one for embedded models
 fitprune show llava-v1.5-7b 0.6                      print a published recipe
 fitprune convert liuhaotian/llava-v1.5-7b DST        an original checkpoint in transformers layout
 fitprune bench                                       time and memory of dense and pruned runs against the FLOPs ideal
@@ -19,11 +19,10 @@ from . import bench, options
 from .calibrate import file_name, observe_questions
 from .checkpoints.convert import convert
 from .cost import CostModel
-from .embedded import MODEL_NAME, embedded
+from .embedded import MODEL_NAME
 from .errors import FitPruneError
+from .evaluation import command as command_eval
 from .evaluation.answer import encode_questions
-from .evaluation.compare import compare, table
-from .evaluation.questions import read_questions
 from .families import load
 from .fit import fit_all
 from .ratio import parse_ratio
@@ -41,7 +40,8 @@ EXAMPLES = {
     "eval": """examples:
   fitprune eval                                            the embedded model on the embedded questions, ratio 0.6
   fitprune eval --reduction-ratio 0.3 0.5 0.7 --scores fitprune random
-  fitprune eval --model-path llava-hf/llava-1.5-7b-hf --reduction-ratio 60 --data playground/data/eval/textvqa
+  fitprune eval --benchmark gqa --scores fitprune cross random
+  fitprune eval --benchmark mme --model-path llava-hf/llava-1.5-7b-hf --reduction-ratio 60 --data playground/data/eval/MME
 """,
     "show": """examples:
   fitprune show llava-v1.5-7b 0.6                          a published recipe
@@ -118,28 +118,6 @@ def _keep(recipe: Recipe, args: argparse.Namespace, stem: str, cost: CostModel |
     print(f"saved as {path}")
 
 
-def _eval(args: argparse.Namespace) -> int:
-    if args.data:
-        args.question_file = str(Path(args.data) / "llava_textvqa_val_v051_ocr.jsonl")
-        args.image_folder = str(Path(args.data) / "train_images")
-        args.annotation_file = str(Path(args.data) / "TextVQA_0.5.1_val.json")
-    elif args.annotation_file is None and args.question_file == str(embedded().questions):
-        args.annotation_file = str(embedded().annotations)
-    questions = read_questions(args.question_file)[: args.limit]
-    if args.scores and args.score != "fitprune":
-        raise FitPruneError("give either --score or --scores, not both")
-    decoding = options.generation(args)
-    loaded = load(args.model_path, **options.load_options(args))
-    rows = compare(
-        loaded, questions, args.image_folder, args.output, annotations=args.annotation_file, ratios=args.reduction_ratio,
-        scores=args.scores or [args.score], calibration=options.calibration(args), recipe_file=args.recipe, dense=not args.no_dense,
-        batch_size=args.batch_size, overwrite=args.overwrite, suffix=f"-first{args.limit}" if args.limit else "", **decoding,
-    )  # fmt: skip
-    print(f"{loaded.name} on {len(questions)} questions of {args.question_file}")
-    print(table(rows))
-    return 0
-
-
 def _show(args: argparse.Namespace) -> int:
     if args.recipe.endswith(".json") or Path(args.recipe).is_file():
         if args.ratio is not None:
@@ -189,34 +167,7 @@ def parser() -> argparse.ArgumentParser:
     add_fit_options(fit)
 
     evaluate = command("eval", "answer a benchmark densely and pruned, and compare accuracy, compute and time")
-    options.add_model(evaluate)
-    options.add_data(evaluate)
-    evaluate.add_argument(
-        "--data",
-        default=None,
-        help="a TextVQA folder (llava_textvqa_val_v051_ocr.jsonl, TextVQA_0.5.1_val.json, train_images/) instead of the three paths",
-    )
-    evaluate.add_argument(
-        "--annotation-file",
-        default=None,
-        help="TextVQA annotations; default those of the embedded questions, else no accuracy",
-    )
-    options.add_recipe(evaluate, many=True)
-    evaluate.add_argument(
-        "--scores",
-        nargs="+",
-        default=None,
-        choices=list(options.SCORES),
-        help="compare several rankings at the same schedule",
-    )
-    options.add_generation(evaluate)
-    evaluate.set_defaults(batch_size=8)
-    evaluate.add_argument(
-        "--output", default="runs", help="folder for answers, recipes and results.json; a rerun continues there"
-    )
-    evaluate.add_argument("--limit", type=options.positive, default=None, help="only the first so many questions")
-    evaluate.add_argument("--no-dense", action="store_true", help="leave the dense run out")
-    evaluate.add_argument("--overwrite", action="store_true", help="answer anew instead of continuing")
+    command_eval.add_options(evaluate)
 
     show = command("show", "print a recipe: a file, or a published one by model and ratio")
     show.add_argument("recipe", help="a recipe file, or the name of a published model")
@@ -274,7 +225,7 @@ def add_merging(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 with one line on stderr for bad input."""
-    commands = {"fit": _fit, "eval": _eval, "show": _show, "convert": _convert, "bench": bench.run}
+    commands = {"fit": _fit, "eval": command_eval.run, "show": _show, "convert": _convert, "bench": bench.run}
     return options.guarded(lambda args: commands[args.command](args), parser(), argv)
 
 

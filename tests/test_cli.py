@@ -9,6 +9,9 @@ import pytest
 
 from fitprune import load
 from fitprune.cli import main, statistical_analysis
+from fitprune.embedded import embedded
+from fitprune.evaluation.benchmark import Benchmark, Result
+from fitprune.evaluation.benchmarks import BENCHMARKS
 from fitprune.evaluation.loader import main as loader
 from fitprune.recipe import Recipe
 from fitprune.stats import AttentionStats
@@ -70,12 +73,99 @@ def test_eval_compares_dense_and_pruned(tmp_path: Path, capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     rows = {row["name"]: row for row in json.loads((tmp_path / "results.json").read_text())}
     assert list(rows) == ["dense", "50%", "50% random"]
-    assert rows["dense"]["accuracy"] > 80
+    assert rows["dense"]["headline"] > 80
+    assert rows["dense"]["details"] == {"samples": 12, "accuracy": rows["dense"]["headline"]}
+    assert f"dense:\nembedded-dense-first12\nSamples: 12\nAccuracy: {rows['dense']['headline']:.2f}%\n" in out
+    assert "accuracy, %" in out
     assert 0.5 <= rows["50%"]["visual_reduction"] <= 0.501
     assert rows["50%"]["alive"] == rows["50% random"]["alive"]
     assert "visual tokens alive after each layer, 50%:" in out
     assert main(flags) == 0  # everything was answered: scored again, nothing asked again
     assert "resumed" in capsys.readouterr().out
+
+
+SHIPPED = sorted(name for name, one in BENCHMARKS.items() if (embedded().data / one.folder).is_dir())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_each_benchmark_runs_on_its_embedded_counterpart(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name.startswith("mmbench"):
+        pytest.importorskip("openpyxl")  # what its server takes
+    assert main(["eval", "--benchmark", name, "--limit", "4", "--samples", "4"]) == 0
+    out = capsys.readouterr().out
+    assert BENCHMARKS[name].metric in out
+    rows = json.loads((tmp_path / "runs" / name / "results.json").read_text())
+    assert [(row["name"], row["benchmark"]) for row in rows] == [("dense", name), ("60%", name)]
+    for row in rows:
+        assert row["report"].rstrip() in out
+        assert row["headline"] is not None or row["written"]
+        assert all(Path(file).exists() for file in row["written"])
+
+
+def test_the_papers_benchmarks_are_shipped() -> None:
+    assert {"textvqa", "gqa", "mme", "pope"} <= set(SHIPPED)
+
+
+def test_a_benchmark_is_scored_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def score(data: Path, answers: Path, out: Path) -> Result:
+        seen.append((data, json.loads(answers.read_text())["metadata"], out))
+        return Result(1.0)
+
+    made = Benchmark(
+        "made", "Made", "its folder", "q.jsonl", "pictures", "points", ("key.txt",), score, max_new_tokens=2
+    )
+    monkeypatch.setitem(BENCHMARKS, "made", made)
+    folder = tmp_path / "eval" / "its folder"
+    (folder / "pictures").mkdir(parents=True)
+    (folder / "q.jsonl").write_text(json.dumps({"question_id": 1, "text": "what is a star ?"}) + "\n")
+    flags = ["eval", "--benchmark", "made", "--playground", str(tmp_path / "eval")]
+    assert main(flags) == 2  # there is no key
+    (folder / "key.txt").write_text("")
+    assert main(flags) == 0
+    assert seen == [(folder, {"max_new_tokens": 2}, folder / "answers" / "upload")]
+    assert main([*flags, "--max_new_tokens", "3", "--data", str(folder), "--output", str(tmp_path / "out")]) == 0
+    assert seen[1:] == [(folder, {"max_new_tokens": 3}, tmp_path / "out" / "upload")]
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n" + (folder / "q.jsonl").read_text())
+    assert main([*flags, "--question-file", str(other), "--output", str(tmp_path / "other")]) == 0
+    assert seen[2][0] == folder
+
+
+def test_textvqa_with_other_annotations(tmp_path: Path) -> None:
+    flags = ["eval", "--limit", "3", "--samples", "2", "--no-dense", "--output", str(tmp_path)]
+    known = json.loads(embedded().annotations.read_text())
+    for entry in known["data"]:
+        entry["answers"] = ["never said"] * 10
+    (tmp_path / "hard.json").write_text(json.dumps(known))
+    scores = []
+    for file in (embedded().annotations, tmp_path / "hard.json"):
+        assert main([*flags, "--annotation-file", str(file)]) == 0
+        scores += [row["headline"] for row in json.loads((tmp_path / "results.json").read_text())]
+    assert scores[0] > 0
+    assert scores[1] == 0
+    files = ["--question-file", str(embedded().questions), "--image-folder", str(embedded().images)]
+    assert main([*flags, *files, "--annotation-file", str(embedded().annotations)]) == 0
+    assert json.loads((tmp_path / "results.json").read_text())[0]["headline"] == scores[0]
+    assert main([*flags, *files]) == 0  # nothing says how to score one's own questions
+    assert json.loads((tmp_path / "results.json").read_text())[0]["headline"] is None
+
+
+def test_recipes_can_be_fitted_before_the_processes_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["eval", "--limit", "3", "--samples", "2", "--output", str(tmp_path), "--num-chunks", "2", "--overwrite"]
+    assert main([*flags, "--fit-only"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["embedded-r60.recipe.json"]
+    assert "recipe fitted now" in capsys.readouterr().out
+    assert main([*flags, "--chunk-idx", "1"]) == 0
+    assert "recipe fitted earlier" in capsys.readouterr().out  # and so all processes prune alike, also with --overwrite
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.jsonl")) == [
+        "embedded-60-first3/2_1.jsonl",
+        "embedded-dense-first3/2_1.jsonl",
+    ]
 
 
 def test_the_loader_answers_chunks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +193,13 @@ def test_the_loader_answers_chunks(tmp_path: Path, capsys: pytest.CaptureFixture
         (["show", "no-such-model", "0.6"], "no recipe is published"),
         (["show", "missing.json"], "missing.json"),
         (["eval", "--question-file", "missing.jsonl"], "missing.jsonl"),
-        (["eval", "--model-path", "/no/such"], "no checkpoint at"),
+        (["eval", "--model-path", "/no/such"], "playground/data/eval/textvqa/llava_textvqa_val_v051_ocr.jsonl"),
+        (["eval", "--model-path", "/no/such", "--data", str(embedded().data / "textvqa")], "no checkpoint at"),
+        (["eval", "--benchmark", "nonsense"], "choose from"),
+        (["eval", "--benchmark", "gqa", "--annotation-file", "x.json"], "--annotation-file is for TextVQA"),
+        (["eval", "--benchmark", "vizwiz"], "VizWiz needs playground/data/eval/vizwiz/llava_test.jsonl"),
+        (["eval", "--benchmark", "gqa", "--image-folder", "none"], "none, which does not exist"),
+        (["eval", "--limit", "4", "--samples", "2", "--num-chunks", "2"], "--chunk-idx 0 to its end first"),
         (["eval", "--recipe", "missing.json"], "missing.json"),
         (["eval", "--model-base", "x"], "leave out --model-base"),
         (["convert", "/no/such", "target"], "no checkpoint at"),

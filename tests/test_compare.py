@@ -10,7 +10,9 @@ from multimodal import Recorded
 
 import fitprune
 from fitprune.calibrate import Calibration
-from fitprune.evaluation.compare import compare, table
+from fitprune.evaluation.benchmark import Benchmark, Result
+from fitprune.evaluation.chunks import chunk_file
+from fitprune.evaluation.compare import Row, answer_chunk, compare, plan, table
 from fitprune.evaluation.questions import read_questions
 from fitprune.families.loaded import read_image
 
@@ -33,10 +35,9 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_compute_is_summed_over_unlike_pictures(asked: Path, tmp_path: Path) -> None:
     loaded = fitprune.load(str(RECORDED.checkpoint), device="cpu")
     images, questions = RECORDED.folder / "images", read_questions(asked)
-    rows = compare(
-        loaded, questions, images, tmp_path, annotations=None, ratios=[0.4], scores=["fitprune", "random"],
-        calibration=Calibration(asked, images, 4), batch_size=3, max_new_tokens=3,
-    )  # fmt: skip
+    calibration = Calibration(asked, images, 4)
+    plans = plan(loaded, questions, tmp_path, ratios=[0.4], scores=["fitprune", "random"], calibration=calibration)
+    rows = compare(loaded, plans, questions, images, tmp_path, batch_size=3, max_new_tokens=3)
     recipe = fitprune.Recipe.load(next(tmp_path.glob("*.recipe.json")))
     flops, macs = [0.0, 0.0], [0.0, 0.0]
     counts = []
@@ -58,12 +59,84 @@ def test_compute_is_summed_over_unlike_pictures(asked: Path, tmp_path: Path) -> 
     kept = [sum(recipe.alive(count, 3)[layer] for count in counts) / 4 for layer in range(3)]
     assert pruned.alive == pytest.approx(kept)  # from the trace, and so what was really kept
     assert "40% random" in table(rows)
-    again = compare(
-        loaded, questions, images, tmp_path, annotations=None, ratios=[0.4], scores=["fitprune"],
-        calibration=Calibration(asked, images, 4), batch_size=3, max_new_tokens=3,
-    )  # fmt: skip
+    again = compare(loaded, plans[:2], questions, images, tmp_path, batch_size=3, max_new_tokens=3)
     assert again[1].milliseconds is None  # nothing left to answer
     assert again[1].alive == pytest.approx(kept)
+
+
+def by_length(data: Path, answers: Path, out: Path) -> Result:
+    """Scores the length of the answers; refuses a folder that is not the benchmark's."""
+    assert (data / "lengths.txt").exists()
+    lengths = [len(json.loads(line)["text"]) for line in answers.read_text().splitlines()]
+    return Result(sum(lengths), {"longest": max(lengths)}, f"{answers.name}: {lengths}", written=(out / answers.name,))
+
+
+LENGTHS = Benchmark("lengths", "Lengths", "lengths", "q.jsonl", "images", "letters", (), by_length)
+
+
+@pytest.mark.parametrize("num_chunks", [2, 3])
+def test_chunks_give_the_answers_and_scores_of_one_run(asked: Path, tmp_path: Path, num_chunks: int) -> None:
+    loaded = fitprune.load(str(RECORDED.checkpoint), device="cpu")
+    images, questions = RECORDED.folder / "images", read_questions(asked)
+    (tmp_path / "lengths.txt").write_text("")
+    plans = plan(
+        loaded, questions, tmp_path, ratios=[0.4], scores=["fitprune"], calibration=Calibration(asked, images, 2)
+    )
+    settings = {"benchmark": LENGTHS, "data": tmp_path, "max_new_tokens": 3}
+    alone = compare(loaded, plans, questions, images, tmp_path / "one", **settings)
+    parts = tmp_path / "parts"
+    for index in reversed(range(num_chunks)):  # of four questions in three chunks the last has none
+        with pytest.raises(fitprune.FitPruneError, match="--chunk-idx"):  # until all are there
+            compare(loaded, plans, questions, images, parts, num_chunks=num_chunks, **settings)
+        answer_chunk(loaded, plans, questions, images, parts, num_chunks=num_chunks, chunk_idx=index, max_new_tokens=3)
+    joined = compare(loaded, plans, questions, images, parts, num_chunks=num_chunks, **settings)
+    assert [row.name for row in joined] == ["dense", "40%"]
+    for one, many, planned in zip(alone, joined, plans, strict=True):
+        merged = parts / planned.stem / "merge.jsonl"
+        assert many.answers == str(merged)
+        assert many.written == [str(parts / planned.stem / "upload" / "merge.jsonl")]
+        assert one.written == [str(tmp_path / "one" / "upload" / f"{planned.stem}.jsonl")]
+        keys = ("question_id", "prompt", "text", "metadata")
+        lines = [
+            [[entry[key] for key in keys] for entry in map(json.loads, file.read_text().splitlines())]
+            for file in (merged, Path(one.answers))
+        ]
+        assert lines[0] == lines[1]
+        assert many.headline == one.headline
+        assert many.details == one.details
+        assert many.alive == pytest.approx(one.alive)
+        assert many.prefill_gflops == one.prefill_gflops
+    kept = json.loads((parts / "results.json").read_text())
+    assert [(row["benchmark"], row["metric"]) for row in kept] == [("lengths", "letters")] * 2
+    assert [row["details"] for row in kept] == [row.details for row in joined]
+    whole = merged.read_text()  # torn by a crash, a chunk is continued and the whole is the same again
+    last = chunk_file(merged.parent, num_chunks, 1)
+    last.write_text(last.read_text()[:-30])
+    answer_chunk(loaded, plans, questions, images, parts, num_chunks=num_chunks, chunk_idx=1, max_new_tokens=3)
+    compare(loaded, plans, questions, images, parts, num_chunks=num_chunks, **settings)
+    again = [json.loads(line)["text"] for line in merged.read_text().splitlines()]
+    assert again == [json.loads(line)["text"] for line in whole.splitlines()]
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_chunk_that_is_not_there(index: int, asked: Path, tmp_path: Path) -> None:
+    loaded = fitprune.load(str(RECORDED.checkpoint), device="cpu")
+    with pytest.raises(fitprune.FitPruneError, match="from 0 to 1"):
+        answer_chunk(loaded, [], read_questions(asked), tmp_path, tmp_path, num_chunks=2, chunk_idx=index)
+
+
+def row(name: str, metric: str | None, headline: float | None, *written: str) -> Row:
+    return Row(name, "some", metric, headline, {}, 0.0, 1.0, 0.0, 4.0, [], None, "", list(written), "")
+
+
+def test_the_column_is_the_benchmarks() -> None:
+    scored = table([row("dense", "mean F1, %", 85.321), row("60%", "mean F1, %", None)]).splitlines()
+    at = scored[0].index("mean F1, %")
+    assert [line[at : at + 10].rstrip() for line in scored] == ["mean F1, %", "----------", "85.32", "-"]
+    handed_in = table([row("dense", "xlsx for a server", None, "runs/upload/llava-dense.xlsx")])
+    assert "xlsx for a server" in handed_in
+    assert "  llava-dense.xlsx  " in handed_in
+    assert table([row("dense", None, None)]).split()[1] == "visual"  # nothing was scored: no column
 
 
 def test_only_the_size_of_a_picture_is_read(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import fitprune
 from fitprune import options
 from fitprune.embedded import MODELS, embedded, model_path
+from fitprune.evaluation.benchmarks import find
 from fitprune.evaluation.questions import read_questions
 
 FILES = {
@@ -33,8 +34,20 @@ def test_every_question_has_its_picture(questions: str, images: str) -> None:
     assert used == there
 
 
+def test_multiple_choice_questions_have_their_pictures() -> None:
+    for name in ("sqa", "seed", "mmbench", "mmbench_cn"):
+        benchmark = find(name)
+        data = embedded().data / benchmark.folder
+        asked = benchmark.read(data / benchmark.questions)
+        assert len(asked) >= 8
+        used = {str(question.image) for question in asked if question.image and question.picture is None}
+        there = {str(p.relative_to(data / benchmark.images)) for p in (data / benchmark.images).rglob("*.jpg")}
+        assert used == there
+        assert sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) < 130_000
+
+
 def test_no_picture_serves_two_purposes() -> None:
-    pictures = [path for images in FILES.values() for path in (embedded().data / images).rglob("*.jpg")]
+    pictures = list(embedded().data.rglob("*.jpg"))
     assert len({hashlib.sha256(path.read_bytes()).digest() for path in pictures}) == len(pictures)
 
 

@@ -4,6 +4,8 @@
 that asked. `run` does the same for GQA's programs.
 """
 
+import base64
+import csv
 import io
 import itertools
 import json
@@ -18,7 +20,7 @@ import pytest
 from PIL import Image
 
 import embedded.benchmarks as benchmarks
-from embedded.benchmarks import BENCHMARKS, gqa, mme, pope, textvqa, write
+from embedded.benchmarks import BENCHMARKS, gqa, mmbench_cn, mme, pope, textvqa, write
 from embedded.benchmarks.__main__ import main
 from embedded.questions import FAMILIES, Question
 from embedded.render import render
@@ -170,7 +172,8 @@ def test_every_question_is_in_llavas_form_and_has_the_picture_of_its_scene(made,
 
 def test_no_picture_is_in_two_places(made):
     pictures = [content for files in made.values() for path, content in files.items() if path.endswith(".jpg")]
-    assert len(set(pictures)) == len(pictures) == PICTURES * (len(WHERE) - 1 + len(mme.CATEGORIES))
+    places = len(WHERE) - 1 + len(mme.CATEGORIES) + 2  # ScienceQA and SEED-Bench; MMBench's are inside its table
+    assert len(set(pictures)) == len(pictures) == PICTURES * places
     assert sum(map(len, pictures)) / len(pictures) < 12_500  # so that 400 of them stay below 5 MB
 
 
@@ -382,6 +385,61 @@ def test_gqa_entailments_are_those_of_all_small_worlds():
             assert gqa.entails(first, second) == follows, (first, second)
         followed += follows
     assert followed > 100
+
+
+def test_the_right_choice_is_the_truth_about_the_picture_and_no_other_is(made):
+    """In all three benchmarks of multiple choice: what `truth` answers is among the choices once, under its letter."""
+    checked = Counter()
+
+    def check(split, index, text, options, letter):
+        answer = truth(draw(split, index), text)
+        assert options.count(answer) == 1
+        assert len(set(options)) == len(options) >= 2
+        assert "ABCDE"[options.index(answer)] == letter
+        checked[split, letter] += 1
+
+    problems = json.loads(made["scienceqa"]["problems.json"])
+    folders = sorted({int(p.split("/")[2]) for p in made["scienceqa"] if p.endswith(".jpg")})
+    for item in json.loads(made["scienceqa"]["llava_test_CQM-A.json"]):
+        one, said = problems[item["id"]], item["conversations"]
+        assert said[1]["value"] == "ABCDE"[one["answer"]]
+        assert ("image" in item) == ("<image>" in said[0]["value"]) == bool(one["image"])
+        if "image" in item:
+            index = folders.index(int(item["image"].split("/")[0]))
+            check("scienceqa", index, one["question"], one["choices"], said[1]["value"])
+        else:
+            told = re.fullmatch(r"There (?:is|are) (\d) (\w+) shapes?\.", one["hint"])
+            assert one["question"] == f"How many {told[2]} shapes are there?"
+            assert one["choices"][one["answer"]] == told[1]
+            assert said[0]["value"].startswith(f"Context: {one['hint']}\n")
+    assert json.loads(made["scienceqa"]["pid_splits.json"])["test"] == list(problems)
+
+    seed = json.loads(made["seed_bench"]["SEED-Bench.json"])
+    for line, one in zip(lines(made["seed_bench"]["llava-seed-bench.jsonl"]), seed["questions"], strict=True):
+        options = [one[f"choice_{letter}"] for letter in "abcd"]
+        check("seed", index_of(line["image"]), one["question"], options, one["answer"])
+        assert line["text"].split("\n")[1:-1] == [f"{a}. {b}" for a, b in zip("ABCD", options, strict=True)]
+        assert str(line["question_id"]) == one["question_id"]
+        assert line["image"] == f"SEED-Bench-{'video-' * (one['data_type'] == 'video')}image/{one['data_id']}"
+        assert f"{line['image']}" in made["seed_bench"]
+    assert {one["data_type"] for one in seed["questions"]} == {"image", "video"}
+
+    rows = list(csv.DictReader(made["mmbench"]["mmbench_dev_20230712.tsv"].decode().split("\n"), delimiter="\t"))
+    for row in rows:
+        options = [row[letter] for letter in "ABCD" if row[letter]]
+        check("mmbench", int(row["index"]) % 1_000_000, row["question"], options, row["answer"])
+        with Image.open(io.BytesIO(base64.b64decode(row["image"]))) as image:
+            drawn = np.asarray(render(draw("mmbench", int(row["index"]) % 1_000_000)), dtype=int)
+            assert abs(np.asarray(image, dtype=int) - drawn).mean() < 8
+    for split in ("scienceqa", "seed", "mmbench"):
+        assert sum(letter != "A" for where, letter in checked if where == split)
+
+    chinese = csv.DictReader(made["mmbench_cn"]["mmbench_dev_cn_20231003.tsv"].decode().split("\n"), delimiter="\t")
+    english = {word: name for name, word in mmbench_cn.WORDS.items()}
+    for row in chinese:
+        kind = english[re.fullmatch("图中的(.+)是什么颜色？", row["question"])[1]]
+        scene = draw("mmbench", int(row["index"]) % 1_000_000)
+        assert truth(scene, f"What color is the {kind}?") == english[row[row["answer"]]]
 
 
 def test_calibration_asks_all_families_alike_and_repeats_no_id(made):

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,25 @@ import pytest
 from multimodal import Recorded
 
 from fitprune import load
+from fitprune.cli import main
 from fitprune.embedded import embedded
+from fitprune.evaluation.benchmarks import BENCHMARKS
 from fitprune.families.conversation import build_prompt
 
 ROOT = Path(__file__).parent.parent
-CHOICES = ("MODEL", "DATA", "RATIO", "OUTPUT", "EXTRA", "PYTHON", "MODEL_BASE", "VISION_TOWER")
+CHOICES = (
+    "MODEL",
+    "DATA",
+    "RATIO",
+    "OUTPUT",
+    "EXTRA",
+    "PYTHON",
+    "MODEL_BASE",
+    "VISION_TOWER",
+    "CHUNKS",
+    "CUDA_VISIBLE_DEVICES",
+)
+SCRIPTS = ("textvqa", "gqa", "mme", "pope", "sqa", "vqav2", "vizwiz", "seed", "mmvet", "mmbench", "mmbench_cn")
 
 
 @dataclass(frozen=True)
@@ -206,9 +221,16 @@ def test_bad_input_exits_with_2(arguments: list[str], tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_data_that_is_not_there_is_named_before_anything_runs(tmp_path: Path) -> None:
+    done = call(V15, "bash", V15.script, "some/model", "nowhere", OUTPUT=str(tmp_path), CHUNKS="2")
+    assert done.returncode == 2
+    assert re.fullmatch(r"fitprune: error: TextVQA needs nowhere/llava_textvqa_.*docs/evaluation.md.*\n", done.stderr)
+    assert not list(tmp_path.iterdir())
+
+
 @new_families
 def test_a_checkpoint_that_is_not_there_exits_with_2_and_one_line(place: Place, tmp_path: Path) -> None:
-    done = call(place, "bash", place.script, "./missing", OUTPUT=str(tmp_path))
+    done = call(place, "bash", place.script, "./missing", embedded().data / "textvqa", OUTPUT=str(tmp_path))
     assert done.returncode == 2
     assert re.fullmatch(r"fitprune: error: no checkpoint at \./missing: .+\n", done.stderr)
 
@@ -229,9 +251,10 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def asked(tree: Path, place: Place, *arguments: str, **environment: str) -> list[str]:
+def asked(tree: Path, place: Place, *arguments: str, script: str = "", **environment: str) -> list[str]:
     """What the script would run, without `-m fitprune eval`."""
-    done = call(place, "bash", place.script, *arguments, root=tree, **{"PYTHON": str(tree / "python"), **environment})
+    environment = {"PYTHON": str(tree / "python"), **environment}
+    done = call(place, "bash", script or place.script, *arguments, root=tree, **environment)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[:3] == ["-m", "fitprune", "eval"]
@@ -240,31 +263,185 @@ def asked(tree: Path, place: Place, *arguments: str, **environment: str) -> list
 
 @each_family
 def test_defaults_are_the_familys(place: Place, tree: Path) -> None:
-    answers = str(tree / place.folder / "playground/data/eval/textvqa/answers")
-    assert asked(tree, place) == ["--model-path", place.default, "--reduction_ratio", "60", "--output", answers]
+    playground = str(tree / place.folder / "playground/data/eval")
+    assert asked(tree, place) == [
+        "--benchmark", "textvqa", "--model-path", place.default, "--reduction_ratio", "60", "--playground", playground,
+    ]  # fmt: skip
     python = tree / ".venv" / "bin" / "python"  # and the interpreter is the repository's
     python.parent.mkdir(parents=True)
     shutil.copy(tree / "python", python)
-    assert asked(tree, place, PYTHON="")[1] == place.default
+    assert asked(tree, place, PYTHON="")[3] == place.default
+
+
+@each_family
+def test_every_benchmark_has_its_script(place: Place, tree: Path) -> None:
+    folder = Path(place.script).parent
+    found = {path.stem for path in (ROOT / place.folder / folder).glob("*.sh")}
+    assert found == set(SCRIPTS) == set(BENCHMARKS)
+    for name in SCRIPTS:
+        assert os.access(ROOT / place.folder / folder / f"{name}.sh", os.X_OK)
+        command = asked(tree, place, "a/model", script=str(folder / f"{name}.sh"))
+        assert command[:4] == ["--benchmark", name, "--model-path", "a/model"]
 
 
 @each_family
 def test_every_choice_reaches_the_command(place: Place, tree: Path) -> None:
     environment = {
         "MODEL": "a model", "DATA": "my data", "RATIO": "0.3", "MODEL_BASE": "the base", "VISION_TOWER": "a clip",
-        "OUTPUT": "an output", "EXTRA": "--batch-size 2 --overwrite",
+        "OUTPUT": "an output", "EXTRA": "--batch-size 2 --overwrite", "CUDA_VISIBLE_DEVICES": "3",
     }  # fmt: skip
-    assert asked(tree, place, **environment) == [
-        "--model-path", "a model", "--data", "my data", "--reduction_ratio", "0.3", "--model-base", "the base",
-        "--vision-tower", "a clip", "--output", "an output", "--batch-size", "2", "--overwrite",
+    given = asked(tree, place, **environment)
+    assert given[2:8] == ["--model-path", "a model", "--data", "my data", "--reduction_ratio", "0.3"]
+    assert given[10:] == [
+        "--model-base", "the base", "--vision-tower", "a clip", "--output", "an output", "--batch-size", "2", "--overwrite",
     ]  # fmt: skip
     named = asked(tree, place, "first", "second", "0.5", **environment)
-    assert named[:6] == ["--model-path", "first", "--data", "second", "--reduction_ratio", "0.5"]
+    assert named[2:8] == ["--model-path", "first", "--data", "second", "--reduction_ratio", "0.5"]
 
 
-@each_family
-def test_the_playground_is_used_for_other_models_than_the_embedded_one(place: Place, tree: Path) -> None:
-    data = tree / place.folder / "playground/data/eval/textvqa"
-    (data / "train_images").mkdir(parents=True)
-    assert asked(tree, place, "some/model")[2:4] == ["--data", str(data)]
-    assert "--data" not in asked(tree, place)
+# Several processes
+
+
+WORKER = """#!/usr/bin/env bash
+# Notes what it is given, and does what the files beside it say about its step.
+step=whole
+for ((at = 1; at <= $#; at++)); do
+  next=$((at + 1))
+  case ${!at} in --fit-only) step=fit ;; --chunk-idx) step=${!next} ;; esac
+done
+folder=$(dirname "$0")
+echo "$step ${CUDA_VISIBLE_DEVICES-unset} ${*: -4}" >>"$folder/noted"
+[ ! -f "$folder/do-$step" ] || exec bash "$folder/do-$step"
+echo "step $step"
+"""
+
+
+@pytest.fixture
+def worker(tree: Path) -> Path:
+    (tree / "python").write_text(WORKER)
+    return tree
+
+
+def noted(tree: Path) -> list[str]:
+    return (tree / "noted").read_text().splitlines()
+
+
+def test_devices_share_the_questions(worker: Path) -> None:
+    done = call(V15, "bash", V15.script, root=worker, PYTHON=str(worker / "python"), CUDA_VISIBLE_DEVICES="4, 0,GPU-1f")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["step fit", "step whole"]  # those of the chunks say nothing
+    first, *chunks, last = noted(worker)
+    assert first.endswith("--num-chunks 3 --fit-only")
+    assert sorted(chunks) == [
+        f"{k} {device} --num-chunks 3 --chunk-idx {k}" for k, device in enumerate(["4", "0", "GPU-1f"])
+    ]
+    assert last.startswith("whole 4, 0,GPU-1f ")
+    assert last.endswith("--num-chunks 3")
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices"),
+    [
+        ({"CHUNKS": "2"}, ["unset"] * 2),
+        ({"CHUNKS": "3", "CUDA_VISIBLE_DEVICES": "1,0"}, ["1", "0", "1"]),
+        ({"CHUNKS": "1", "CUDA_VISIBLE_DEVICES": "1,0"}, []),  # one model over both
+        ({"CUDA_VISIBLE_DEVICES": "2"}, []),
+        ({"CUDA_VISIBLE_DEVICES": ""}, []),
+    ],
+)
+def test_the_number_of_processes_can_be_said(worker: Path, environment: dict[str, str], devices: list[str]) -> None:
+    done = call(V15, "bash", V15.script, root=worker, PYTHON=str(worker / "python"), **environment)
+    assert done.returncode == 0, done.stderr
+    chunks = [line.split()[:2] for line in noted(worker) if line[0].isdigit()]
+    assert sorted(chunks) == [[str(k), device] for k, device in enumerate(devices)]
+    if not devices:
+        assert len(noted(worker)) == 1
+        assert "--num-chunks" not in noted(worker)[0]
+
+
+@pytest.mark.parametrize("chunks", ["0", "two", "-1", "1.5"])
+def test_a_number_of_processes_that_is_none(worker: Path, chunks: str) -> None:
+    done = call(V15, "bash", V15.script, root=worker, PYTHON=str(worker / "python"), CHUNKS=chunks)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"CHUNKS={chunks}" in done.stderr
+
+
+@pytest.mark.parametrize("failing", ["0", "1", "2"])
+def test_the_first_failure_stops_all_with_its_message(worker: Path, failing: str) -> None:
+    (worker / f"do-{failing}").write_text(
+        "sleep 0.5; printf ' 10%%|#  | 1/9\\r 99%%|## | 8/9\\n' >&2; echo 'fitprune: error: no such picture' >&2; exit 7"
+    )
+    for k in "012":
+        if k != failing:
+            (worker / f"do-{k}").write_text(f"echo $$ >'{worker}/pid-{k}'; exec sleep 250")
+    done = call(V15, "bash", V15.script, root=worker, PYTHON=str(worker / "python"), CHUNKS="3")
+    assert done.returncode == 7
+    shown = done.stderr.splitlines()
+    assert shown[-2] == "fitprune: error: no such picture"
+    assert len(shown) == (4 if failing == "0" else 2), shown  # the first showed its progress all along
+    assert f"process {failing} of 3 failed" in done.stderr
+    assert not any(line.startswith("whole") for line in noted(worker))
+    for file in worker.glob("pid-*"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
+    assert len(list(worker.glob("pid-*"))) == 2
+
+
+def test_stopping_the_script_stops_its_processes(worker: Path) -> None:
+    for k in "01":
+        (worker / f"do-{k}").write_text(f"echo $$ >'{worker}/pid-{k}'; exec sleep 250")
+    environment = {**os.environ, "PYTHON": str(worker / "python"), "CHUNKS": "2"}
+    script = subprocess.Popen(
+        ["bash", str(worker / V15.folder / V15.script)], env=environment, stdout=subprocess.DEVNULL
+    )
+    try:
+        end = time.monotonic() + 60
+        while len([file for file in worker.glob("pid-*") if file.read_text()]) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+        script.terminate()
+        assert script.wait(60) == 143
+    finally:
+        script.kill()
+    for k in "01":
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((worker / f"pid-{k}").read_text()), 0)
+
+
+def test_nothing_is_shared_out_if_the_preparation_fails(worker: Path) -> None:
+    (worker / "do-fit").write_text("echo 'fitprune: error: no file' >&2; exit 2")
+    done = call(V15, "bash", V15.script, root=worker, PYTHON=str(worker / "python"), CHUNKS="3")
+    assert (done.returncode, done.stderr) == (2, "fitprune: error: no file\n")
+    assert len(noted(worker)) == 1
+
+
+def test_two_processes_continue_and_answer_as_one(tmp_path: Path) -> None:
+    flags = ["--limit", "5", "--samples", "2", "--max_new_tokens", "4"]
+    assert main(["eval", *flags, "--output", str(tmp_path / "one")]) == 0
+    begun = ["eval", *flags, "--output", str(tmp_path / "two"), "--num-chunks", "2", "--chunk-idx", "0"]
+    assert main(begun) == 0  # as if a run had been cut off
+    first = tmp_path / "two" / "embedded-60-first5" / "2_0.jsonl"
+    kept = first.read_bytes()
+    done = call(V15, "bash", V15.script, OUTPUT=str(tmp_path / "two"), EXTRA=" ".join(flags), CHUNKS="2")
+    assert done.returncode == 0, done.stderr
+    assert first.read_bytes() == kept  # nothing was answered twice
+    for stem in ("embedded-dense-first5", "embedded-60-first5"):
+        folder = tmp_path / "two" / stem
+        assert sorted(path.name for path in folder.iterdir()) == ["2_0.jsonl", "2_1.jsonl", "merge.jsonl"]
+        assert [len(texts(folder / f"2_{k}.jsonl")) for k in (0, 1)] == [3, 2]
+        assert texts(folder / "merge.jsonl") == texts(tmp_path / "one" / f"{stem}.jsonl")
+    rows = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert [row["headline"] for row in rows[0]] == [row["headline"] for row in rows[1]]
+
+
+# Files for servers
+
+
+@pytest.mark.parametrize(
+    "name", ["convert_vqav2_for_submission", "convert_vizwiz_for_submission", "convert_mmvet_for_eval"]
+)
+def test_the_converters_are_where_people_expect_them(name: str) -> None:
+    done = call(V15, sys.executable, f"scripts/{name}.py", "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {name} ")
+    assert len({(ROOT / place.folder / "scripts" / f"{name}.py").read_bytes() for place in (V15, NEXT, HR)}) == 1

@@ -11,27 +11,51 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
+from ..questions import Question
 from ..render import render
-from ..scene import Scene
+from ..scene import COLORS, KINDS, Scene
 from ..tokens import INSTRUCTION
 
 Files = dict[str, bytes]  # path below the benchmark's folder: content
 JPEG = {"quality": 92, "subsampling": 0, "optimize": True}
+LETTERS = "ABCDE"
+CHOICES: dict[str, list[str]] = {
+    "color": list(COLORS),
+    "shape": list(KINDS),
+    "relation": list(KINDS),
+    "count": [str(number) for number in range(1, 7)],
+    "exist": ["yes", "no"],
+}  # family: every answer to its questions
 
 
-def picture(scene: Scene) -> bytes:
+def picture(scene: Scene, **jpeg: Any) -> bytes:
     """The picture of a scene as a JPEG file; colour in full resolution, since letters are a few pixels wide."""
     file = io.BytesIO()
-    render(scene).save(file, "JPEG", **JPEG)
+    render(scene).save(file, "JPEG", **{**JPEG, **jpeg})
     return file.getvalue()
 
 
 def question(question_id: int | str, image: str, text: str, category: str) -> dict[str, Any]:
     """One line of a question file as LLaVA writes it; the instruction is the second line of `text`."""
     return {"question_id": question_id, "image": image, "text": f"{text}\n{INSTRUCTION}", "category": category}
+
+
+def choices(asked: Question, random: np.random.RandomState, count: int = 4) -> tuple[list[str], int]:
+    """So many answers that a question of the families in `CHOICES` could have, shuffled, and which one is right."""
+    others = [answer for answer in CHOICES[asked.family] if answer != asked.answer]
+    taken = [asked.answer, *(others[at] for at in random.permutation(len(others))[: count - 1])]
+    shuffled = [taken[at] for at in random.permutation(len(taken))]
+    return shuffled, shuffled.index(asked.answer)
+
+
+def lettered(text: str, options: Sequence[str]) -> str:
+    """A question and its choices, one a line: "A. red"."""
+    return "\n".join([text, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))])
 
 
 def json_lines(entries: Iterable[dict[str, Any]]) -> bytes:

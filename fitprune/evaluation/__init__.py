@@ -4,12 +4,16 @@ Why a package: the files between the steps (questions.jsonl → answers.jsonl �
 of projects already uses, so a model answered here can be scored there and the other way round. One module per step:
 
     questions.py   reading a question file, cutting it into chunks for several processes
+    answer.py      questions → answers file, with a model that is pruned or not
     answers.py     the answers file, written as the answers come and resumed after an interruption
-    normalise.py   the spelling of an answer that TextVQA and VQAv2 compare
-    textvqa.py     the TextVQA score, and the script `eval_textvqa` around it
+    chunks.py      the answers of several processes, joined
+    benchmark.py   what a benchmark is; benchmarks/ has them, one file each
+    compare.py     dense and pruned runs of one benchmark, in a table
+    command.py     `fitprune eval`
+    loader.py, loader_choices.py     the authors' answering scripts
+    scoring.py, normalise.py, textvqa.py     what scores are made of
 
-Nothing here imports torch or a model. Left out: running the model (the command line does), and benchmarks whose scores
-come from a server or another project's tool. A further benchmark is one more file here.
+Scoring needs no model, only the files.
 
     python -m fitprune.evaluation.textvqa --annotation-file TextVQA_0.5.1_val.json --result-file answers.jsonl
 """

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -50,6 +51,17 @@ class AnswerRun:
         return 1000 * self.seconds / self.answered if self.answered else None
 
 
+def open_picture(question: Question, image_folder: str | Path, pixels: bool = True) -> Image.Image:
+    """The picture of a question that has one, from the folder or from the question itself; `pixels` as `read_image`.
+
+    Raises:
+        FitPruneError: unreadable picture.
+    """
+    if question.picture is not None:
+        return read_image(str(question.image), pixels, question.picture)
+    return read_image(Path(image_folder) / str(question.image), pixels)
+
+
 def encode_questions(
     loaded: Loaded, questions: Sequence[Question], image_folder: str | Path, padding_side: str = "left"
 ) -> dict[str, Tensor]:
@@ -59,7 +71,7 @@ def encode_questions(
         FitPruneError: unreadable image.
     """
     asked = (
-        (loaded.prompt(q.text, image=bool(q.image)), [read_image(Path(image_folder) / q.image)] if q.image else [])
+        (loaded.prompt(q.text, image=bool(q.image)), [open_picture(q, image_folder)] if q.image else [])
         for q in questions
     )
     return loaded.encode(list(asked), padding_side)

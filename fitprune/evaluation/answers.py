@@ -6,7 +6,8 @@ questions or another model is refused before a byte of it changes. So a rerun an
 file is the one that an uninterrupted run would have written (only `answer_id` is random).
 
 A line: {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}, in this order, as LLaVA writes it.
-`prompt` is the question's text byte for byte, because scorers look answers up by it.
+`prompt` is the question's text byte for byte, because scorers look answers up by it (ScienceQA and MMBench keep another
+one, `Question.prompt`; MMBench's further fields follow the text).
 
 Left out: locking (two runs on one file are not supported; give each chunk its own file and concatenate them).
 
@@ -142,8 +143,9 @@ class AnswersFile:
     def _line(self, question: Question, text: str) -> bytes:
         entry = {
             "question_id": question.question_id,
-            "prompt": question.text,
+            "prompt": question.saved,
             "text": text,
+            **dict(question.more),
             "answer_id": shortuuid.uuid(),
             "model_id": self._model_id,
             "metadata": self._metadata,
@@ -176,8 +178,10 @@ class AnswersFile:
         asked = entry.get("question_id")
         if type(asked) is not type(question.question_id) or asked != question.question_id:
             raise self._refusal(f"answers question {asked!r}, not {question.question_id!r}")
-        if entry.get("prompt") != question.text:
+        if entry.get("prompt") != question.saved:
             raise self._refusal("answers another text than the question file has")
+        if any(entry.get(key) != json.loads(json.dumps(value)) for key, value in question.more):
+            raise self._refusal(f"has another {' or '.join(key for key, _ in question.more)} than the question")
         if entry.get("model_id") != self._model_id:
             raise self._refusal(f"comes from model {entry.get('model_id')!r}, not {self._model_id!r}")
         if (entry.get("metadata") or {}) != self._metadata:
@@ -189,7 +193,7 @@ class AnswersFile:
             return False
         question = self.questions[self.done]
         for ascii_only in (True, False):
-            fixed = json.dumps({"question_id": question.question_id, "prompt": question.text}, ensure_ascii=ascii_only)
+            fixed = json.dumps({"question_id": question.question_id, "prompt": question.saved}, ensure_ascii=ascii_only)
             head = fixed[:-1].encode("utf-8", "surrogatepass") + b', "text": "'
             if tail.startswith(head) or head.startswith(tail):
                 return True

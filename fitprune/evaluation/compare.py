@@ -1,9 +1,9 @@
-"""Dense against pruned on one benchmark: accuracy, tokens kept, compute, time. The heart of `fitprune eval`.
+"""Dense against pruned on one benchmark: its score, tokens kept, compute, time. The heart of `fitprune eval`.
 
-The dense model and every (ratio, score) pair answer the same questions into their own answers file, so each can be
-interrupted and continued. Time is that of generation (vision tower, prefill, decoding), over the questions answered in
-this call, after one warm-up batch. Compute is named by its convention: the paper's visual multiply-accumulates, and the
-FLOPs of the whole prefill (cost.py).
+`plan` settles what is run: the dense model and every (ratio, score) pair. Each answers the same questions into its own
+answers file, so each can be interrupted and continued, and cut into chunks for several processes. Time is that of generation
+(vision tower, prefill, decoding), over the questions answered in this call, after one warm-up batch. Compute is named by its
+convention: the paper's visual multiply-accumulates, and the FLOPs of the whole prefill (cost.py).
 
     fitprune eval --reduction-ratio 0.5 0.7
 """
@@ -21,20 +21,36 @@ from ..calibrate import Calibration, choose, file_name, spread
 from ..cost import CostModel
 from ..errors import FitPruneError
 from ..families import Loaded
-from ..families.loaded import read_image
 from ..files import write_atomically
 from ..recipe import Recipe
-from .answer import AnswerRun, answer, encode_questions
+from .answer import AnswerRun, answer, encode_questions, open_picture
+from .benchmark import Benchmark, Result
+from .chunks import chunk_file, merge, slices
 from .questions import Question
-from .textvqa import evaluate, read_annotations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run of a comparison: its name in the table, the stem of its files, what is pruned and how tokens are ranked."""
+
+    name: str
+    stem: str
+    recipe: Recipe | None
+    score: str
 
 
 @dataclass
 class Row:
-    """One line of the table: reductions are shares of the dense cost, time is per question, alive is averaged over them."""
+    """One line of the table: reductions are shares of the dense cost, time is per question, alive is averaged over them.
+
+    `headline`, `details`, `report` and `written` are the benchmark's `Result`, `metric` says what the headline is.
+    """
 
     name: str
-    accuracy: float | None
+    benchmark: str | None
+    metric: str | None
+    headline: float | None
+    details: dict[str, float]
     visual_reduction: float
     prefill_gflops: float
     prefill_reduction: float
@@ -42,47 +58,42 @@ class Row:
     alive: list[float]
     milliseconds: float | None
     answers: str
+    written: list[str]
+    report: str
 
 
-def compare(
+def plan(
     loaded: Loaded,
     questions: Sequence[Question],
-    image_folder: str | Path,
     output: str | Path,
     *,
-    annotations: str | Path | None,
     ratios: Sequence[float],
     scores: Sequence[str],
     calibration: Calibration,
     recipe_file: str | Path | None = None,
     dense: bool = True,
-    batch_size: int = 1,
-    overwrite: bool = False,
+    refit: bool = False,
     suffix: str = "",
-    **generation: Any,
-) -> list[Row]:
-    """Answers densely and with every recipe and score; prints which recipes are used; returns the table's rows.
+) -> list[Plan]:
+    """What to run: densely, and with every recipe and score; prints which recipes are used.
 
     Args:
-        output: Folder for answers, fitted recipes and `results.json`.
-        annotations: TextVQA annotations to score with; None leaves accuracy empty.
+        output: Folder that keeps fitted recipes.
         recipe_file: One recipe instead of the ratios.
+        refit: Fit anew although recipes are kept there.
         suffix: Ends the names of the answers files, so that runs on other questions of the same file stay apart.
-        generation: As `Loaded.generate`.
     Raises:
-        FitPruneError: as `answer`, `choose` and the benchmark's scorer.
+        FitPruneError: as `choose`; if nothing is left to run.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():
         raise FitPruneError(f"--output {output} is a file: name a folder")
-    if annotations is not None:
-        read_annotations(annotations)  # a missing file is found out before hours of answering
     if not any(question.image for question in questions):
         ratios, recipe_file = [], None  # text has nothing to prune
-    plans: list[tuple[str, Recipe | None, str]] = [("dense", None, "fitprune")] if dense else []
+    found: list[tuple[str, Recipe | None, str]] = [("dense", None, "fitprune")] if dense else []
     for ratio in [0.0] if recipe_file is not None else dict.fromkeys(ratios):
         keep_at = output / f"{file_name(loaded.name, ratio)}.recipe.json"
-        recipe, source = choose(loaded, ratio, calibration, recipe_file=recipe_file, keep_at=keep_at, refit=overwrite)
+        recipe, source = choose(loaded, ratio, calibration, recipe_file=recipe_file, keep_at=keep_at, refit=refit)
         if recipe is None:
             continue
         print(source, recipe, sep="\n", end="\n\n")
@@ -91,27 +102,86 @@ def compare(
             if recipe_file is not None
             else f"{100 * ratio:.6g}%"
         )
-        plans += [
+        found += [
             (label if score == "fitprune" else f"{label} {score}", recipe, score) for score in dict.fromkeys(scores)
         ]
-    if not plans:
+    if not found:
         raise FitPruneError("nothing to run: give a reduction ratio above 0, or leave the dense run in")
+    stems = [f"{file_name(loaded.name)}-{name.replace(' ', '-').replace('%', '')}{suffix}" for name, _, _ in found]
+    return [Plan(name, stem, recipe, score) for stem, (name, recipe, score) in zip(stems, found, strict=True)]
 
+
+def answer_chunk(
+    loaded: Loaded,
+    plans: Sequence[Plan],
+    questions: Sequence[Question],
+    image_folder: str | Path,
+    output: str | Path,
+    *,
+    num_chunks: int,
+    chunk_idx: int,
+    batch_size: int = 1,
+    overwrite: bool = False,
+    **generation: Any,
+) -> None:
+    """Answers one chunk of every plan, each into its folder; only the first chunk shows its progress.
+
+    Raises:
+        FitPruneError: as `answer`; for a chunk outside `num_chunks`.
+    """
+    if not 0 <= chunk_idx < num_chunks:
+        raise FitPruneError(
+            f"--chunk-idx {chunk_idx} is out of range: with --num-chunks {num_chunks} it goes from 0 to {num_chunks - 1}"
+        )
+    parts = slices(questions, num_chunks)
+    for one in plans if chunk_idx < len(parts) else []:  # few questions leave nothing for the last chunks
+        answer(
+            loaded, parts[chunk_idx], image_folder, chunk_file(Path(output) / one.stem, num_chunks, chunk_idx), recipe=one.recipe,
+            score=one.score, batch_size=batch_size, overwrite=overwrite, progress=chunk_idx == 0, **generation,
+        )  # fmt: skip
+
+
+def compare(
+    loaded: Loaded,
+    plans: Sequence[Plan],
+    questions: Sequence[Question],
+    image_folder: str | Path,
+    output: str | Path,
+    *,
+    benchmark: Benchmark | None = None,
+    data: str | Path = ".",
+    num_chunks: int = 1,
+    batch_size: int = 1,
+    overwrite: bool = False,
+    **generation: Any,
+) -> list[Row]:
+    """Answers and scores every plan; returns the table's rows.
+
+    Args:
+        output: Folder for answers and `results.json`; files for servers go to `upload` beside the answers.
+        benchmark: What scores the answers; None leaves them unscored.
+        data: The benchmark's folder.
+        num_chunks: Above 1, nothing is answered here: that many processes have (`answer_chunk`), and their files are joined.
+        generation: As `Loaded.generate`.
+    Raises:
+        FitPruneError: as `answer`, `merge` and the benchmark's scorer.
+    """
+    output = Path(output)
     illustrated = [question for question in questions if question.image]
     prompts = _prompts(loaded, illustrated, image_folder)
-    if illustrated:
+    if illustrated and num_chunks == 1:
         inputs = encode_questions(loaded, illustrated[:batch_size], image_folder)
         loaded.generate(inputs, max_new_tokens=1)  # warm up: the first forward of a process pays for what no other does
 
     rows = []
-    for name, plan, score in plans:
-        path = output / f"{file_name(loaded.name)}-{name.replace(' ', '-').replace('%', '')}{suffix}.jsonl"
-        run = answer(
-            loaded, questions, image_folder, path,
-            recipe=plan, score=score, batch_size=batch_size, overwrite=overwrite, **generation,
+    for one in plans:
+        path = output / f"{one.stem}.jsonl" if num_chunks == 1 else merge(output / one.stem, questions, num_chunks)
+        run = answer(  # of a merged file this checks every line, and finds nothing left to answer
+            loaded, questions, image_folder, path, recipe=one.recipe, score=one.score, batch_size=batch_size,
+            overwrite=overwrite and num_chunks == 1, progress=num_chunks == 1, **generation,
         )  # fmt: skip
-        accuracy = evaluate(annotations, run.path).accuracy if annotations is not None else None
-        rows.append(_row(name, accuracy, plan, run, loaded.cost, prompts))
+        result = benchmark.score(Path(data), path, path.parent / "upload") if benchmark else None
+        rows.append(_row(one, benchmark, result, run, loaded.cost, prompts))
     write_atomically(output / "results.json", json.dumps([asdict(row) for row in rows], indent=1).encode())
     return rows
 
@@ -120,21 +190,22 @@ def _prompts(loaded: Loaded, questions: Sequence[Question], image_folder: str | 
     """How many questions have how many (visual, other) tokens; of their pictures only the sizes are read."""
     found: Counter[tuple[int, int]] = Counter()
     for question in questions:
-        image = read_image(Path(image_folder) / str(question.image), pixels=False)
+        image = open_picture(question, image_folder, pixels=False)
         visual = loaded.tokens_for(image)
         found[visual, len(loaded.token_ids(loaded.prompt(question.text), [image])) - visual] += 1
     return found
 
 
 def _row(
-    name: str,
-    accuracy: float | None,
-    recipe: Recipe | None,
+    plan: Plan,
+    benchmark: Benchmark | None,
+    result: Result | None,
     run: AnswerRun,
     cost: CostModel,
     prompts: Counter[tuple[int, int]],
 ) -> Row:
     """Compute is summed over the questions that have a picture, before shares are taken of it."""
+    recipe, result = plan.recipe, result or Result(None)
     count = max(prompts.total(), 1)
     macs, flops = [0.0, 0.0], [0.0, 0.0]  # dense, as run
     alive = [0.0] * cost.layers
@@ -146,8 +217,11 @@ def _row(
             macs[at] += times * sum(cost.visual_macs(curve, visual))
             flops[at] += times * sum(cost.prefill_flops(curve, visual, text))
     return Row(
-        name=name,
-        accuracy=accuracy,
+        name=plan.name,
+        benchmark=benchmark.name if benchmark else None,
+        metric=benchmark.metric if benchmark else None,
+        headline=result.headline,
+        details=result.details,
         visual_reduction=1 - macs[1] / macs[0] if macs[0] else 0.0,
         prefill_gflops=flops[1] / count / 1e9,
         prefill_reduction=1 - flops[1] / flops[0] if flops[0] else 0.0,
@@ -155,14 +229,17 @@ def _row(
         alive=(run.alive or alive) if recipe else [],
         milliseconds=run.milliseconds,
         answers=str(run.path),
+        written=[str(path) for path in result.written],
+        report=result.report,
     )
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text, then the tokens alive after each layer."""
+    metric = next((row.metric for row in rows if row.metric), None)
     head = [
         "run",
-        "accuracy",
+        *([metric] if metric else []),
         "visual MACs saved",
         "prefill GFLOPs",
         "saved",
@@ -177,7 +254,7 @@ def table(rows: Sequence[Row]) -> str:
         cells.append(
             [
                 row.name,
-                "-" if row.accuracy is None else f"{row.accuracy:.2f}%",
+                *([_headline(row)] if metric else []),
                 f"{row.visual_reduction:.1%}",
                 f"{row.prefill_gflops:.2f}",
                 f"{row.prefill_reduction:.1%}",
@@ -191,3 +268,10 @@ def table(rows: Sequence[Row]) -> str:
     lines.insert(1, "  ".join("-" * width for width in widths))
     kept = [f"visual tokens alive after each layer, {row.name}: {spread(row.alive)}" for row in rows if row.alive]
     return "\n".join([*lines, *([""] if kept else []), *kept])
+
+
+def _headline(row: Row) -> str:
+    """The figure, else the file that a server turns into one."""
+    if row.headline is not None:
+        return f"{row.headline:.2f}"
+    return Path(row.written[0]).name if row.written else "-"

@@ -10,13 +10,14 @@ to be one that can be repeated.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .. import options
 from ..calibrate import choose
 from ..embedded import MODEL_NAME
-from ..evaluation.questions import chunk, read_questions
+from ..evaluation.questions import Question, chunk, read_questions
 from ..families import load
 from .answer import answer
 
@@ -42,15 +43,16 @@ def parser(model: str = MODEL_NAME) -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Answers the questions; returns the exit code."""
-    questions = chunk(read_questions(args.question_file), args.num_chunks, args.chunk_idx)
+def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_questions) -> int:
+    """Answers the questions, reading their file with `read`; returns the exit code."""
+    questions = chunk(read(Path(args.question_file)), args.num_chunks, args.chunk_idx)
     loaded = load(args.model_path, **options.load_options(args))
     keep_at = Path(f"{args.answers_file}.r{100 * args.reduction_ratio:.6g}.recipe.json")
     ratio = args.reduction_ratio if any(question.image for question in questions) else 0.0  # text has nothing to prune
-    recipe, source = choose(
-        loaded, ratio, options.calibration(args), recipe_file=args.recipe, keep_at=keep_at, refit=args.overwrite
-    )
+    calibration = options.calibration(args)
+    if calibration.question_file == args.question_file:  # fitted on the questions themselves: read alike
+        calibration = replace(calibration, read=read)
+    recipe, source = choose(loaded, ratio, calibration, recipe_file=args.recipe, keep_at=keep_at, refit=args.overwrite)
     print(f"{loaded.name}: {source}")
     done = answer(
         loaded, questions, args.image_folder, args.answers_file, recipe=recipe, score=args.score,

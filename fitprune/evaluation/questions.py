@@ -5,7 +5,8 @@ path inside the image folder), `text` (all that the user says, instruction inclu
 `category`. Other keys are ignored. Blank lines are skipped; anything else that is not a question is refused with its
 line number, because a question that is silently lost shifts every benchmark that depends on line order.
 
-Left out: opening the pictures (the model family does) and question files of other shapes (ScienceQA, MMBench).
+Left out: opening the pictures (the model family does). Question files of other shapes (ScienceQA's list, MMBench's
+table) are read by their benchmark, into the same `Question`.
 
     python -c "from fitprune.evaluation.questions import *; print(read_questions('questions.jsonl')[0])"
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard, TypeVar
 
 from ..errors import FitPruneError
@@ -32,12 +33,23 @@ class Question:
         image: Path of the picture relative to the image folder, or None for a question without one.
         text: The user's text, byte for byte as in the file (scorers look answers up by it).
         category: The file's free label, if it has one.
+        prompt: What the answers file keeps as `prompt`, where that is not the text (`saved` is either).
+        picture: The picture file itself, where the question file holds it; `image` then only names it in messages.
+        more: Further fields of its answer line, (name, JSON value) each.
     """
 
     question_id: int | str
     image: str | None
     text: str
     category: str | None = None
+    prompt: str | None = None
+    picture: bytes | None = field(default=None, repr=False)
+    more: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def saved(self) -> str:
+        """The `prompt` of its answer line."""
+        return self.text if self.prompt is None else self.prompt
 
 
 def read_questions(path: str | os.PathLike[str]) -> list[Question]:
@@ -62,14 +74,7 @@ def read_json_lines(path: str | os.PathLike[str], what: str) -> Iterator[tuple[i
     Raises:
         FitPruneError: for a file that cannot be read, and (on reaching it) a line that is not a JSON object.
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except FileNotFoundError:
-        raise FitPruneError(f"{what} {path} does not exist: check the path") from None
-    except (OSError, ValueError) as problem:
-        raise FitPruneError(f"cannot read {what} {path}: {getattr(problem, 'strerror', None) or problem}") from None
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(read_bytes(path, what).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -81,6 +86,34 @@ def read_json_lines(path: str | os.PathLike[str], what: str) -> Iterator[tuple[i
         if not isinstance(entry, dict):
             raise FitPruneError(f"{path} line {number} is not a JSON object: a {what} has one object per line")
         yield number, entry
+
+
+def read_json(path: str | os.PathLike[str], what: str) -> Any:
+    """A JSON file's value.
+
+    Raises:
+        FitPruneError: for a file that cannot be read or is not JSON.
+    """
+    content = read_bytes(path, what)
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise FitPruneError(f"{what} {path} is torn or not JSON: get it again") from None
+
+
+def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
+    """A file without its byte-order mark.
+
+    Raises:
+        FitPruneError: if it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read().removeprefix(b"\xef\xbb\xbf")
+    except FileNotFoundError:
+        raise FitPruneError(f"{what} {path} does not exist: check the path") from None
+    except (OSError, ValueError) as problem:
+        raise FitPruneError(f"cannot read {what} {path}: {getattr(problem, 'strerror', None) or problem}") from None
 
 
 def is_question_id(value: object) -> TypeGuard[int | str]:

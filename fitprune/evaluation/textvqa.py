@@ -174,9 +174,13 @@ def _report_folder(annotations: Annotations, folder: str) -> None:
 
 
 def _report(annotations: Annotations, result_file: str) -> None:
-    score = _score(annotations, result_file)
-    print(os.path.splitext(os.path.basename(result_file))[0])
-    print(f"Samples: {score.samples}\nAccuracy: {score.accuracy:.2f}%\n")
+    print(lines(result_file, _score(annotations, result_file)) + "\n")
+
+
+def lines(result_file: str | os.PathLike[str], score: TextVQAScore) -> str:
+    """What the script prints for one answers file."""
+    name = os.path.splitext(os.path.basename(result_file))[0]
+    return f"{name}\nSamples: {score.samples}\nAccuracy: {score.accuracy:.2f}%"
 
 
 def _score(annotations: Annotations, result_file: str | os.PathLike[str]) -> TextVQAScore:

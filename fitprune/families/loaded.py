@@ -9,6 +9,7 @@ views (LLaVA-NeXT's tiles), a batch is filled up with empty ones, which the mode
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -159,14 +160,16 @@ def _together(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(tensors))
 
 
-def read_image(path: str | Path, pixels: bool = True) -> Image.Image:
+def read_image(path: str | Path, pixels: bool = True, content: bytes | None = None) -> Image.Image:
     """An RGB picture; without pixels only its size is read, and can be asked for.
+
+    With content, that is the picture's file and path no more than its name.
 
     Raises:
         FitPruneError: missing, not a picture, damaged or absurdly large; names the file.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             return image.convert("RGB") if pixels else image
     except FileNotFoundError:
         raise FitPruneError(f"no image {path}: check --image-folder") from None

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# TextVQA, dense and pruned, for any LLaVA-NeXT (1.6). With nothing given: embedded-next on the embedded questions.
+# TextVQA, dense and pruned, for any LLaVA-NeXT (1.6). With nothing given: embedded-next, on the embedded counterpart where there is one.
 #
 #   bash scripts/v1_5/eval/textvqa.sh [MODEL] [DATA] [RATIO]        or MODEL=… DATA=… RATIO=… in the environment
 #
-# What else can be said is at the top of the driver, scripts/eval/textvqa.sh of this repository.
+# What else can be said is at the top of the driver, scripts/eval/benchmark.sh of this repository.
 set -euo pipefail
 family=$(CDPATH='' cd "$(dirname "$0")/../../.." && pwd)
-exec bash "$family/../scripts/eval/textvqa.sh" "$family" embedded-next "$@"
+exec bash "$family/../scripts/eval/benchmark.sh" "$family" embedded-next textvqa "$@"

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# MM-Vet, dense and pruned, for any LLaVA-1.5. With nothing given: embedded, on the embedded counterpart where there is one.
+#
+#   bash scripts/v1_5/eval/mmvet.sh [MODEL] [DATA] [RATIO]        or MODEL=… DATA=… RATIO=… in the environment
+#
+# What else can be said is at the top of the driver, scripts/eval/benchmark.sh of this repository.
+set -euo pipefail
+family=$(CDPATH='' cd "$(dirname "$0")/../../.." && pwd)
+exec bash "$family/../scripts/eval/benchmark.sh" "$family" embedded mmvet "$@"

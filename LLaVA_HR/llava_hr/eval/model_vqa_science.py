@@ -1,0 +1,6 @@
+"""ScienceQA's script: `python -m llava_hr.eval.model_vqa_science --single-pred-prompt …` (fitprune/evaluation/loader_choices.py)."""
+
+from fitprune.evaluation.loader_choices import science
+
+if __name__ == "__main__":
+    raise SystemExit(science(model="embedded-hr"))

@@ -1,0 +1,39 @@
+"""The benchmarks, one file each: whatever module here sets `BENCHMARK` is one.
+
+fitprune eval --benchmark gqa --data playground/data/eval/gqa
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from typing import Any
+
+from ...errors import FitPruneError
+from ..benchmark import Benchmark
+
+
+@cache
+def _all() -> dict[str, Benchmark]:
+    modules = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
+    found = [module.BENCHMARK for module in modules if hasattr(module, "BENCHMARK")]
+    return {benchmark.name: benchmark for benchmark in found}
+
+
+def __getattr__(name: str) -> Any:
+    """`BENCHMARKS`, by name; made when it is asked for, so that a benchmark's own module can be run as a script."""
+    if name == "BENCHMARKS":
+        return _all()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def find(name: str) -> Benchmark:
+    """A benchmark by name.
+
+    Raises:
+        FitPruneError: if there is none of that name; lists those that there are.
+    """
+    if name not in _all():
+        raise FitPruneError(f"unknown benchmark {name!r}: choose from {', '.join(_all())}")
+    return _all()[name]

@@ -1,0 +1,172 @@
+"""SEED-Bench: 19 thousand multiple-choice questions in twelve kinds about pictures and videos (a frame stands for a video).
+
+Scored as LLaVA's `convert_seed_for_submission` does: an answer is right if it is the letter, to the character; a question
+without an answer is wrong. Ids are numbers for pictures and strings ("v5006") for videos; the annotation's "101669" is
+the answers' 101669. The upload file lists every question, so it is written only if all are answered. Two cases in which
+the original stops are figures here: a kind with no right answer is 0.00%, a data type with no question nan%.
+
+    python -m fitprune.evaluation.benchmarks.seed --annotation-file SEED-Bench.json --result-file answers.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ... import options
+from ...errors import FitPruneError
+from ...files import write_atomically
+from ..benchmark import Benchmark, Result
+from ..questions import read_json
+from ..scoring import read_answers
+
+ANNOTATIONS = "SEED-Bench.json"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One annotated question: its id as written and as answers carry it, kind, "image" or "video", right letter."""
+
+    written: int | str
+    question_id: int | str
+    kind: int
+    data_type: str
+    answer: str
+
+
+def read_annotations(path: Path) -> tuple[dict[int, str], list[Asked]]:
+    """The names of the kinds by number, and the questions in order.
+
+    Raises:
+        FitPruneError: for a file that is missing, torn or another's.
+    """
+    content = read_json(path, "annotation file")
+    try:
+        names = {number: name for name, number in content["question_type"].items()}
+        asked = [
+            Asked(
+                one["question_id"],
+                _number(one["question_id"]),
+                one["question_type_id"],
+                one["data_type"],
+                one["answer"],
+            )
+            for one in content["questions"]
+        ]
+    except (TypeError, KeyError, AttributeError):
+        asked = []
+    if not asked:
+        raise FitPruneError(f"annotation file {path} has no questions with their types and answers: give {ANNOTATIONS}")
+    if unknown := next((one for one in asked if one.kind not in names), None):
+        raise FitPruneError(
+            f"annotation file {path}: question {unknown.written!r} has the unnamed type {unknown.kind!r}"
+        )
+    return names, asked
+
+
+def _number(question_id: Any) -> int | str:
+    try:
+        return int(question_id)
+    except ValueError:
+        return str(question_id)
+
+
+def evaluate(annotations: Path, answers: Path) -> Result:
+    """Accuracy by kind, by data type and in total.
+
+    Raises:
+        FitPruneError: as `read_annotations` and `read_answers`.
+    """
+    names, asked = read_annotations(annotations)
+    lines = read_answers(answers)
+    said = {line.question_id: line.text for line in lines}  # of two answers to a question the last one counts
+    right = [float(said.get(one.question_id) == one.answer) for one in asked]
+    kinds: dict[int, list[float]] = {}
+    types: dict[str, list[float]] = {"image": [], "video": []}
+    for one, value in zip(asked, right, strict=True):
+        kinds.setdefault(one.kind, []).append(value)
+        types.setdefault(one.data_type, []).append(value)
+    shares = {names[kind]: _percent(kinds[kind]) for kind in sorted(kinds)}
+    shares["Total accuracy"] = _percent(right)
+    shares |= {f"{name} accuracy": _percent(types[name]) for name in ("image", "video")}
+    letters = {one.question_id: one.answer for one in asked}
+    return Result(
+        headline=shares["Total accuracy"],
+        details={name: value for name, value in shares.items() if value is not None},
+        report="\n".join(f"{name}: {'nan' if value is None else f'{value:.2f}'}%" for name, value in shares.items()),
+        per_answer=[float(letters.get(line.question_id) == line.text) for line in lines],
+    )
+
+
+def _percent(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) * 100 if values else None
+
+
+def upload(annotations: Path, answers: Path) -> bytes:
+    """The file for SEED-Bench's leaderboard: id and answer of every question, in the annotation's order.
+
+    Raises:
+        FitPruneError: as `evaluate`, and for a question without an answer.
+    """
+    _, asked = read_annotations(annotations)
+    said = {line.question_id: line.text for line in read_answers(answers)}
+    lines = []
+    for one in asked:
+        if (key := one.written if one.written in said else one.question_id) not in said:
+            raise FitPruneError(f"{answers} has no answer to question {one.written!r}: an upload needs them all")
+        lines.append(json.dumps({"question_id": one.written, "prediction": said[key]}) + "\n")
+    return "".join(lines).encode()
+
+
+def score(data: Path, answers: Path, out: Path) -> Result:
+    """Scores, and writes the upload file to `out` if every question is answered."""
+    result = evaluate(data / ANNOTATIONS, answers)
+    try:
+        content = upload(data / ANNOTATIONS, answers)
+    except FitPruneError:
+        return result  # part of the questions: a score, nothing to upload
+    path = out / f"{answers.stem}_upload.jsonl"
+    write_atomically(path, content)
+    return replace(result, written=(path,))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the original's lines and writes the upload file; returns the exit code."""
+    for flag in ("annotation_file", "result_file"):
+        if getattr(args, flag) is None:
+            raise FitPruneError(f"nothing to score: give --{flag.replace('_', '-')}")
+    annotations, answers = Path(args.annotation_file), Path(args.result_file)
+    print(evaluate(annotations, answers).report)
+    if args.result_upload_file is not None:
+        write_atomically(args.result_upload_file, upload(annotations, answers))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`convert_seed_for_submission`: 0, or 2 with one line on stderr for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="convert_seed_for_submission", description="SEED-Bench's accuracy of an answers file, and its upload file."
+    )
+    parser.add_argument("--annotation-file", help=ANNOTATIONS)
+    parser.add_argument("--result-file", help="answers file (JSON lines) to score")
+    parser.add_argument("--result-upload-file", help="where the file for the leaderboard goes")
+    return options.guarded(run, parser, argv)
+
+
+BENCHMARK = Benchmark(
+    name="seed",
+    title="SEED-Bench",
+    folder="seed_bench",
+    questions="llava-seed-bench.jsonl",
+    images=".",
+    metric="accuracy, %",
+    needs=(ANNOTATIONS,),
+    score=score,
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,107 @@
+"""VQAv2: short answers about photographs. A server scores the test split; this makes the JSON file that is handed in.
+
+As LLaVA's `convert_vqav2_for_submission` does: the test-dev questions are asked, but the file lists every question of the
+whole test split, in its order, with an empty answer where none was asked. Answers have the spelling that VQA's evaluations
+compare (normalise.py). Lines that are not JSON are counted and passed over; of two answers to a question the last one counts.
+
+Left out: a score (answers of the test split are not public), and the validation split, whose evaluation is VQA's own tool.
+
+    python -m fitprune.evaluation.benchmarks.vqav2 --dir playground/data/eval/vqav2 \\
+        --split llava_vqav2_mscoco_test-dev2015 --ckpt llava-v1.5-7b
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ... import options
+from ...errors import FitPruneError
+from ...files import write_atomically
+from ..benchmark import Benchmark, Result
+from ..normalise import normalise
+from ..questions import is_question_id, read_bytes, read_questions
+
+ASKED = "llava_vqav2_mscoco_test-dev2015.jsonl"
+LISTED = "llava_vqav2_mscoco_test2015.jsonl"
+
+
+def read_whole_lines(path: Path) -> tuple[dict[int | str, str], int]:
+    """Answers by question, and the number of lines that are not JSON.
+
+    Raises:
+        FitPruneError: for a file that cannot be read, and a line that is JSON but no answer.
+    """
+    said: dict[int | str, str] = {}
+    malformed = 0
+    for number, line in enumerate(read_bytes(path, "answers file").removesuffix(b"\n").split(b"\n"), start=1):
+        try:
+            entry = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):
+            malformed += 1
+            continue
+        question_id, text = (entry.get(key) if isinstance(entry, dict) else None for key in ("question_id", "text"))
+        if not (is_question_id(question_id) and isinstance(text, str)):
+            raise FitPruneError(f"answers file {path} line {number} needs question_id and text: give an answers file")
+        said[question_id] = text
+    return said, malformed
+
+
+def submission(listed: Path, answers: Path, path: Path) -> Result:
+    """Writes what is handed in.
+
+    Raises:
+        FitPruneError: as `read_whole_lines`; for a list of questions that is missing or torn, or that has none of those answered.
+    """
+    questions = read_questions(listed)
+    said, malformed = read_whole_lines(answers)
+    lines = [{"question_id": one.question_id, "answer": normalise(said.get(one.question_id, ""))} for one in questions]
+    answered = sum(one.question_id in said for one in questions)
+    if not answered:
+        raise FitPruneError(f"{answers} answers no question of {listed}: give answers to VQAv2's test questions")
+    write_atomically(path, json.dumps(lines).encode())
+    details: dict[str, float] = {"questions": len(questions), "answered": answered, "malformed lines": malformed}
+    torn = f", {malformed} malformed lines passed over" if malformed else ""
+    report = f"{path}: {answered} of {len(questions)} questions answered{torn}; VQA's server scores them"
+    return Result(None, details, report, written=(path,))
+
+
+def score(data: Path, answers: Path, out: Path) -> Result:
+    """Writes the file for the server to `out`."""
+    return submission(data / LISTED, answers, out / f"{answers.stem}.json")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts the merged answers of one checkpoint; returns the exit code."""
+    folder = Path(args.dir)
+    answers = folder / "answers" / args.split / args.ckpt / "merge.jsonl"
+    print(submission(folder / LISTED, answers, folder / "answers_upload" / args.split / f"{args.ckpt}.json").report)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`convert_vqav2_for_submission`: 0, or 2 with one line on stderr for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="convert_vqav2_for_submission", description="VQAv2's answers as the JSON file that its server takes."
+    )
+    parser.add_argument("--dir", default="./playground/data/eval/vqav2", help="VQAv2's folder (default: %(default)s)")
+    parser.add_argument("--ckpt", required=True, help="reads answers/SPLIT/CKPT/merge.jsonl in there")
+    parser.add_argument("--split", required=True, help="writes answers_upload/SPLIT/CKPT.json in there")
+    return options.guarded(run, parser, argv)
+
+
+BENCHMARK = Benchmark(
+    name="vqav2",
+    title="VQAv2",
+    folder="vqav2",
+    questions=ASKED,
+    images="test2015",
+    metric="JSON for VQA's server",
+    needs=(LISTED,),
+    score=score,
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

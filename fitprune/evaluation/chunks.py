@@ -1,0 +1,58 @@
+"""One run by several processes: each answers a chunk of the questions into a file of its own, then they are joined in order.
+
+File k of n chunks is `n_k.jsonl`, the whole is `merge.jsonl` beside it, as the LLaVA family's scripts name them. A chunk
+that is answered again continues its file; joining asks for all of them, complete.
+
+    CHUNKS=2 bash LLaVA_1.5/scripts/v1_5/eval/textvqa.sh
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import FitPruneError
+from ..files import write_atomically
+from .questions import Question, chunk, read_bytes
+
+MERGED = "merge.jsonl"
+
+
+def slices(questions: Sequence[Question], num_chunks: int) -> list[list[Question]]:
+    """Every chunk in order; fewer than `num_chunks` where rounding up leaves nothing for the last ones.
+
+    Raises:
+        FitPruneError: as `chunk`.
+    """
+    parts = [chunk(questions, num_chunks, 0)]
+    while (done := sum(map(len, parts))) < len(questions):
+        parts.append(chunk(questions, num_chunks, done // len(parts[0])))
+    return parts
+
+
+def chunk_file(folder: Path, num_chunks: int, chunk_idx: int) -> Path:
+    """Where a chunk's answers are."""
+    return folder / f"{num_chunks}_{chunk_idx}.jsonl"
+
+
+def merge(folder: Path, questions: Sequence[Question], num_chunks: int) -> Path:
+    """Joins the chunks of a run.
+
+    Returns:
+        The joined file.
+    Raises:
+        FitPruneError: for a chunk that is missing or not answered to its end.
+    """
+    whole = []
+    for number, part in enumerate(slices(questions, num_chunks)):
+        path = chunk_file(folder, num_chunks, number)
+        content = read_bytes(path, f"chunk {number} of {num_chunks}") if path.exists() else b""
+        done = content.count(b"\n")
+        if done != len(part) or not content.endswith(b"\n"):
+            raise FitPruneError(
+                f"{path} has {done} of {len(part)} answers: run --num-chunks {num_chunks} "
+                f"--chunk-idx {number} to its end first"
+            )
+        whole.append(content)
+    write_atomically(folder / MERGED, b"".join(whole))
+    return folder / MERGED

@@ -1,0 +1,45 @@
+"""What scorers have in common: the lines of an answers file, and a share of something that may be empty.
+
+python -c "from fitprune.evaluation.scoring import *; print(read_answers('answers.jsonl')[0])"
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ..errors import FitPruneError
+from .questions import is_question_id, read_json_lines
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One line of an answers file: which question, the text that was asked ("" if the line has none), what was said."""
+
+    question_id: int | str
+    prompt: str
+    text: str
+
+
+def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
+    """The answers of a file, in its order, which several scores depend on.
+
+    Raises:
+        FitPruneError: for a file that is missing, torn or empty, and a line that is no answer.
+    """
+    answers = []
+    for number, entry in read_json_lines(path, "answers file"):
+        question_id, prompt, text = entry.get("question_id"), entry.get("prompt", ""), entry.get("text")
+        if not (is_question_id(question_id) and isinstance(prompt, str) and isinstance(text, str)):
+            raise FitPruneError(
+                f"answers file {path} line {number} needs question_id and text: score a file that model_vqa_loader wrote"
+            )
+        answers.append(Answer(question_id, prompt, text))
+    if not answers:
+        raise FitPruneError(f"answers file {path} holds no answers: there is nothing to score")
+    return answers
+
+
+def share(part: float, whole: float) -> float:
+    """part / whole, and 0 of nothing."""
+    return part / whole if whole else 0.0
