@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fitprune import kernels
-from fitprune.kernels import TEXT, chunked, reference, trust
+from fitprune.kernels import TEXT, chunked, flash_cpu, flash_cuda, reference, trust
 from fitprune.kernels.trust import matches_formula, trusted
 
 
@@ -59,7 +59,9 @@ def test_the_example_tells_right_from_wrong(dtype):
     def one_image(*args, images, **hints):
         return chunked(*args, images=1)
 
+    before = torch.get_rng_state()
     assert matches_formula(chunked, like)
+    assert torch.equal(torch.get_rng_state(), before)  # nobody's random numbers are used up
     for wrong in (per_head_sums, without_mask, one_image):
         assert not matches_formula(wrong, like)
 
@@ -109,3 +111,22 @@ def test_without_triton_chunked_serves(monkeypatch, caplog):
     assert "pip install triton" in caplog.text
     assert len(caplog.records) == 1
     kernels._triton.cache_clear()
+
+
+@pytest.mark.parametrize("share", [1, 3])
+def test_the_check_of_fused_attention_tells_right_from_wrong(monkeypatch, share):
+    """The GPU's operator is not there; the CPU's, which has the same contract, stands in, and is then spoilt."""
+    like = torch.empty(1, 1, 1, 16, dtype=torch.bfloat16)
+    monkeypatch.setattr(flash_cuda, "attend", flash_cpu.attend)
+    assert flash_cuda._right(like, share)
+
+    def no_scaling(query, key, value, scaling):
+        return flash_cpu.attend(query, key, value, 1.0)
+
+    def other_logarithm(query, key, value, scaling):
+        output, logsumexp = flash_cpu.attend(query, key, value, scaling)
+        return output, logsumexp * 1.4426950408889634  # of base 2
+
+    for wrong in (no_scaling, other_logarithm):
+        monkeypatch.setattr(flash_cuda, "attend", wrong)
+        assert not flash_cuda._right(like, share)

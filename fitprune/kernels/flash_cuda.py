@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from .trust import trusted
+from .trust import noise, trusted
 
 ALIGNED = 8  # head sizes that PyTorch hands to the kernel as they are
 
@@ -45,8 +45,9 @@ def attend(
 
 def _right(like: Tensor, share: int) -> bool:
     """Compares output and log-sum-exp of a small example with PyTorch's public attention and the formula."""
-    batch, heads, length, size = 2, 2 * share, 37, like.shape[-1]
-    query, key, value = (like.new_empty(batch, n, length, size).normal_() for n in (heads, 2, 2))
+    batch, groups, length = 2, 2, 37
+    query = noise(like, batch, groups * share, length)
+    key, value = noise(like, batch, groups, length), noise(like, batch, groups, length).flip(2)
     output, logsumexp = attend(query, key, value, 0.1)
     key, value = (part.repeat_interleave(share, dim=1) for part in (key, value))
     wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.1)

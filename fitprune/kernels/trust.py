@@ -44,6 +44,12 @@ def trusted(kind: tuple[Hashable, ...], check: Callable[[], bool]) -> bool:
     return _known[kind]
 
 
+def noise(like: Tensor, *shape: int) -> Tensor:
+    """Normal numbers [*shape, head size of `like`] on its device; nobody's random numbers are used up."""
+    generator = torch.Generator(like.device).manual_seed(sum(shape))
+    return like.new_empty(*shape, like.shape[-1]).normal_(generator=generator)
+
+
 def matches_formula(kernel: Callable[..., tuple[Tensor, Tensor]], like: Tensor) -> bool:
     """Whether a kernel of received attention agrees with the formula on a small batch with every kind of mask.
 
@@ -52,9 +58,8 @@ def matches_formula(kernel: Callable[..., tuple[Tensor, Tensor]], like: Tensor) 
         like: A tensor whose device, precision and last dimension (the head size) count.
     """
     batch, heads, groups, length, past, images = 2, 4, 2, 75, 6, 2
-    query, key = (
-        like.new_empty(batch, n, m, like.shape[-1]).normal_() for n, m in ((heads, length), (groups, past + length))
-    )
+    query = noise(like, batch, heads, length)
+    key = noise(like, batch, groups, past + length)
     group = torch.full((batch, length), TEXT, device=like.device)
     group[:, 9:30], group[:, 30:50], group[1, :9] = 1, 2, 0
     key_group = torch.nn.functional.pad(group.clamp(min=0), (past, 0))
