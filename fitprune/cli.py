@@ -1,7 +1,9 @@
-"""The `fitprune` command: fit, eval, show, convert, bench.
+"""The `fitprune` command: fit, eval, sweep, report, show, convert, bench.
 
 fitprune fit                                         fit a recipe for the embedded model, print and save it
 fitprune eval --benchmark gqa                        dense against pruned on a benchmark, the embedded one for embedded models
+fitprune report --question-file Q --image-folder I   drift of pruned from dense on questions of one's own, no labels needed
+fitprune sweep --benchmarks textvqa,gqa              methods × ratios × benchmarks at equal cost, in a table and a picture
 fitprune show llava-v1.5-7b 0.6                      print a published recipe
 fitprune convert liuhaotian/llava-v1.5-7b DST        an original checkpoint in transformers layout
 fitprune bench                                       time and memory of dense and pruned runs against the FLOPs ideal
@@ -15,7 +17,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import bench, options
+from . import bench, options, sweep
+from . import report as command_report
 from .calibrate import file_name, observe_questions
 from .checkpoints.convert import convert
 from .cost import CostModel
@@ -42,6 +45,16 @@ EXAMPLES = {
   fitprune eval --reduction-ratio 0.3 0.5 0.7 --scores fitprune random
   fitprune eval --benchmark gqa --scores fitprune cross random
   fitprune eval --benchmark mme --model-path llava-hf/llava-1.5-7b-hf --reduction-ratio 60 --data playground/data/eval/MME
+""",
+    "report": """examples:
+  fitprune report                                          the embedded model on the embedded questions, ratios 0.3, 0.5, 0.7
+  fitprune report --model-path llava-hf/llava-1.5-7b-hf --question-file questions.jsonl --image-folder images --limit 200
+  fitprune report --reduction-ratio 0.2 0.4 0.6 0.8 --at-most 2% --json report.json
+""",
+    "sweep": """examples:
+  fitprune sweep --limit 100                               the embedded model on embedded TextVQA and GQA, 10 to 90%
+  fitprune sweep --ratios 0,20,...,80 --methods fitprune,fastv,vtw --benchmarks gqa,pope
+  fitprune sweep --methods cross,self,fitprune --ratios 50,70 --benchmarks mme --output runs/scores
 """,
     "show": """examples:
   fitprune show llava-v1.5-7b 0.6                          a published recipe
@@ -154,7 +167,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     top.add_argument("--version", action="version", version=f"fitprune {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="fit | eval | show | convert | bench")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="fit | eval | sweep | report | show | convert | bench"
+    )
 
     def command(name: str, help: str) -> argparse.ArgumentParser:
         made = commands.add_parser(
@@ -168,6 +183,14 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = command("eval", "answer a benchmark densely and pruned, and compare accuracy, compute and time")
     command_eval.add_options(evaluate)
+
+    drift = command(
+        "report", "measure how far pruning drifts from the dense model on your own questions, without labels"
+    )
+    command_report.add_options(drift)
+
+    sweeping = command("sweep", "compare methods at several ratios on several benchmarks, at equal cost")
+    sweep.add_options(sweeping)
 
     show = command("show", "print a recipe: a file, or a published one by model and ratio")
     show.add_argument("recipe", help="a recipe file, or the name of a published model")
@@ -225,7 +248,15 @@ def add_merging(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 with one line on stderr for bad input."""
-    commands = {"fit": _fit, "eval": command_eval.run, "show": _show, "convert": _convert, "bench": bench.run}
+    commands = {
+        "fit": _fit,
+        "eval": command_eval.run,
+        "sweep": sweep.run,
+        "report": command_report.run,
+        "show": _show,
+        "convert": _convert,
+        "bench": bench.run,
+    }
     return options.guarded(lambda args: commands[args.command](args), parser(), argv)
 
 

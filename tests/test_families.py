@@ -210,7 +210,7 @@ def test_language_models_of_llava_next_in_transformers_layout(
     assert loaded.template == loaded.default_template == template
     assert loaded.prompt("Why?").startswith(opening)
     ends = special[-1:] or (("</s>",) if template == "vicuna_v1" else ())  # this config names none
-    assert loaded._ends() == tokenizer.convert_tokens_to_ids(list(ends))
+    assert loaded.ends() == tokenizer.convert_tokens_to_ids(list(ends))
     assert fitprune.load(str(tmp_path), device="cpu", template="llava_v1").template == "llava_v1"
     inputs = loaded.encode([(loaded.prompt("Why?"), [Image.effect_noise((90, 50), 60).convert("RGB")])])
     recipe = fitprune.Recipe.from_deletions([3, 0, 5, 2], visual_tokens=16)

@@ -132,7 +132,7 @@ def _where(args: argparse.Namespace) -> tuple[Benchmark | None, Path]:
         FitPruneError: for an unknown benchmark, and one whose files are not all there.
     """
     benchmark = find(args.benchmark or TEXTVQA.name)
-    data = Path(args.data) if args.data else _default_data(args, benchmark)
+    data = Path(args.data) if args.data else default_data(args, benchmark)
     if args.annotation_file is not None:
         if benchmark is not TEXTVQA:
             raise FitPruneError(
@@ -153,7 +153,7 @@ def _where(args: argparse.Namespace) -> tuple[Benchmark | None, Path]:
     return benchmark, data
 
 
-def _default_data(args: argparse.Namespace, benchmark: Benchmark) -> Path:
+def default_data(args: argparse.Namespace, benchmark: Benchmark) -> Path:
     shipped = embedded().data / benchmark.folder
     if args.model_path in MODELS and shipped.is_dir():
         return shipped

@@ -168,7 +168,7 @@ def compare(
     """
     output = Path(output)
     illustrated = [question for question in questions if question.image]
-    prompts = _prompts(loaded, illustrated, image_folder)
+    prompts = prompt_sizes(loaded, illustrated, image_folder)
     if illustrated and num_chunks == 1:
         inputs = encode_questions(loaded, illustrated[:batch_size], image_folder)
         loaded.generate(inputs, max_new_tokens=1)  # warm up: the first forward of a process pays for what no other does
@@ -181,12 +181,12 @@ def compare(
             overwrite=overwrite and num_chunks == 1, progress=num_chunks == 1, **generation,
         )  # fmt: skip
         result = benchmark.score(Path(data), path, path.parent / "upload") if benchmark else None
-        rows.append(_row(one, benchmark, result, run, loaded.cost, prompts))
+        rows.append(row_of(one, benchmark, result, run, loaded.cost, prompts))
     write_atomically(output / "results.json", json.dumps([asdict(row) for row in rows], indent=1).encode())
     return rows
 
 
-def _prompts(loaded: Loaded, questions: Sequence[Question], image_folder: str | Path) -> Counter[tuple[int, int]]:
+def prompt_sizes(loaded: Loaded, questions: Sequence[Question], image_folder: str | Path) -> Counter[tuple[int, int]]:
     """How many questions have how many (visual, other) tokens; of their pictures only the sizes are read."""
     found: Counter[tuple[int, int]] = Counter()
     for question in questions:
@@ -196,7 +196,7 @@ def _prompts(loaded: Loaded, questions: Sequence[Question], image_folder: str | 
     return found
 
 
-def _row(
+def row_of(
     plan: Plan,
     benchmark: Benchmark | None,
     result: Result | None,

@@ -137,14 +137,14 @@ class Loaded:
         output = self.model.generate(  # type: ignore[operator]
             **inputs, **sampling, num_beams=num_beams, max_new_tokens=max_new_tokens, use_cache=True,
             pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id,
-            eos_token_id=self._ends() or None,
+            eos_token_id=self.ends() or None,
         )  # fmt: skip
         new = output[:, inputs["input_ids"].shape[1] :]
         stop = stop_string(self.template)
         answers = (text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True))
         return [answer.removesuffix(stop).strip() if stop.strip() else answer for answer in answers]
 
-    def _ends(self) -> list[int]:
+    def ends(self) -> list[int]:
         """Tokens that end an answer: the checkpoint's, and the template's stop string where that is one token."""
         ends: Any = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
         known: list[int] = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]

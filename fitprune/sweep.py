@@ -1,0 +1,304 @@
+"""`fitprune sweep`: methods × reduction ratios × benchmarks, at equal cost, in one table and one picture.
+
+The dense model answers each benchmark once, statistics are taken once, and every recipe comes from them (methods.py). The two
+controls are always among the methods. Every run has its answers file in the output folder, and a rerun of the command goes on
+wherever it was cut: answers are on disk before the next batch starts (answers.py), statistics are kept under a name that tells
+calibration sets apart, and times of finished runs in `times.json`. Of a run that was cut the time is that of the questions
+answered since.
+
+Accuracy is set against three costs of a question: FLOPs of the whole prefill as the recipe runs it, bytes of its key-value
+cache, and measured time of generation. What a method cannot save is left out, with a line that says why.
+
+Left out: several processes (`fitprune eval --num-chunks`), published recipes (they save less than they are named for).
+
+    fitprune sweep --ratios 0,30,60 --methods fitprune,fastv --benchmarks textvqa,gqa --limit 50 --output /tmp/sweep
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from . import options, sweep_plot
+from .calibrate import Calibration, observe_questions
+from .embedded import MODELS, embedded
+from .errors import FitPruneError
+from .evaluation.answer import AnswerRun, answer, encode_questions
+from .evaluation.benchmark import Benchmark
+from .evaluation.benchmarks import BENCHMARKS
+from .evaluation.benchmarks import find as find_benchmark
+from .evaluation.command import PLAYGROUND, default_data
+from .evaluation.compare import Plan, Row, prompt_sizes, row_of
+from .evaluation.questions import Question
+from .families import Loaded, load
+from .files import write_atomically
+from .methods import CONTROLS, METHODS, recipes
+from .methods import find as find_method
+from .stats import AttentionStats
+
+COLUMNS = (
+    *("benchmark", "method", "score", "ratio", "metric", "headline", "visual_reduction", "prefill_gflops"),
+    *("prefill_reduction", "kv_bytes", "milliseconds", "timed", "answers"),
+)
+
+
+@dataclass
+class Point:
+    """One run: its row of `fitprune eval`'s table, and what the sweep adds.
+
+    `kv_bytes` is the cache of a question after the prefill, `timed` how many questions the time is from.
+    """
+
+    method: str
+    score: str | None
+    ratio: float
+    kv_bytes: float
+    timed: int
+    row: Row
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The columns of the CSV file."""
+        every = {**asdict(self.row), **{name: value for name, value in vars(self).items() if name != "row"}}
+        return {name: every[name] for name in COLUMNS}
+
+
+def names(text: str) -> list[str]:
+    """argparse type of a list with commas."""
+    return [part for part in (part.strip() for part in text.split(",")) if part]
+
+
+def ratios(text: str) -> list[float]:
+    """argparse type of reduction ratios with commas, where `0,10,...,90` goes on in the same steps."""
+    parts = names(text.replace("…", "..."))
+    if "..." not in parts:
+        return [options.ratio(part) for part in parts]
+    at = parts.index("...")
+    if not 2 <= at == len(parts) - 2:
+        raise argparse.ArgumentTypeError(f"{text}: give two ratios, ... and the last one, such as 0,10,...,90")
+    known = [options.ratio(part) for part in (*parts[:at], parts[-1])]
+    step, last = known[-2] - known[-3], known.pop()
+    if step <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: ratios before ... must rise")
+    while known[-1] + step < last - 1e-9:
+        known.append(round(known[-1] + step, 9))
+    return [*known, last]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `fitprune sweep`."""
+    options.add_model(parser)
+    group = parser.add_argument_group("what is compared")
+    group.add_argument(
+        "--ratios", type=ratios, default="0,10,...,90", help="shares of visual compute to save; 0: dense"
+    )
+    group.add_argument(
+        "--methods",
+        type=names,
+        default="fitprune,fastv,pyramiddrop,vtw",
+        help=f"{', '.join(METHODS)}; the controls {' and '.join(CONTROLS)} always come along",
+    )
+    group.add_argument("--benchmarks", type=names, default="textvqa,gqa", help=", ".join(BENCHMARKS))
+    group.add_argument("--playground", default=None, help=f"folder of the benchmarks' folders, default {PLAYGROUND}")
+    group.add_argument("--limit", type=options.positive, default=None, help="only the first so many questions of each")
+    options.add_calibration(group := parser.add_argument_group("calibration"))
+    group.add_argument("--calibration-images", default=None, help="where the calibration file's images are")
+    options.add_generation(parser)
+    parser.set_defaults(batch_size=8, max_new_tokens=None)
+    parser.add_argument("--output", default="runs/sweep", help="folder for everything; a rerun continues there")
+    parser.add_argument("--overwrite", action="store_true", help="observe and answer anew instead of continuing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answers, scores, writes sweep.md, sweep.csv, sweep.json and sweep.png; returns the exit code."""
+    output = Path(args.output)
+    if output.exists() and not output.is_dir():
+        raise FitPruneError(f"--output {output} is a file: name a folder")
+    if not args.benchmarks:
+        raise FitPruneError(f"no benchmark to run: give --benchmarks some of {', '.join(BENCHMARKS)}")
+    benchmarks = {name: find_benchmark(name) for name in args.benchmarks}
+    folders = {name: default_data(args, benchmark) for name, benchmark in benchmarks.items()}
+    for name, benchmark in benchmarks.items():
+        benchmark.check(folders[name])
+    methods = list(dict.fromkeys([*args.methods, *CONTROLS]))
+    for method in methods:
+        find_method(method)
+    decoding = options.generation(args)
+    calibration = _calibration(args, next(iter(benchmarks.values())), next(iter(folders.values())))
+    loaded = load(args.model_path, **options.load_options(args))
+    pruned = [ratio for ratio in dict.fromkeys(args.ratios) if ratio]
+    suffix = f"-first{args.limit}" if args.limit else ""
+    plans, notes = [("dense", 0.0, Plan("dense", f"dense{suffix}", None, "fitprune"))], list[str]()
+    if pruned:
+        stats = statistics(loaded, calibration, output, args.overwrite)
+        for (method, ratio), made in recipes(stats, methods, pruned).items():
+            if isinstance(made, FitPruneError):
+                notes.append(str(made))
+            else:
+                name = f"{method}-r{100 * ratio:.6g}"
+                plans.append((method, ratio, Plan(name, f"{name}{suffix}", *made)))
+    points: list[Point] = []
+    about = {"model": loaded.name, "batch_size": args.batch_size, "limit": args.limit, **decoding}
+    about |= {"calibration": Path(calibration.question_file).name, "samples": calibration.samples}
+    for name, benchmark in benchmarks.items():
+        settings = {"batch_size": args.batch_size, "overwrite": args.overwrite, **decoding}
+        settings["max_new_tokens"] = args.max_new_tokens or benchmark.max_new_tokens
+        questions = benchmark.read(folders[name] / benchmark.questions)[: args.limit]
+        points += _benchmark(loaded, benchmark, folders[name], questions, plans, output, notes, settings)
+        write(output, points, notes, about)  # as far as it goes
+    print(markdown(points, notes, about))
+    _draw(points, output)
+    return 0
+
+
+def _calibration(args: argparse.Namespace, benchmark: Benchmark, data: Path) -> Calibration:
+    """Named, or embedded for an embedded model, else the first benchmark's own questions, whose answers are not looked at."""
+    batch = max(args.batch_size, 8)
+    if args.calibration_file:
+        images = args.calibration_images or data / benchmark.images
+        return Calibration(args.calibration_file, images, args.samples, batch)
+    if args.model_path in MODELS:
+        return Calibration(embedded().calibration, embedded().calibration_images, args.samples, batch)
+    return Calibration(data / benchmark.questions, data / benchmark.images, args.samples, batch, benchmark.read)
+
+
+def statistics(loaded: Loaded, calibration: Calibration, output: Path, anew: bool = False) -> AttentionStats:
+    """The statistics that are kept in `output` for this model and calibration set, else taken now and kept there.
+
+    Raises:
+        FitPruneError: as `observe_questions`.
+    """
+    asked = [(str(q.question_id), str(q.image), q.text) for q in calibration.questions()]
+    about = (loaded.name, loaded.template, str(Path(calibration.image_folder).absolute()), asked)
+    digest = hashlib.sha256(repr(about).encode()).hexdigest()[:12]
+    path = output / f"statistics-{digest}.safetensors"
+    if path.exists() and not anew:
+        try:
+            stats = AttentionStats.load(path)
+            if stats.cost == loaded.cost and stats.samples == len(asked):
+                print(f"statistics of {stats.samples} samples from an earlier run, {path}")
+                return stats
+        except FitPruneError:
+            pass  # torn: they are ours to take again
+    stats = observe_questions(loaded, calibration)
+    stats.save(path)
+    return stats
+
+
+def _benchmark(
+    loaded: Loaded,
+    benchmark: Benchmark,
+    data: Path,
+    questions: Sequence[Question],
+    plans: Sequence[tuple[str, float, Plan]],
+    output: Path,
+    notes: list[str],
+    settings: dict[str, Any],
+) -> list[Point]:
+    """Every plan on one benchmark, in order; what is answered already is only checked and scored.
+
+    Plans whose ratio is out of reach for a picture of another size are left out, with a note.
+    """
+    images, times = data / benchmark.images, output / "times.json"
+    illustrated = [q for q in questions if q.image]
+    prompts = prompt_sizes(loaded, illustrated, images)
+    warm = not illustrated  # text needs no warming up, nor does what is answered already
+    points = []
+    for method, ratio, plan in plans:
+        path = output / f"{benchmark.name}-{plan.stem}.jsonl"
+        try:
+            cache = _kv_bytes(plan, loaded, prompts)
+        except FitPruneError as error:
+            notes.append(f"{method} on {benchmark.name}: {error}")
+            continue
+        if not warm and (settings["overwrite"] or not path.exists() or path.read_bytes().count(b"\n") < len(questions)):
+            inputs = encode_questions(loaded, illustrated[: settings["batch_size"]], images)
+            loaded.generate(inputs, max_new_tokens=1)  # the first forward of a process pays for what no other does
+            warm = True
+        now = answer(loaded, questions, images, path, recipe=plan.recipe, score=plan.score, **settings)
+        answered, seconds = _timed(times, path.stem, now)
+        result = benchmark.score(data, path, output / "upload")
+        # averages over what was answered now would depend on where the run was cut: the recipe's are taken instead
+        of_all = AnswerRun(path, answered, len(questions) - answered, seconds)
+        row = row_of(plan, benchmark, result, of_all, loaded.cost, prompts)
+        points.append(Point(method, plan.score if plan.recipe else None, ratio, cache, answered, row))
+    return points
+
+
+def _timed(path: Path, stem: str, now: AnswerRun) -> tuple[int, float]:
+    """Questions answered and seconds that took: now, which is kept for later, else as kept."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        kept = {}
+    if now.answered:
+        kept[stem] = [now.answered, now.seconds]
+        write_atomically(path, json.dumps(kept, indent=1).encode())
+    answered, seconds = kept.get(stem, (0, 0.0))
+    return int(answered), float(seconds)
+
+
+def _kv_bytes(plan: Plan, loaded: Loaded, prompts: Counter[tuple[int, int]]) -> float:
+    """Bytes of the cache after the prefill, averaged over the questions with a picture."""
+    cost, total = loaded.cost, 0
+    size = next(loaded.model.parameters()).element_size()
+    for (visual, text), times in prompts.items():
+        gone = plan.recipe.deletions(visual, cost.layers) if plan.recipe else [0] * cost.layers
+        total += times * sum(cost.kv_bytes(gone, visual, text, size))
+    return total / max(prompts.total(), 1)
+
+
+def write(output: Path, points: Sequence[Point], notes: Sequence[str], about: dict[str, Any]) -> None:
+    """sweep.md, sweep.csv and sweep.json.
+
+    Raises:
+        FitPruneError: where they cannot be written.
+    """
+    write_atomically(output / "sweep.md", markdown(points, notes, about).encode())
+    lines = io.StringIO()
+    table = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    table.writerows(point.figures for point in points)
+    write_atomically(output / "sweep.csv", lines.getvalue().encode())
+    runs = [{**asdict(point.row), **point.figures} for point in points]
+    whole = {"about": about, "left_out": list(notes), "runs": runs}
+    write_atomically(output / "sweep.json", json.dumps(whole, indent=1).encode())
+
+
+def markdown(points: Sequence[Point], notes: Sequence[str], about: dict[str, Any]) -> str:
+    """A table per benchmark, a row per run."""
+    lines = ["# Sweep", "", ", ".join(f"{name} {value}" for name, value in about.items() if value is not None), ""]
+    for title in dict.fromkeys(point.row.benchmark for point in points):
+        here = [point for point in points if point.row.benchmark == title]
+        head = ["method", "ratio", str(here[0].row.metric), "against dense", "visual MACs saved", "prefill GFLOPs"]
+        head += ["KV MiB", "ms/question"]
+        lines += [f"## {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        dense = here[0].row.headline
+        for point in here:
+            row = point.row
+            value = "-" if row.headline is None else f"{row.headline:.2f}"
+            change = "-" if row.headline is None or dense is None else f"{row.headline - dense:+.2f}"
+            time = "-" if row.milliseconds is None else f"{row.milliseconds:.1f}"
+            cells = [point.method, f"{100 * point.ratio:.6g}%", value, change, f"{row.visual_reduction:.1%}"]
+            cells += [f"{row.prefill_gflops:.3f}", f"{point.kv_bytes / 2**20:.2f}", time]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    lines += [f"Left out: {note}." for note in notes]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _draw(points: Sequence[Point], output: Path) -> None:
+    if find_spec("matplotlib") is None:
+        print("no picture: pip install 'fitprune[draw]' and run the same command again to get sweep.png")
+        return
+    if sweep_plot.save(points, output / "sweep.png"):
+        print(f"figures and picture in {output}")

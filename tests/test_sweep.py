@@ -1,0 +1,204 @@
+"""`fitprune sweep` on the embedded model: what it writes, and that an interrupted one goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fitprune import observe
+from fitprune.cli import main
+from fitprune.errors import FitPruneError
+from fitprune.families import Loaded, load
+from fitprune.methods import CONTROLS
+from fitprune.recipe import Recipe
+from fitprune.sweep import ratios
+
+LIMIT, BATCH = 4, 2
+METHODS = ("fastv", "cross", *CONTROLS)
+RUNS = 2 * (1 + 2 * len(METHODS))  # two benchmarks: dense, and every method at two ratios
+SWEEP = ["sweep", "--ratios", "0,40,70", "--methods", "fastv,cross", "--benchmarks", "textvqa,gqa", "--samples", "3"]
+SWEEP += ["--limit", str(LIMIT), "--batch-size", str(BATCH), "--max-new-tokens", "4", "--output"]
+
+
+class Asked:
+    """Counts the questions that the model is asked, warming up left out, and interrupts before a certain one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.questions, self.observed, self.stop = 0, 0, 10**9
+        generate = Loaded.generate
+
+        def counted(loaded: Loaded, inputs: dict[str, Any], **options: Any) -> list[str]:
+            if options["max_new_tokens"] > 1:
+                if self.questions >= self.stop:
+                    raise KeyboardInterrupt
+                self.questions += len(inputs["input_ids"])
+            return generate(loaded, inputs, **options)
+
+        def observed(*args: Any, **options: Any) -> Any:
+            self.observed += 1
+            return observe(*args, **options)
+
+        monkeypatch.setattr(Loaded, "generate", counted)
+        monkeypatch.setattr("fitprune.calibrate.observe", observed)
+
+
+def answers(folder: Path) -> dict[str, list[Any]]:
+    """By file, everything but the answers' random ids."""
+    keys = ("question_id", "prompt", "text", "model_id", "metadata")
+    return {
+        path.name: [[line[key] for key in keys] for line in map(json.loads, path.read_text().splitlines())]
+        for path in sorted(folder.glob("*.jsonl"))
+    }
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    """The runs without what a stop-watch or the folder decides."""
+    runs = json.loads((folder / "sweep.json").read_text())["runs"]
+    return [{k: v for k, v in run.items() if k not in ("milliseconds", "timed", "answers", "written")} for run in runs]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    assert main([*SWEEP, str(folder)]) == 0
+    return folder
+
+
+def test_every_method_at_every_ratio_on_every_benchmark(whole: Path) -> None:
+    content = json.loads((whole / "sweep.json").read_text())
+    assert content["left_out"] == []
+    keys = [(run["benchmark"], run["method"], run["ratio"]) for run in content["runs"]]
+    assert keys == [
+        (benchmark, *one)
+        for benchmark in ("textvqa", "gqa")
+        for one in [("dense", 0.0), *((method, ratio) for ratio in (0.4, 0.7) for method in METHODS)]
+    ]
+    table = (whole / "sweep.md").read_text()
+    with (whole / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(content["runs"]) == len(answers(whole)) == RUNS
+    for run, row in zip(content["runs"], rows, strict=True):
+        assert all(row[name] == ("" if run[name] is None else str(run[name])) for name in row)
+        assert f"| {run['method']} | {100 * run['ratio']:.6g}% | {run['headline']:.2f} |" in table
+        assert run["timed"] == LIMIT
+        assert run["milliseconds"] > 0
+    assert (whole / "sweep.png").exists() == (find_spec("matplotlib") is not None)
+
+
+def test_costs_are_those_of_the_recipe(whole: Path) -> None:
+    runs = json.loads((whole / "sweep.json").read_text())["runs"][: RUNS // 2]
+    dense, methods = runs[0], {(run["method"], run["ratio"]): run for run in runs[1:]}
+    cost, tokens = load("embedded", device="cpu").cost, 144
+    for (method, ratio), run in methods.items():
+        assert ratio <= run["visual_reduction"] < ratio + 1 / tokens, method
+        assert run["alive"][-1] < dense["visual_tokens"] == tokens
+        saved = 1 - run["prefill_gflops"] / dense["prefill_gflops"]
+        assert 0 < saved == pytest.approx(run["prefill_reduction"])
+        gone = [a - b for a, b in zip([tokens, *run["alive"]], run["alive"], strict=False)]
+        per_token = 2 * cost.kv_heads * cost.head_dim * 4  # float32 on a CPU
+        entering = [tokens, *run["alive"][:-1]]
+        assert dense["kv_bytes"] - run["kv_bytes"] == pytest.approx(per_token * sum(tokens - n for n in entering))
+        if method == "fastv":
+            assert gone == Recipe.step(layer=1, keep=run["alive"][-1] / tokens).deletions(tokens, cost.layers)
+    assert methods["random", 0.4]["alive"] == methods["cross", 0.4]["alive"]  # our schedule
+    assert len(set(methods["uniform", 0.4]["alive"])) == cost.layers
+    assert [methods[name, 0.4]["score"] for name in METHODS] == ["last", "cross", "random", "fitprune"]
+
+
+@pytest.mark.parametrize("stop", [0, 6, RUNS * LIMIT - BATCH])
+def test_interrupted_and_resumed_is_as_uninterrupted(
+    stop: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(monkeypatch)
+    asked.stop = stop
+    assert main([*SWEEP, str(tmp_path)]) == 130
+    before = answers(tmp_path)
+    asked.stop = 10**9
+    assert main([*SWEEP, str(tmp_path)]) == 0
+    assert asked.questions == RUNS * LIMIT  # nothing twice
+    assert asked.observed == 1
+    after = answers(tmp_path)
+    assert after == answers(whole)
+    assert all(after[name][: len(lines)] == lines for name, lines in before.items())
+    assert figures(tmp_path) == figures(whole)
+    times = [run["milliseconds"] for run in json.loads((tmp_path / "sweep.json").read_text())["runs"]]
+    assert None not in times
+    assert main([*SWEEP, str(tmp_path)]) == 0  # finished: checked and scored only, the times are kept
+    assert asked.questions == RUNS * LIMIT
+    assert [run["milliseconds"] for run in json.loads((tmp_path / "sweep.json").read_text())["runs"]] == times
+
+
+def test_other_samples_are_observed_anew_and_their_answers_not_mixed(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in whole.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    other = [*SWEEP, str(tmp_path), "--samples", "2"]
+    kept = answers(tmp_path)
+    assert main(other) == 2  # the fitted recipe is another one
+    assert "another" in capsys.readouterr().err
+    assert answers(tmp_path) == kept
+    assert len(list(tmp_path.glob("statistics-*"))) == 2
+
+
+def test_what_cannot_be_saved_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--ratios", "95", "--methods", "fastv", "--benchmarks", "textvqa", "--limit", "1", "--samples", "2"]
+    assert main(["sweep", *flags, "--max-new-tokens", "2", "--output", str(tmp_path)]) == 0
+    assert "Left out: fastv: a reduction ratio of 0.95 cannot be reached" in capsys.readouterr().out
+    methods = [run["method"] for run in json.loads((tmp_path / "sweep.json").read_text())["runs"]]
+    assert methods == ["dense", *CONTROLS]
+
+
+def test_a_picture_of_another_size_that_cannot_save_as_much_stops_nothing(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deletions = Recipe.deletions
+
+    def out_of_reach(recipe: Recipe, visual_tokens: int, layers: int | None = None) -> list[int]:
+        if recipe.source == "fastv":
+            raise FitPruneError("ask for less")
+        return deletions(recipe, visual_tokens, layers)
+
+    for path in whole.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(Recipe, "deletions", out_of_reach)
+    assert main([*SWEEP, str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("Left out: fastv on gqa: ask for less.") == 2
+    assert figures(tmp_path) == [run for run in figures(whole) if run["method"] != "fastv"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--methods", "fitprune,nothing"], "unknown method 'nothing'"),
+        (["--benchmarks", "gqa,nothing"], "nothing"),
+        (["--benchmarks", ""], "no benchmark to run"),
+        (["--benchmarks", "vqav2"], "docs/evaluation.md"),  # no embedded counterpart
+        (["--output", __file__], "is a file"),
+    ],
+)
+def test_bad_input_is_one_line_before_the_model_is_loaded(
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fitprune.sweep.load", lambda *args, **options: pytest.fail("loaded"))
+    assert main(["sweep", *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_ratios_go_on_in_the_same_steps() -> None:
+    assert ratios("0,10,...,90") == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    assert ratios("0.2, 0.3, …, 0.5, ") == [0.2, 0.3, 0.4, 0.5]
+    assert ratios("50,60%") == [0.5, 0.6]
+    for wrong in ("...,90", "10,...,90", "10,20,...", "20,10,...,5", "10,20,...,40,50"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            ratios(wrong)
