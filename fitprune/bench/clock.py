@@ -2,7 +2,7 @@
 
 Kinds of work that are to be compared take turns within each round, in an order that is drawn anew for every round (the same
 in every run): a machine that slows down for a while falls on all alike, and so does what a kind leaves behind for the
-next one, which in a fixed order moved medians by up to a tenth.
+next one, which in a fixed order would be the same next one every time.
 A speed-up is the median over rounds of the quotient of two times of the same round, not the quotient of two medians.
 
     pytest tests/test_bench_clock.py
