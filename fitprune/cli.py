@@ -27,6 +27,7 @@ from .errors import FitPruneError
 from .evaluation import command as command_eval
 from .evaluation.answer import encode_questions
 from .families import load
+from .files import nearest_existing
 from .fit import fit_all
 from .ratio import parse_ratio
 from .recipe import Recipe, published_ratios
@@ -111,7 +112,7 @@ def _check_output(args: argparse.Namespace) -> None:
     folder = Path(args.output or ".")
     folder = folder.parent if folder.suffix == ".json" else folder
     for needed in (folder, *([Path(args.stats).parent] if args.stats else [])):
-        there = next(place for place in (needed, *needed.absolute().parents) if place.exists())
+        there = nearest_existing(needed)
         if not there.is_dir():
             raise FitPruneError(f"{there} is a file, not a folder: choose another place for the results")
         if not os.access(there, os.W_OK):
@@ -217,13 +218,11 @@ def add_fit_options(fit: argparse.ArgumentParser, model: str = MODEL_NAME) -> No
     """Options of `fitprune fit` and of `statistical_analysis.py`."""
     options.add_model(fit, model)
     options.add_data(fit)
-    fit.add_argument(
-        "--reduction_ratio",
-        "--reduction-ratio",
-        type=options.ratio,
+    options.add_ratio(
+        fit,
+        "share of the visual compute to save, 0.6 or 60; several are fitted from one pass",
         nargs="+",
         default=[0.6],
-        help="share of the visual compute to save, 0.6 or 60; several are fitted from one pass",
     )
     options.add_calibration(fit.add_argument_group("calibration"))
     add_merging(fit)

@@ -41,6 +41,11 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             os.unlink(temporary)
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path itself if it exists, else the folder above it that does: what decides whether it can be made."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def current_umask() -> int:
     """The process's file mode mask, which can only be read by setting it."""
     mask = os.umask(0)

@@ -94,16 +94,15 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--image-folder", default=str(data.images), help="where the questions' images are")
 
 
+def add_ratio(container: argparse._ActionsContainer, help: str, **flags: Any) -> None:
+    """The reduction ratio, in both spellings; flags are argparse's (default, nargs)."""
+    container.add_argument("--reduction_ratio", "--reduction-ratio", type=ratio, help=help, **flags)
+
+
 def add_recipe(parser: argparse.ArgumentParser, many: bool = False) -> None:
     group = parser.add_argument_group("recipe")
     flags: dict[str, Any] = {"nargs": "+", "default": [0.6]} if many else {"default": 0.0}
-    group.add_argument(
-        "--reduction_ratio",
-        "--reduction-ratio",
-        type=ratio,
-        help="share of the visual compute to save: 0.6 or 60; 0 prunes nothing",
-        **flags,
-    )
+    add_ratio(group, "share of the visual compute to save: 0.6 or 60; 0 prunes nothing", **flags)
     group.add_argument("--recipe", default=None, help="a recipe file to use instead (fitprune fit makes them)")
     group.add_argument("--score", default="fitprune", choices=list(SCORES), help="how tokens are ranked")
     add_calibration(group)

@@ -31,9 +31,11 @@ class PruneFrame(Frame):
         recipe, layers = session.recipe, session.layers
         per_image = [[recipe.deletions(end - start, layers) for start, end in row] for row in self.spans]
         self.counts = [[[image[layer] for image in row] for row in per_image] for layer in range(layers)]
-        self.quotas = torch.tensor(
-            [padded_counts(rows) for rows in self.counts], device=self.status.device
-        )  # [L, B, I]
+        alike = all(
+            rows.count(rows[0]) == len(rows) for rows in self.counts
+        )  # then a layer's counts are one number each
+        counts = [padded_counts(rows) for rows in self.counts]
+        self.quotas = None if alike else torch.tensor(counts, device=self.status.device)  # [L, B, I]
         self.steps: Steps = []
         self._plan((self.host_group != 0).sum(1).tolist())
 
@@ -56,7 +58,7 @@ class PruneFrame(Frame):
     def choose(self, seen: Attended) -> Tensor:
         layer = self.layer
         seen.seed = self.session.seed
-        quotas = self.quotas[layer].to(self.status.device)  # a model may live on several devices
+        quotas = None if self.quotas is None else self.quotas[layer].to(self.status.device)  # which may be another one
         marked = lowest(self.session.score(seen).float(), self.token_group, self.counts[layer], quotas)
         self.status = self.status.masked_fill(marked, DELETED)
         self.token_group = self.token_group.masked_fill(marked, 0)

@@ -28,7 +28,7 @@ from .errors import FitPruneError
 from .evaluation.answer import DEFAULTS
 from .evaluation.questions import read_questions
 from .families import Loaded, load
-from .files import write_atomically
+from .files import nearest_existing, write_atomically
 from .fit import fit_all
 from .follow import Drift, follow
 from .recipe import Recipe
@@ -228,7 +228,7 @@ def advice(advised: Row | None, at_most: float) -> str:
 
 def _writable(path: Path) -> bool:
     """Whether a file can be made there: found out before the model runs."""
-    nearest = next(place for place in path.absolute().parents if place.exists())
+    nearest = nearest_existing(path.absolute().parent)
     return nearest.is_dir() and os.access(nearest, os.W_OK)
 
 

@@ -4,6 +4,17 @@ import json
 
 from fitprune.embedded import embedded
 
+QUICK = [
+    "--reduction_ratio",
+    "60",
+    "--samples",
+    "4",
+    "--max_new_tokens",
+    "4",
+    "--device",
+    "cpu",
+]  # of answering scripts
+
 
 def lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

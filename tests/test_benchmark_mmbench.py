@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scored import QUICK
 
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
@@ -276,18 +277,7 @@ def test_the_embedded_table_holds_every_question_in_every_rotation(name: str, tm
 
 def test_the_answering_script(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
-    flags = [
-        "--num-chunks",
-        "6",
-        "--reduction_ratio",
-        "60",
-        "--samples",
-        "4",
-        "--max_new_tokens",
-        "4",
-        "--device",
-        "cpu",
-    ]
+    flags = ["--num-chunks", "6", *QUICK]
     assert (
         for_mmbench([*flags, "--lang", "cn", "--single-pred-prompt", "--all-rounds", "--answers-file", str(file)]) == 0
     )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scored import QUICK
 
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
@@ -309,18 +310,7 @@ def test_the_embedded_questions_can_be_answered_all_right(tmp_path: Path) -> Non
 
 def test_the_answering_script_asks_with_and_without_pictures(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
-    flags = [
-        "--num-chunks",
-        "5",
-        "--reduction_ratio",
-        "60",
-        "--samples",
-        "4",
-        "--max_new_tokens",
-        "4",
-        "--device",
-        "cpu",
-    ]
+    flags = ["--num-chunks", "5", *QUICK]
     assert science([*flags, "--single-pred-prompt", "--answers-file", str(file)]) == 0
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert list(lines[0]) == ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]

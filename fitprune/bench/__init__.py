@@ -37,13 +37,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shape", default="small", choices=list(SHAPES), help="decoder, prompt and vision tower; weights are random"
     )
-    parser.add_argument(
-        "--reduction_ratio",
-        "--reduction-ratio",
-        type=options.ratio,
-        nargs="+",
-        default=[0.6],
-        help="share of the visual compute to save; several are measured in one run",
+    options.add_ratio(
+        parser, "share of the visual compute to save; several are measured in one run", nargs="+", default=[0.6]
     )
     parser.add_argument(
         "--recipe",
