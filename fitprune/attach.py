@@ -31,6 +31,7 @@ from . import cache as kv
 from .attention import LISTENER, check_implementation, listening, registry
 from .errors import FitPruneError, UnsupportedError
 from .frame import Frame
+from .heads import heads_of
 from .layer import LayerForward
 from .locate import ByMask, ByTokenId, Spans, without_padding
 
@@ -116,6 +117,7 @@ class Attachment:
         self.layers: list[nn.Module] = list(self.decoder.layers)  # type: ignore[arg-type]
         self.cut_inside = cut_inside
         self.config = cast(Any, self.decoder.config)
+        self.shares_heads = False  # whether other processes hold some of the heads
         if attachment_of(model) is not None:
             raise FitPruneError(
                 "this model already has a recipe attached: leave that `with` block, or call detach(model), first"
@@ -194,7 +196,9 @@ class Attachment:
         if attention is None:
             return  # nothing to listen to; a recipe that deletes in this layer finds that out there
         functions, config, name = registry(attention), attention.config, f"fitprune_{next(_numbers)}"
-        functions[name] = listening(config)
+        heads = heads_of(attention)
+        functions[name] = listening(config, heads)
+        self.shares_heads = self.shares_heads or heads is not None
         undo.callback(lambda: functions.__delitem__(name))
         own = copy.copy(config)
         own._attn_implementation_internal = name

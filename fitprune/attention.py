@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import UnsupportedError
+from .heads import Heads, check_complete
 from .kernels import attend
 
 LISTENER = "fitprune"  # the keyword under which a forward's state travels, from the decoder down to its attention
@@ -72,8 +73,8 @@ def _check_formula(module: nn.Module, kwargs: dict[str, Any]) -> None:
             )
 
 
-def listening(config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """An attention function that runs the implementation `config` names at the time of the call."""
+def listening(config: Any, heads: Heads | None = None) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """An attention function that runs the implementation `config` names at the time of the call; heads as `heads_of`."""
 
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
@@ -81,6 +82,7 @@ def listening(config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
         listener = kwargs.pop(LISTENER, None)
         if listener is not None:
             _check_formula(module, kwargs)
+            check_complete(heads, query.shape[1], config)
         name = config._attn_implementation or "eager"
         known = _globals(module)
         inner = known["eager_attention_forward"] if name == "eager" else registry(module)[name]
@@ -95,7 +97,7 @@ def listening(config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
             output = result.transpose(1, 2).contiguous(), None
         else:
             output = inner(_WithConfig(module, config), query, key, value, attention_mask, **kwargs)
-        listener.heard(query, key, scaling, attention_mask, logsumexp)
+        listener.heard(query, key, scaling, attention_mask, logsumexp, heads)
         return output
 
     return attention

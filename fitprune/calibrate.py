@@ -9,9 +9,12 @@ else a published recipe, else one fitted earlier for this run, else one fitted n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from .embedded import embedded
 from .errors import FitPruneError
@@ -20,6 +23,7 @@ from .evaluation.questions import Question, read_questions
 from .families import Loaded
 from .fit import fit
 from .observe import observe
+from .ranks import ALONE, Ranks
 from .recipe import Recipe
 from .stats import AttentionStats
 
@@ -51,14 +55,19 @@ class Calibration:
         return [illustrated[index * len(illustrated) // count] for index in range(count)]
 
 
-def observe_questions(loaded: Loaded, calibration: Calibration | None = None, progress: bool = True) -> AttentionStats:
-    """Statistics of a loaded checkpoint on calibration questions, default the embedded ones; errors as `observe`."""
+def observe_questions(
+    loaded: Loaded, calibration: Calibration | None = None, progress: bool = True, ranks: Ranks = ALONE
+) -> AttentionStats:
+    """Statistics of a loaded checkpoint on calibration questions, default the embedded ones; `ranks` and errors as `observe`."""
     calibration = calibration or Calibration(embedded().calibration, embedded().calibration_images)
     questions = calibration.questions()
     size = calibration.batch_size
     batches = [questions[at : at + size] for at in range(0, len(questions), size)]
-    inputs = (encode_questions(loaded, batch, calibration.image_folder, "right") for batch in batches)
-    return observe(loaded.model, inputs, name=loaded.name, total=len(batches), progress=progress)
+
+    def prepare(batch: Sequence[Question]) -> dict[str, Tensor]:
+        return encode_questions(loaded, batch, calibration.image_folder, "right")
+
+    return observe(loaded.model, batches, name=loaded.name, progress=progress, prepare=prepare, ranks=ranks)
 
 
 def choose(
@@ -70,6 +79,7 @@ def choose(
     keep_at: str | Path | None = None,
     refit: bool = False,
     progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> tuple[Recipe | None, str]:
     """The recipe for a run, and a line that says where it came from.
 
@@ -78,15 +88,42 @@ def choose(
         recipe_file: A recipe to use whatever the ratio.
         keep_at: Where a recipe fitted here is kept, and looked for: one of the same model, ratio and number of samples.
         refit: Fit anew although one is kept.
+        ranks: The processes of the run: the first one reads, fits and keeps, all observe and get the same recipe.
     Raises:
         FitPruneError: unreadable recipe, recipe for another model, nothing to fit on.
     """
+    if ratio == 0 and recipe_file is None:
+        return None, "no pruning (reduction ratio 0)"
+
+    def fitted(stats: AttentionStats) -> tuple[Recipe, str]:
+        recipe = fit(stats, reduction_ratio=ratio)
+        where = ""
+        if keep_at is not None:
+            recipe.save(keep_at)
+            where = f", saved as {keep_at}"
+        return recipe, f"recipe fitted now on {recipe.samples} samples of {calibration.question_file}{where}"
+
+    found = ranks.first(lambda: _known(loaded, ratio, calibration, recipe_file, keep_at, refit), _packed, _unpacked)
+    if found is None:
+        stats = observe_questions(loaded, calibration, progress, ranks)
+        found = ranks.first(lambda: fitted(stats), _packed, _unpacked)
+        assert found is not None
+    return found
+
+
+def _known(
+    loaded: Loaded,
+    ratio: float,
+    calibration: Calibration,
+    recipe_file: str | Path | None,
+    keep_at: str | Path | None,
+    refit: bool,
+) -> tuple[Recipe, str] | None:
+    """A recipe that need not be fitted: named, published or kept; arguments and errors as `choose`."""
     if recipe_file is not None:
         recipe = Recipe.load(recipe_file)
         recipe.check_model(loaded.cost)
         return recipe, f"recipe from {recipe_file}"
-    if ratio == 0:
-        return None, "no pruning (reduction ratio 0)"
     try:
         recipe = Recipe.published(loaded.name, ratio)
         recipe.check_model(loaded.cost)
@@ -102,12 +139,16 @@ def choose(
                 return recipe, f"recipe fitted earlier on {recipe.samples} samples, {keep_at}"
         except FitPruneError:
             pass  # torn, or another model's: it is ours to make again
-    recipe = fit(observe_questions(loaded, calibration, progress), reduction_ratio=ratio)
-    where = ""
-    if keep_at is not None:
-        recipe.save(keep_at)
-        where = f", saved as {keep_at}"
-    return recipe, f"recipe fitted now on {recipe.samples} samples of {calibration.question_file}{where}"
+    return None
+
+
+def _packed(found: tuple[Recipe, str] | None) -> bytes:
+    return b"" if found is None else json.dumps(found[1]).encode() + b"\n" + found[0].to_bytes()
+
+
+def _unpacked(data: bytes) -> tuple[Recipe, str] | None:
+    source, _, recipe = data.partition(b"\n")
+    return (Recipe.from_bytes(recipe), json.loads(source)) if data else None
 
 
 def file_name(model: str, ratio: float | None = None, *more: str) -> str:

@@ -29,12 +29,14 @@ from .evaluation.answer import encode_questions
 from .families import load
 from .files import nearest_existing
 from .fit import fit_all
+from .ranks import Ranks
 from .ratio import parse_ratio
 from .recipe import Recipe, published_ratios
 from .replay import replay
 from .stats import AttentionStats
 from .version import __version__
 
+TOGETHER = ("fit", "eval", "sweep", "report")  # what the processes of torchrun or accelerate launch share
 EXAMPLES = {
     "fit": """examples:
   fitprune fit                                             the embedded model, ratio 0.6
@@ -78,18 +80,26 @@ EXAMPLES = {
 
 
 def _fit(args: argparse.Namespace) -> int:
-    _check_output(args)
+    ranks: Ranks = args.ranks
+    ranks.first(lambda: _check_output(args))
     if args.replay:
+        options.alone("--replay")
         return _replay(args)
     if args.from_stats:
+        options.alone("--from-stats, which needs no model,")
         stats = AttentionStats.load(args.from_stats)
     else:
-        stats = observe_questions(load(args.model_path, **options.load_options(args)), options.calibration(args))
-        if args.stats:
+        loaded = load(args.model_path, **options.load_options(args))
+        stats = observe_questions(loaded, options.calibration(args), ranks=ranks)
+
+    def keep() -> None:
+        if args.stats and not args.from_stats:
             stats.save(args.stats)
             print(f"statistics of {stats.samples} samples saved as {args.stats}")
-    for ratio, recipe in fit_all(stats, None, args.reduction_ratio).items():
-        _keep(recipe, args, file_name(stats.model or "model", ratio))
+        for ratio, recipe in fit_all(stats, None, args.reduction_ratio).items():
+            _keep(recipe, args, file_name(stats.model or "model", ratio))
+
+    ranks.first(keep)
     return 0
 
 
@@ -256,7 +266,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "convert": _convert,
         "bench": bench.run,
     }
-    return options.guarded(lambda args: commands[args.command](args), parser(), argv)
+
+    def run(args: argparse.Namespace) -> int:
+        if args.command not in TOGETHER:
+            options.alone(f"fitprune {args.command}")
+        return commands[args.command](args)
+
+    return options.guarded(run, parser(), argv, together=True)
 
 
 def statistical_analysis(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
@@ -271,7 +287,7 @@ def statistical_analysis(argv: Sequence[str] | None = None, model: str = MODEL_N
         "--num-chunks", type=options.positive, default=1, help="kept for compatibility; fitting uses all of --samples"
     )
     made.add_argument("--chunk-idx", type=int, default=0, help="kept for compatibility")
-    return options.guarded(_fit, made, argv)
+    return options.guarded(_fit, made, argv, together=True)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from .evaluation.questions import Question
 from .families import Loaded
 from .observe import Observation, per_image
 from .prune import prune
+from .ranks import ALONE, Ranks
 from .recipe import Recipe
 
 
@@ -66,25 +67,35 @@ def follow(
     max_new_tokens: int = 128,
     batch_size: int = 1,
     progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> list[list[Drift]]:
     """How each recipe answers each question, measured against the dense model.
 
     Args:
         questions: Each has a picture.
         recipes: None runs the dense model again.
+        ranks: The processes that share the batches; each gets all.
     Returns:
         [recipe][question].
     Raises:
         FitPruneError: unreadable picture, recipe for another model.
     """
     found: list[list[Drift]] = [[] for _ in recipes]
-    with tqdm(total=len(questions), desc="following", unit="q", disable=not progress) as bar:
-        for at in range(0, len(questions), batch_size):
-            batch = questions[at : at + batch_size]
-            inputs = encode_questions(loaded, batch, image_folder)
-            dense = _dense(loaded, inputs, max_new_tokens)
-            for recipe, drifts in zip(recipes, found, strict=True):
-                drifts += _against(loaded, batch, inputs, dense, recipe, score, max_new_tokens)
+    batches = [questions[at : at + batch_size] for at in range(0, len(questions), batch_size)]
+
+    def prepare(batch: Sequence[Question]) -> tuple[Sequence[Question], dict[str, Tensor]]:
+        return batch, encode_questions(loaded, batch, image_folder)
+
+    def work(prepared: tuple[Sequence[Question], dict[str, Tensor]]) -> list[list[dict[str, Any]]]:
+        batch, inputs = prepared
+        dense = _dense(loaded, inputs, max_new_tokens)
+        drifts = [_against(loaded, batch, inputs, dense, recipe, score, max_new_tokens) for recipe in recipes]
+        return [[{**vars(drift), "question": None} for drift in of_recipe] for of_recipe in drifts]
+
+    with tqdm(total=len(questions), desc="following", unit="q", disable=not (progress and ranks.leads)) as bar:
+        for batch, results in zip(batches, ranks.in_order(batches, prepare, work), strict=True):
+            for drifts, of_recipe in zip(found, results, strict=True):
+                drifts += [Drift(**{**one, "question": q}) for q, one in zip(batch, of_recipe, strict=True)]
             bar.update(len(batch))
     return found
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import cache as kv
+from .heads import Heads
 from .kernels import TEXT
 from .locate import Spans, groups
 from .scores import Attended
@@ -104,14 +105,20 @@ class Frame:
             kwargs["position_ids"] = self._alive(kwargs["position_ids"], dim=-1)
 
     def heard(
-        self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, logsumexp: Tensor | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        scaling: float,
+        mask: Tensor | None,
+        logsumexp: Tensor | None = None,
+        heads: Heads | None = None,
     ) -> None:
         """Called by the attention function of a layer that `listens`."""
         self.heard_at = self.layer
         self._entered = None if self.columns is None else self._keys()  # this layer's cache keeps what it deletes
         seen = Attended(
             query, key, scaling, mask, self.token_group, self.images, self._visual_range(), self.layer,
-            logsumexp=logsumexp,
+            logsumexp=logsumexp, heads=heads,
         )  # fmt: skip
         with torch.no_grad():
             self.keep = self.choose(seen)

@@ -62,7 +62,8 @@ class LayerForward:
         self._attending = threading.local()  # .frame: whose attention runs on this thread
         projection = getattr(getattr(layer, "self_attn", None), "o_proj", None)
         if self.inside and isinstance(projection, nn.Module):
-            undo.callback(projection.register_forward_pre_hook(self._before_projection).remove)
+            # before other hooks: those of transformers' tensor parallelism may wrap the input
+            undo.callback(projection.register_forward_pre_hook(self._before_projection, prepend=True).remove)
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         frame: Frame | None = kwargs.pop(LISTENER, None)

@@ -14,10 +14,11 @@ one pass recipes for any list of ratios can be fitted (fit.py). The output layer
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -28,6 +29,7 @@ from .errors import FitPruneError
 from .frame import Frame
 from .kernels import TEXT
 from .locate import ByTokenId, find_spans
+from .ranks import ALONE, Ranks
 from .scores import Attended
 from .stats import AttentionStats
 
@@ -83,11 +85,13 @@ def per_image(frame: ObserveFrame) -> list[tuple[Tensor, Tensor, int, int]]:
 
 def observe(
     model: nn.Module,
-    samples: Iterable[Mapping[str, Any]],
+    samples: Iterable[Any],
     *,
     name: str | None = None,
     total: int | None = None,
     progress: bool = True,
+    prepare: Callable[[Any], Mapping[str, Any]] | None = None,
+    ranks: Ranks = ALONE,
 ) -> AttentionStats:
     """Runs the model densely on samples and keeps the attention that each visual token received in each layer.
 
@@ -99,6 +103,8 @@ def observe(
         name: Model name to write into statistics and recipes, default the config's.
         total: Number of items, for the progress bar, if `samples` has no length.
         progress: Whether to show the bar (on stderr).
+        prepare: Makes an item of `samples` into model inputs, just before it is run; None where they are that already.
+        ranks: The processes that share the items, which then have to be a sequence; each gets the whole statistics.
     Returns:
         One entry per image: several images in a prompt count as several samples.
     Raises:
@@ -107,19 +113,27 @@ def observe(
     decoder = find_decoder(model)
     if isinstance(samples, Mapping):
         raise FitPruneError("samples must be a list of model inputs, one mapping each: put this one in a list")
-    session, seen, digest = Observation(), [], hashlib.sha256()
+    session, digest = Observation(), hashlib.sha256()
+    seen: list[tuple[Tensor, Tensor, int, int]] = []
+
+    def run(sample: Mapping[str, Any]) -> Observed:
+        run_sample(model, sample)
+        assert session.frame is not None
+        found = per_image(session.frame)
+        session.frame = None
+        return found, _digest(sample)
+
     attachment = attach_session(model, session)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             count = total if total is not None else len(samples) if isinstance(samples, Sized) else None
-            for sample in tqdm(samples, desc="observing", unit="batch", total=count, disable=not progress):
-                _digest(digest, sample)
-                run_sample(model, sample)
-                assert session.frame is not None
-                seen += per_image(session.frame)
-                session.frame = None
+            results = _in_order(samples, prepare or (lambda sample: sample), run, ranks)
+            shown = progress and ranks.leads
+            for found, of_sample in tqdm(results, desc="observing", unit="batch", total=count, disable=not shown):
+                seen += found
+                digest.update(of_sample)
     finally:
         attachment.detach()
         model.train(was_training)
@@ -163,11 +177,43 @@ def run_sample(model: nn.Module, sample: Mapping[str, Any]) -> None:
     base(**inputs, **{LISTENER: Arriving(spans)}, use_cache=False)
 
 
-def _digest(digest: Any, inputs: Mapping[str, Any]) -> None:
-    """Adds a sample to the fingerprint of the calibration set."""
+Observed = tuple[list[tuple[Tensor, Tensor, int, int]], bytes]  # per image as `per_image`; a digest of the inputs
+
+
+def _in_order(
+    samples: Iterable[Any], prepare: Callable[[Any], Any], run: Callable[[Any], Observed], ranks: Ranks
+) -> Iterator[Observed]:
+    """What every sample shows, in order, whoever ran it."""
+    if ranks.size == 1:
+        return (run(prepare(sample)) for sample in samples)
+    items: Sequence[Any] = samples if isinstance(samples, Sequence) else list(samples)
+    return ranks.in_order(items, prepare, run, _packed, _unpacked)
+
+
+def _packed(observed: Observed) -> bytes:
+    images, digest = observed
+    tensors = {
+        f"{part} {at}": tensor.contiguous() for at, image in enumerate(images) for part, tensor in enumerate(image[:2])
+    }
+    counts = torch.tensor([image[2:] for image in images])  # [image, 2]
+    return save({**tensors, "counts": counts, "digest": torch.frombuffer(bytearray(digest), dtype=torch.uint8)})
+
+
+def _unpacked(data: bytes) -> Observed:
+    found = load(data)
+    images = [
+        (found[f"0 {at}"], found[f"1 {at}"], int(n), int(others)) for at, (n, others) in enumerate(found["counts"])
+    ]
+    return images, found["digest"].numpy().tobytes()
+
+
+def _digest(inputs: Mapping[str, Any]) -> bytes:
+    """A sample's part in the fingerprint of the calibration set."""
+    digest = hashlib.sha256()
     for key in sorted(inputs):
         value = inputs[key]
         if isinstance(value, Tensor):
             value = value.detach().cpu().contiguous()
             digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
             digest.update(value.view(torch.uint8).numpy().tobytes() if value.ndim else str(value.item()).encode())
+    return digest.digest()

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from .calibrate import SAMPLES, Calibration
 from .embedded import MODEL_NAME, embedded
 from .errors import FitPruneError
 from .families.conversation import names
+from .ranks import ALONE, joined, own_device, own_rank, says, started
 from .ratio import parse_ratio
 from .scores import SCORES
 
@@ -68,6 +71,11 @@ def add_model(parser: argparse.ArgumentParser, model: str = MODEL_NAME) -> None:
     )
     group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, …; default the first GPU, else the CPU")
     group.add_argument("--device-map", default=None, help="transformers' device_map, such as auto, for several GPUs")
+    group.add_argument(
+        "--tensor-parallel",
+        action="store_true",
+        help="share one model between the processes of torchrun, instead of the questions",
+    )
     group.add_argument(
         "--dtype",
         default=None,
@@ -134,7 +142,8 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
         "model_base": args.model_base,
         "vision_tower": args.vision_tower,
         "template": args.conv_mode,
-        "device": args.device,
+        "device": args.device or own_device(),
+        "tensor_parallel": args.tensor_parallel or None,
         "device_map": args.device_map,
         "dtype": args.dtype,
         "attn": args.attn,
@@ -164,23 +173,54 @@ def calibration(args: argparse.Namespace) -> Calibration:
 
 
 def guarded(
-    run: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+    run: Callable[[argparse.Namespace], int],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    *,
+    together: bool = False,
 ) -> int:
-    """Runs a command: bad input is one line on stderr and exit code 2, an interruption 130; anything else is a bug."""
+    """Runs a command: bad input is one line on stderr and exit code 2, an interruption 130; anything else is a bug.
+
+    Args:
+        together: Whether the command can be shared by the processes of a launcher. It finds them in `args.ranks`; only the
+            first of them prints.
+    """
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a bar or an accent shows a question mark
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    args = parser.parse_args(argv)
-    try:
-        return run(args)
-    except FitPruneError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            f"\n{parser.prog}: interrupted; what was written stays, run the same command again to continue",
-            file=sys.stderr,
-        )
-        return 130
-    except BrokenPipeError:
-        return 141
+    with ExitStack() as stack:
+        if together and own_rank():
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(nowhere))
+            with redirect_stderr(nowhere):
+                args = parser.parse_args(argv)
+        else:
+            args = parser.parse_args(argv)
+        args.ranks = ALONE
+        try:
+            if together:
+                args.ranks = stack.enter_context(joined(getattr(args, "tensor_parallel", False)))
+            return run(args)
+        except FitPruneError as error:
+            if not together or says(error):
+                print(f"{parser.prog}: error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            if not together or not own_rank():
+                print(
+                    f"\n{parser.prog}: interrupted; what was written stays, run the same command again to continue",
+                    file=sys.stderr,
+                )
+            return 130
+        except BrokenPipeError:
+            return 141
+
+
+def alone(command: str) -> None:
+    """Refuses a launcher's processes for a command that does not share its work.
+
+    Raises:
+        FitPruneError: if there are several.
+    """
+    if started() > 1:
+        raise FitPruneError(f"{command} runs in one process: start it without torchrun or accelerate launch")

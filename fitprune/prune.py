@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .attach import Attachment, attachment_of, find_decoder
 from .cost import CostModel
-from .errors import FitPruneError
+from .errors import FitPruneError, UnsupportedError
 from .graphs import Graphs
 from .prune_frame import Pruning
 from .recipe import Recipe
@@ -67,6 +67,10 @@ def attach(
     attached = PrunedModel(model, Pruning(recipe, layers, find_score(score), seed), visual_mask, cut_inside)
     if graphs:
         try:
+            if attached.shares_heads:
+                raise UnsupportedError(
+                    "recorded prefills do not go with tensor parallelism: leave out graphs=, or load the model whole"
+                )
             attached.wrap_decoder(graphs if isinstance(graphs, Graphs) else Graphs(graphs))
         except FitPruneError:
             attached.detach()

@@ -59,7 +59,9 @@ class PruneFrame(Frame):
         layer = self.layer
         seen.seed = self.session.seed
         quotas = None if self.quotas is None else self.quotas[layer].to(self.status.device)  # which may be another one
-        marked = lowest(self.session.score(seen).float(), self.token_group, self.counts[layer], quotas)
+        score = self.session.score(seen).float()
+        score = score if seen.heads is None else seen.heads.agree(score.contiguous())
+        marked = lowest(score, self.token_group, self.counts[layer], quotas)
         self.status = self.status.masked_fill(marked, DELETED)
         self.token_group = self.token_group.masked_fill(marked, 0)
         self.fillers = self.ragged[layer]

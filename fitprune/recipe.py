@@ -248,9 +248,13 @@ class Recipe:
         Raises:
             FitPruneError: when the file cannot be written.
         """
+        write_atomically(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
         data = {"schema": SCHEMA, **dataclasses.asdict(self)}
         lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in data.items())
-        write_atomically(path, f"{{\n{lines}\n}}\n".encode())
+        return f"{{\n{lines}\n}}\n".encode()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recipe:
@@ -260,9 +264,15 @@ class Recipe:
             FitPruneError: naming the file, when it is missing, torn, of another schema, or not a valid recipe.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls.from_bytes(Path(path).read_bytes(), path)
         except OSError as error:
             raise FitPruneError(f"cannot read recipe {path}: {error.strerror or error}") from None
+
+    @classmethod
+    def from_bytes(cls, content: bytes, path: str | os.PathLike[str] = "this") -> Recipe:
+        """What `to_bytes` made; path is named in errors, which are those of `load`."""
+        try:
+            data = json.loads(content.decode("utf-8"))
         except ValueError as error:
             raise FitPruneError(f"{path} is not a recipe, or a torn one ({error}): fit it again") from None
         if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:

@@ -31,6 +31,7 @@ from .families import Loaded, load
 from .files import nearest_existing, write_atomically
 from .fit import fit_all
 from .follow import Drift, follow
+from .ranks import ALONE, Ranks
 from .recipe import Recipe
 
 
@@ -88,17 +89,17 @@ def run(args: argparse.Namespace) -> int:
             f"{args.question_file} has no question with a picture, so there is nothing to prune: give others"
         )
     loaded = load(args.model_path, **options.load_options(args))
-    recipes = choose_all(loaded, args.reduction_ratio, options.calibration(args), args.recipe)
+    recipes = choose_all(loaded, args.reduction_ratio, options.calibration(args), args.recipe, args.ranks)
     drifts = follow(
         loaded, questions, args.image_folder, [recipe for _, recipe, _ in recipes], score=args.score,
-        max_new_tokens=args.max_new_tokens, batch_size=args.batch_size,
+        max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, ranks=args.ranks,
     )  # fmt: skip
     rows = [
         summarise(name, recipe, source, found, loaded.cost)
         for (name, recipe, source), found in zip(recipes, drifts, strict=True)
     ]
     advised = advise(rows, args.at_most)
-    if args.json:
+    if args.json and args.ranks.leads:
         figures = {
             "model": loaded.name, "question_file": str(args.question_file), "questions": len(questions),
             "without_picture": len(given) - len(questions), "score": args.score, "max_new_tokens": args.max_new_tokens,
@@ -121,7 +122,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def choose_all(
-    loaded: Loaded, ratios: Sequence[float], calibration: Calibration, recipe_file: str | None = None
+    loaded: Loaded,
+    ratios: Sequence[float],
+    calibration: Calibration,
+    recipe_file: str | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[tuple[str, Recipe | None, str]]:
     """A name, the recipe (None for ratio 0) and where it came from, for every ratio; fitted ones share one pass.
 
@@ -143,7 +148,7 @@ def choose_all(
             pass  # nothing published for this model and ratio: fitted below
     missing = [ratio for ratio in ratios if ratio not in found]
     if missing:
-        for ratio, fitted in fit_all(observe_questions(loaded, calibration), None, missing).items():
+        for ratio, fitted in fit_all(observe_questions(loaded, calibration, ranks=ranks), None, missing).items():
             found[ratio] = fitted, f"recipe fitted now on {fitted.samples} samples of {calibration.question_file}"
     return [(f"{100 * ratio:.6g}%", *found[ratio]) for ratio in sorted(set(ratios))]
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .errors import FitPruneError
+from .heads import Heads
 from .kernels import TEXT, received_attention
 from .kernels.reference import additive
 from .select import take
@@ -31,7 +32,8 @@ class Attended:
     query [B, H, n, D] and key [B, G, K, D] carry rotary embeddings; token_group [B, n] is `TEXT`, 0 (padding) or the
     number of the image that a token belongs to; `images` the largest such number; `visual` a range that holds all
     visual tokens; `seed` what a random score draws from; `logsumexp` [B, H, n] of the scaled scores, where the attention
-    call gave it.
+    call gave it. Under tensor parallelism H and G are the heads of this process, and `heads` knows the others:
+    `received` and `from_last` are those of all heads in any case.
     """
 
     query: Tensor
@@ -44,6 +46,7 @@ class Attended:
     layer: int
     seed: int = 0
     logsumexp: Tensor | None = None
+    heads: Heads | None = None
 
     @cached_property
     def received(self) -> tuple[Tensor, Tensor]:
@@ -61,6 +64,7 @@ class Attended:
             rows=(self.visual[0], self.query.shape[2]),
             columns=(past + self.visual[0], past + self.visual[1]),
             logsumexp=self.logsumexp,
+            heads=self.heads,
         )
         return cross[:, past:], intra[:, past:]
 
@@ -82,7 +86,8 @@ class Attended:
             later = position > past + last  # [B, K] keys that the last token does not see
             later = later if self.mask is None else later | ~self.mask.bool()
             logits.masked_fill_(later[:, None, None], torch.finfo(torch.float32).min)
-        return logits.softmax(dim=-1)[:, :, 0, past:]
+        attention = logits.softmax(dim=-1)[:, :, 0, past:]
+        return attention if self.heads is None else self.heads.gather(attention)
 
     @property
     def text_follows(self) -> Tensor:

@@ -16,7 +16,7 @@ class Ear:
     def __init__(self):
         self.heard_all = []
 
-    def heard(self, query, key, scaling, mask, logsumexp=None):
+    def heard(self, query, key, scaling, mask, logsumexp=None, heads=None):
         self.heard_all.append((query, key, scaling, mask))
 
 

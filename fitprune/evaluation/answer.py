@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ..families import Loaded
 from ..families.loaded import read_image
 from ..prune import prune
+from ..ranks import ALONE, Ranks
 from ..recipe import Recipe
 from .answers import AnswersFile, model_id
 from .questions import Question
@@ -88,12 +89,14 @@ def answer(
     batch_size: int = 1,
     overwrite: bool = False,
     progress: bool = True,
+    ranks: Ranks = ALONE,
     **generation: Any,
 ) -> AnswerRun:
     """Answers questions into a file.
 
     Args:
         recipe: What to prune with; None runs the model as it is.
+        ranks: The processes that share the batches; the first one alone needs the file, all get the figures.
         generation: `max_new_tokens`, `temperature`, `top_p`, `num_beams` as `Loaded.generate`.
     Raises:
         FitPruneError: unreadable image, answers file of another run, recipe for another model.
@@ -105,26 +108,46 @@ def answer(
         settings |= {"reduction_ratio": recipe.reduction_ratio, "score": score, "recipe": _digest(recipe)}
     run = AnswerRun(Path(path))
     sums: list[float] = []
-    attached = prune(loaded.model, recipe, score=score) if recipe else nullcontext()
-    with AnswersFile(path, questions, model_id(loaded.name), overwrite, metadata=settings) as file, attached as trace:
-        run.resumed = file.done
-        left = list(questions[file.done :])
-        with tqdm(
-            total=len(questions), initial=file.done, desc=f"answering {Path(path).name}", unit="q", disable=not progress
-        ) as bar:
-            for at in range(0, len(left), batch_size):
-                batch = left[at : at + batch_size]
-                inputs = encode_questions(loaded, batch, image_folder)
-                start = time.perf_counter()
-                texts = loaded.generate(inputs, **generation)
-                run.seconds += time.perf_counter() - start
-                if trace is not None and any(q.image for q in batch):
-                    kept = [float(sum(map(len, rows))) for rows in trace.visual]
-                    sums = [a + b for a, b in zip(sums or [0.0] * len(kept), kept, strict=True)]
-                    run.visual_tokens += sum(trace.visual_tokens)
-                file.write(texts)
-                run.answered += len(batch)
-                bar.update(len(batch))
+
+    def prepare(batch: Sequence[Question]) -> dict[str, Tensor]:
+        return encode_questions(loaded, batch, image_folder)
+
+    with ExitStack() as stack:
+        trace = stack.enter_context(prune(loaded.model, recipe, score=score)) if recipe else None
+        files: list[AnswersFile] = []  # of the first process
+
+        def opened() -> int:
+            files.append(AnswersFile(path, questions, model_id(loaded.name), overwrite, metadata=settings))
+            stack.enter_context(files[0])
+            return files[0].done
+
+        def ask(inputs: dict[str, Tensor]) -> dict[str, Any]:
+            start = time.perf_counter()
+            texts = loaded.generate(inputs, **generation)
+            seconds = time.perf_counter() - start
+            seen = trace is not None and loaded.image_token in inputs["input_ids"]
+            kept = [float(sum(map(len, rows))) for rows in trace.visual] if trace and seen else []
+            visual = sum(trace.visual_tokens) if trace and seen else 0
+            return {"texts": texts, "seconds": seconds, "kept": kept, "visual": visual}
+
+        run.resumed = ranks.first(opened)
+        left = list(questions[run.resumed :])
+        batches = [left[at : at + batch_size] for at in range(0, len(left), batch_size)]
+        bar = stack.enter_context(
+            tqdm(
+                total=len(questions), initial=run.resumed, desc=f"answering {run.path.name}", unit="q",
+                disable=not (progress and ranks.leads),
+            )
+        )  # fmt: skip
+        for found in ranks.in_order(batches, prepare, ask):
+            for file in files:
+                file.write(found["texts"])
+            if kept := found["kept"]:
+                sums = [a + b for a, b in zip(sums or [0.0] * len(kept), kept, strict=True)]
+            run.visual_tokens += found["visual"]
+            run.seconds += found["seconds"]
+            run.answered += len(found["texts"])
+            bar.update(len(found["texts"]))
     if run.answered:
         illustrated = max(sum(bool(question.image) for question in left), 1)
         run.alive = [value / illustrated for value in sums]

@@ -3,10 +3,12 @@
 A benchmark is named; where its files are follows from the model (embedded models have embedded counterparts, others
 `playground/data/eval`), or is said. Everything that a run needs is looked for before the model is loaded.
 
-Several processes share a run through three calls, which scripts/eval/benchmark.sh makes: `--fit-only` once, `--num-chunks N
---chunk-idx K` in each process, and `--num-chunks N` to join, score and compare.
+Several processes share a run under torchrun or `accelerate launch` (ranks.py); or through three calls, which
+scripts/eval/benchmark.sh makes: `--fit-only` once, `--num-chunks N --chunk-idx K` in each process, and `--num-chunks N` to join,
+score and compare.
 
     fitprune eval --benchmark gqa --reduction-ratio 60
+    torchrun --nproc-per-node 4 -m fitprune eval --benchmark gqa
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from .. import options
 from ..embedded import MODELS, embedded
 from ..errors import FitPruneError
 from ..families import load
+from ..ranks import Ranks
 from .answer import DEFAULTS
 from .benchmark import Benchmark
 from .benchmarks import BENCHMARKS, find
@@ -98,12 +101,17 @@ def run(args: argparse.Namespace) -> int:
     calibration = options.calibration(args)
     if calibration.question_file == args.question_file:  # fitted on the questions themselves: read alike
         calibration = replace(calibration, read=read)
+    ranks: Ranks = args.ranks
     chunked = args.num_chunks > 1 or args.chunk_idx is not None
+    if chunked and ranks.size > 1:
+        raise FitPruneError(
+            "--num-chunks is for processes that are started one by one: under torchrun or accelerate leave it out"
+        )
     loaded = load(args.model_path, **options.load_options(args))
     plans = plan(
         loaded, questions, output, ratios=args.reduction_ratio, scores=args.scores or [args.score], calibration=calibration,
         recipe_file=args.recipe, dense=not args.no_dense, refit=args.overwrite and (args.fit_only or not chunked),
-        suffix=f"-first{args.limit}" if args.limit else "",
+        suffix=f"-first{args.limit}" if args.limit else "", ranks=ranks,
     )  # fmt: skip
     if args.fit_only:
         return 0
@@ -115,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     rows = compare(
         loaded, plans, questions, args.image_folder, output, benchmark=benchmark, data=data, num_chunks=args.num_chunks,
-        batch_size=args.batch_size, overwrite=args.overwrite, **decoding,
+        batch_size=args.batch_size, overwrite=args.overwrite, ranks=ranks, **decoding,
     )  # fmt: skip
     for row in rows:
         if row.report:

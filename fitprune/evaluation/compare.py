@@ -22,6 +22,7 @@ from ..cost import CostModel
 from ..errors import FitPruneError
 from ..families import Loaded
 from ..files import write_atomically
+from ..ranks import ALONE, Ranks
 from ..recipe import Recipe
 from .answer import AnswerRun, answer, encode_questions, open_picture
 from .benchmark import Benchmark, Result
@@ -74,6 +75,7 @@ def plan(
     dense: bool = True,
     refit: bool = False,
     suffix: str = "",
+    ranks: Ranks = ALONE,
 ) -> list[Plan]:
     """What to run: densely, and with every recipe and score; prints which recipes are used.
 
@@ -82,6 +84,7 @@ def plan(
         recipe_file: One recipe instead of the ratios.
         refit: Fit anew although recipes are kept there.
         suffix: Ends the names of the answers files, so that runs on other questions of the same file stay apart.
+        ranks: As `choose`.
     Raises:
         FitPruneError: as `choose`; if nothing is left to run.
     """
@@ -93,7 +96,9 @@ def plan(
     found: list[tuple[str, Recipe | None, str]] = [("dense", None, "fitprune")] if dense else []
     for ratio in [0.0] if recipe_file is not None else dict.fromkeys(ratios):
         keep_at = output / f"{file_name(loaded.name, ratio)}.recipe.json"
-        recipe, source = choose(loaded, ratio, calibration, recipe_file=recipe_file, keep_at=keep_at, refit=refit)
+        recipe, source = choose(
+            loaded, ratio, calibration, recipe_file=recipe_file, keep_at=keep_at, refit=refit, ranks=ranks
+        )
         if recipe is None:
             continue
         print(source, recipe, sep="\n", end="\n\n")
@@ -153,6 +158,7 @@ def compare(
     num_chunks: int = 1,
     batch_size: int = 1,
     overwrite: bool = False,
+    ranks: Ranks = ALONE,
     **generation: Any,
 ) -> list[Row]:
     """Answers and scores every plan; returns the table's rows.
@@ -162,13 +168,14 @@ def compare(
         benchmark: What scores the answers; None leaves them unscored.
         data: The benchmark's folder.
         num_chunks: Above 1, nothing is answered here: that many processes have (`answer_chunk`), and their files are joined.
+        ranks: The processes that answer together; the first one scores and writes, all get the rows.
         generation: As `Loaded.generate`.
     Raises:
         FitPruneError: as `answer`, `merge` and the benchmark's scorer.
     """
     output = Path(output)
     illustrated = [question for question in questions if question.image]
-    prompts = prompt_sizes(loaded, illustrated, image_folder)
+    prompts = prompt_sizes(loaded, illustrated, image_folder, ranks)
     if illustrated and num_chunks == 1:
         inputs = encode_questions(loaded, illustrated[:batch_size], image_folder)
         loaded.generate(inputs, max_new_tokens=1)  # warm up: the first forward of a process pays for what no other does
@@ -178,22 +185,33 @@ def compare(
         path = output / f"{one.stem}.jsonl" if num_chunks == 1 else merge(output / one.stem, questions, num_chunks)
         run = answer(  # of a merged file this checks every line, and finds nothing left to answer
             loaded, questions, image_folder, path, recipe=one.recipe, score=one.score, batch_size=batch_size,
-            overwrite=overwrite and num_chunks == 1, progress=num_chunks == 1, **generation,
+            overwrite=overwrite and num_chunks == 1, progress=num_chunks == 1, ranks=ranks, **generation,
         )  # fmt: skip
-        result = benchmark.score(Path(data), path, path.parent / "upload") if benchmark else None
-        rows.append(row_of(one, benchmark, result, run, loaded.cost, prompts))
-    write_atomically(output / "results.json", json.dumps([asdict(row) for row in rows], indent=1).encode())
+
+        def scored(one: Plan = one, path: Path = path, run: AnswerRun = run) -> dict[str, Any]:
+            result = benchmark.score(Path(data), path, path.parent / "upload") if benchmark else None
+            return asdict(row_of(one, benchmark, result, run, loaded.cost, prompts))
+
+        rows.append(Row(**ranks.first(scored)))
+    if ranks.leads:
+        write_atomically(output / "results.json", json.dumps([asdict(row) for row in rows], indent=1).encode())
     return rows
 
 
-def prompt_sizes(loaded: Loaded, questions: Sequence[Question], image_folder: str | Path) -> Counter[tuple[int, int]]:
-    """How many questions have how many (visual, other) tokens; of their pictures only the sizes are read."""
-    found: Counter[tuple[int, int]] = Counter()
-    for question in questions:
-        image = open_picture(question, image_folder, pixels=False)
-        visual = loaded.tokens_for(image)
-        found[visual, len(loaded.token_ids(loaded.prompt(question.text), [image])) - visual] += 1
-    return found
+def prompt_sizes(
+    loaded: Loaded, questions: Sequence[Question], image_folder: str | Path, ranks: Ranks = ALONE
+) -> Counter[tuple[int, int]]:
+    """How many questions have how many (visual, other) tokens; of their pictures only the sizes are read, by the first process."""
+
+    def count() -> list[tuple[int, int, int]]:
+        found: Counter[tuple[int, int]] = Counter()
+        for question in questions:
+            image = open_picture(question, image_folder, pixels=False)
+            visual = loaded.tokens_for(image)
+            found[visual, len(loaded.token_ids(loaded.prompt(question.text), [image])) - visual] += 1
+        return [(visual, text, times) for (visual, text), times in found.items()]
+
+    return Counter({(visual, text): times for visual, text, times in ranks.first(count)})
 
 
 def row_of(

@@ -52,11 +52,13 @@ def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_
     calibration = options.calibration(args)
     if calibration.question_file == args.question_file:  # fitted on the questions themselves: read alike
         calibration = replace(calibration, read=read)
-    recipe, source = choose(loaded, ratio, calibration, recipe_file=args.recipe, keep_at=keep_at, refit=args.overwrite)
+    recipe, source = choose(
+        loaded, ratio, calibration, recipe_file=args.recipe, keep_at=keep_at, refit=args.overwrite, ranks=args.ranks
+    )
     print(f"{loaded.name}: {source}")
     done = answer(
         loaded, questions, args.image_folder, args.answers_file, recipe=recipe, score=args.score,
-        batch_size=args.batch_size, overwrite=args.overwrite, **options.generation(args),
+        batch_size=args.batch_size, overwrite=args.overwrite, ranks=args.ranks, **options.generation(args),
     )  # fmt: skip
     again = f", {done.resumed} were there already" if done.resumed else ""
     print(f"{done.path}: {done.answered} answers written{again}")
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_
 
 def main(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
     """Entry point, with a family's default model; 0, or 2 with one line on stderr for bad input."""
-    return options.guarded(run, parser(model), argv)
+    return options.guarded(run, parser(model), argv, together=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ..checkpoints.original import OriginalCheckpoint, check_transformers, is_or
 from ..checkpoints.source import Source
 from ..embedded import MODELS, model_path
 from ..errors import FitPruneError, first_line
+from ..ranks import zero_stage
 from .conversation import template_for
 from .family import Family
 from .loaded import Loaded
@@ -39,6 +40,7 @@ def load(
     dtype: str | None = None,
     attn: str | None = None,
     device_map: Any = None,
+    tensor_parallel: bool = False,
 ) -> Loaded:
     """Loads a checkpoint with all that is needed to ask it questions, whichever layout it has.
 
@@ -51,13 +53,20 @@ def load(
         dtype: "auto", "float32", "bfloat16", "float16"; default float32 on a CPU, else the checkpoint's.
         attn: Attention implementation, such as "sdpa".
         device_map: As transformers'.
+        tensor_parallel: Share the model between the processes of torchrun, which all ask it the same (shared.py).
     Raises:
         FitPruneError: no such checkpoint, a family that is not known, a damaged or unsafe file; says what to do.
     """
     source, name = Source(model_path(path) if path in MODELS else path), path
     config = source.json("config.json")
     device, dtype = where(device, dtype, device_map)
+    if tensor_parallel and device_map is not None:
+        raise FitPruneError("tensor parallelism places the model itself: leave out --device-map")
     if is_original(config):
+        if tensor_parallel or zero_stage():
+            raise FitPruneError(
+                f"{path} has the original layout, of which every process reads the whole: convert it first (fitprune convert {path} FOLDER)"
+            )
         checkpoint = original(source, config, model_base, vision_tower)
         family, tokenizer, place = checkpoint.family, checkpoint.tokenizer, None
         model: Any = checkpoint.model(dtype_named(dtype), attn, device, device_map)
@@ -67,7 +76,9 @@ def load(
                 raise FitPruneError(f"{path} is in transformers layout, whole in itself: leave out {option}")
         family, place = by_type(str(config.get("model_type")), path), source.place
         check_transformers(config, source)
-        model, tokenizer = from_transformers(family.model_class(), source, device, dtype, attn, device_map)
+        model, tokenizer = from_transformers(
+            family.model_class(), source, device, dtype, attn, device_map, tensor_parallel
+        )
     try:
         processor = family.image_processor(model.config, place)
     except (OSError, ValueError) as error:

@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 
 from ..checkpoints.source import Source
-from ..errors import FitPruneError, first_line
+from ..errors import FitPruneError, explained, first_line
+from .shared import tensor_parallel, zero3
 
 
 def where(device: str | None, dtype: str | None, device_map: Any) -> tuple[str, str]:
@@ -37,16 +38,24 @@ def dtype_named(name: str) -> torch.dtype | None:
     return dtype
 
 
-def from_transformers(kind: Any, source: Source, device: str, dtype: str, attn: str | None, device_map: Any) -> Any:
+def from_transformers(
+    kind: Any, source: Source, device: str, dtype: str, attn: str | None, device_map: Any, one_model: bool = False
+) -> Any:
     """Model and tokenizer of a checkpoint in transformers layout.
 
+    Args:
+        one_model: Share it between all processes (tensor parallelism).
     Raises:
         FitPruneError: missing, torn or incomplete files, or a device that cannot be used.
     """
     from transformers import AutoTokenizer
 
     path = source.place
-    options = {"attn_implementation": attn} if attn else {}
+    options: dict[str, Any] = {"attn_implementation": attn} if attn else {}
+    if one_model:
+        with explained(f"cannot read the config of {path}"):
+            options |= tensor_parallel(kind.config_class.from_pretrained(path), path)
+    accelerator = zero3()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, ImportError) as error:
@@ -60,7 +69,11 @@ def from_transformers(kind: Any, source: Source, device: str, dtype: str, attn: 
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise FitPruneError(f"{path} lacks {len(missing)} weights, such as {missing[0]}: download the checkpoint again")
-    if device_map is None:
+    if accelerator is not None:
+        with explained(f"DeepSpeed cannot take {path}"):
+            engine = accelerator.prepare(model.eval())
+            return engine.module, tokenizer
+    if device_map is None and not one_model:
         try:
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:

@@ -23,6 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..heads import Heads
 from . import flash_cpu, flash_cuda
 from .chunked import received_attention as chunked
 from .reference import TEXT
@@ -50,8 +51,12 @@ def attend(
     return None
 
 
-def received_attention(query: Tensor, key: Tensor, *args: Any, **hints: Any) -> tuple[Tensor, Tensor]:
+def received_attention(
+    query: Tensor, key: Tensor, *args: Any, heads: Heads | None = None, **hints: Any
+) -> tuple[Tensor, Tensor]:
     """As `reference.received_attention`, with the hints of `chunked.received_attention`, by the best kernel there is."""
+    if heads is not None:  # the maximum leaves the device before the sums: not what one kernel can do
+        return chunked(query, key, *args, heads=heads, **hints)
     if query.is_cuda and (kernel := _triton()) is not None and kernel.applies(query):
         kind = "the Triton kernel", str(query.device), query.dtype, query.shape[-1]
         if trusted(kind, lambda: matches_formula(kernel.received_attention, query)):

@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..heads import Heads
 from .reference import TEXT, additive
 
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # float32 scores held at a time, by device
@@ -39,6 +40,7 @@ def received_attention(
     columns: tuple[int, int] | None = None,
     block_bytes: int | None = None,
     logsumexp: Tensor | None = None,
+    heads: Heads | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `reference.received_attention`, with hints that the caller knows without asking the device.
 
@@ -49,6 +51,7 @@ def received_attention(
         columns: Range of keys outside which `key_group` is 0.
         block_bytes: Memory for the scores of one tile, default by device.
         logsumexp: [B, H, Q] of the scaled and masked scores, if the attention call gave it.
+        heads: The processes that hold further heads, under tensor parallelism: the maxima of each tile are taken over all.
     Returns:
         cross [B, K], intra [B, K], float32. A query that sees no key at all must have group 0.
     """
@@ -62,7 +65,7 @@ def received_attention(
     for row in range(batch):
         seen = None if mask is None else mask[row if mask.shape[0] > 1 else 0][None]
         known = None if logsumexp is None else logsumexp[row]
-        one = _Row(query[row].float(), key[row].float(), scaling, seen, known, rows, room)
+        one = _Row(query[row].float(), key[row].float(), scaling, seen, known, rows, room, heads)
         one.add(total[row], weights[row], rows, columns)
 
     cross = query.new_zeros(batch, keys, dtype=torch.float32)
@@ -86,8 +89,9 @@ class _Row:
         logsumexp: Tensor | None,
         rows: tuple[int, int],
         room: int,
+        heads: Heads | None,
     ) -> None:
-        self.query, self.scaling, self.mask, self.room = query, scaling, mask, room
+        self.query, self.scaling, self.mask, self.room, self.heads = query, scaling, mask, room, heads
         self.transposed = key.transpose(1, 2)  # [G, D, K]
         self.past = key.shape[1] - query.shape[1]
         self.pattern = mask is not None and mask.ndim == 4  # anything may be seen: every key has to be looked at
@@ -116,7 +120,8 @@ class _Row:
         scores = scores[: heads * count * (far - near)].view(heads, count, far - near)
         torch.bmm(self._block(start, stop), self.transposed[:, :, near:far], out=self._grouped(scores))
         strongest = scores.sub_(self.level[:, start:stop, None]).amax(dim=0).mul_(self.scaling)
-        return self._hide(strongest, start, stop, near, far).exp_()
+        strongest = self._hide(strongest, start, stop, near, far).exp_()
+        return strongest if self.heads is None else self.heads.maximum(strongest)
 
     def _hide(self, scores: Tensor, start: int, stop: int, near: int, far: int) -> Tensor:
         """Scores [stop - start, far - near] or [H, …] of a tile, in place: what a query does not see goes to -inf."""
