@@ -222,7 +222,10 @@ def joined(one_model: bool = False) -> Iterator[Ranks]:
     except (RuntimeError, ValueError) as error:
         raise FitPruneError(f"the processes of this run cannot meet: {str(error).splitlines()[0]}") from None
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), one_model, lockstep=bool(stage))
+        met = Ranks(dist.get_rank(), dist.get_world_size(), one_model, lockstep=bool(stage))
+        if one_model:  # who draws lots over the same logits has to draw the same
+            torch.manual_seed(met.first(torch.initial_seed))
+        yield met
     finally:
         with contextlib.suppress(RuntimeError, ValueError):
             dist.destroy_process_group()

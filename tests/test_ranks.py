@@ -1,0 +1,198 @@
+"""Processes of one run: every item once, in order, errors known to all, nobody left hanging."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import together
+
+from fitprune import ranks
+from fitprune.errors import FitPruneError
+from fitprune.ranks import ALONE, LostError, Ranks, joined
+
+CASES = [(0, None), (1, None), (7, None), (6, 4), (5, 0)]  # number of items, the one that fails
+
+
+def shared(work: Callable[[Ranks], Any]) -> Callable[[int], Any]:
+    """For `together`: work with the ranks that met."""
+
+    def run(rank: int) -> Any:
+        with joined() as met:
+            assert (met.rank, met.leads) == (rank, rank == 0)
+            return work(met)
+
+    return run
+
+
+def deal(met: Ranks, count: int, failing: int | None, where: str) -> tuple[list[int], list[int], list[int], str | None]:
+    """Items prepared here, items run here, results that came, and the error."""
+    prepared: list[int] = []
+    ran: list[int] = []
+    came: list[int] = []
+
+    def prepare(item: int) -> int:
+        prepared.append(item)
+        if where == "prepare" and item == failing:
+            raise FitPruneError(f"no {item}")
+        return item
+
+    def work(item: int) -> int:
+        if where == "work" and item == failing:
+            raise FitPruneError(f"no {item}")
+        ran.append(item)
+        return item * item
+
+    try:
+        for result in met.in_order(range(count), prepare, work):
+            came.append(result)
+            time.sleep(random.Random(met.rank).random() / 200)
+    except FitPruneError as error:
+        return prepared, ran, came, str(error)
+    return prepared, ran, came, None
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_each_item_once_and_all_results_in_order(size: int) -> None:
+    def work(met: Ranks) -> list[Any]:
+        return [deal(met, count, failing, where) for count, failing in CASES for where in ("prepare", "work")]
+
+    found = together(size, shared(work))
+    cases = [(list(range(count)), failing) for count, failing in CASES for _ in ("prepare", "work")]
+    for case, (items, failing) in enumerate(cases):
+        came, errors = zip(*[(one[case][2], one[case][3]) for one in found], strict=True)
+        until = len(items) if failing is None else failing
+        assert list(came) == [[item * item for item in items[:until]]] * size
+        assert list(errors) == [None if failing is None else f"no {failing}"] * size
+        done = sorted(item for one in found for item in one[case][1])
+        assert len(set(done)) == len(done)
+        assert set(items[:until]) <= set(done)
+
+
+def test_alone_and_with_one_model_everything_is_done_here() -> None:
+    for met in (ALONE, Ranks(1, 4, one_model=True)):
+        assert deal(met, 4, None, "work") == ([0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 4, 9], None)
+    assert list(ALONE.in_order(iter("ab"), str, str.upper)) == ["A", "B"]  # type: ignore[arg-type]
+    value = object()
+    assert ALONE.first(lambda: value) is value  # not by way of JSON
+    assert ALONE.gather(b"x") == [b"x"]
+
+
+def test_in_lockstep_all_run_as_often_and_nobody_begins_what_another_cannot() -> None:
+    def work(rank: int) -> Any:
+        with joined() as met:
+            assert met.lockstep
+            whole = deal(met, 7, None, "work")
+            torn = deal(met, 7, 4, "prepare")
+        return whole, torn
+
+    config = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+    found = together(3, work, **config)
+    assert [len(whole[1]) for whole, _ in found] == [3, 3, 3]  # 7 items in 3 rounds, the last of one item
+    assert all(whole[2] == [n * n for n in range(7)] for whole, _ in found)
+    assert all(torn[1] == [rank] and torn[3] == "no 4" for rank, (_, torn) in enumerate(found))
+
+
+def test_the_first_does_it_for_all() -> None:
+    def work(met: Ranks) -> Any:
+        def once() -> dict[str, Any]:
+            assert met.leads
+            return {"a": [1, None]}
+
+        def fails() -> int:
+            raise FitPruneError("disk full")
+
+        value = met.first(once)
+        with pytest.raises(FitPruneError, match="disk full"):
+            met.first(fails)
+        return value, met.gather(b"x" * met.rank)
+
+    for value, gathered in together(3, shared(work)):
+        assert value == {"a": [1, None]}
+        assert gathered == [b"", b"x", b"xx"]
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_killed_process_is_noticed(gone: int, tmp_path: Path) -> None:
+    def work(met: Ranks) -> Any:
+        def run(item: int) -> int:
+            if item >= 4 and met.rank == gone:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return item
+
+        came = []
+        try:
+            for result in met.in_order(range(9), int, run):
+                came.append(result)
+        except LostError as error:
+            return came, str(error), ranks.says(error)
+        return None
+
+    found = together(2, shared(work))
+    assert found[gone] is None
+    came, said, prints = found[1 - gone]
+    assert came == [0, 1, 2, 3]
+    assert "run the same command again" in said
+    assert prints == (gone == 1)  # of those that are left the first one says so
+
+
+def test_an_error_that_all_meet_is_said_once_and_other_ones_too() -> None:
+    def work(met: Ranks) -> list[bool]:
+        found = [ranks.says(FitPruneError("no such file"))]
+        found.append(ranks.says(FitPruneError(f"no device {met.rank}")))
+        met.gather(b"")  # the store is the first one's
+        return found
+
+    said = together(3, shared(work))
+    assert sum(one[0] for one in said) == 1
+    assert all(one[1] for one in said)
+
+
+def test_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert (ranks.started(), ranks.own_rank(), ranks.own_device()) == (1, 0, None)
+    with joined() as met:
+        assert met is ALONE
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    monkeypatch.setenv("RANK", "3")
+    assert (ranks.started(), ranks.own_rank()) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "one_model", "said"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, False, "use stage 3"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, False, "use stage 3"),
+        ({}, True, "torchrun"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "WORLD_SIZE": "2"}, True, "torchrun"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "no"}, False, "cannot meet"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "nowhere.json"}, False, "nowhere.json"),
+    ],
+)
+def test_what_cannot_be_shared_is_one_line(
+    environment: dict[str, str], one_model: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(FitPruneError, match=said) as error, joined(one_model):
+        pass
+    assert "\n" not in str(error.value)
+
+
+def test_the_stage_of_a_deepspeed_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "ds.json"
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
+    file.write_text('{"zero_optimization": {"stage": 3}}')
+    assert ranks.zero_stage() == 3
+    for torn in ("[", "[]", '{"zero_optimization": []}'):
+        file.write_text(torn)
+        with pytest.raises(FitPruneError, match="DeepSpeed config"):
+            ranks.zero_stage()
