@@ -1,6 +1,6 @@
 """Several processes for a test, as a launcher would start them, but forked: nothing has to be imported again.
 
-    results = together(3, lambda rank: rank * 2)        # [0, 2, 4]
+results = together(3, lambda rank: rank * 2)        # [0, 2, 4]
 """
 
 from __future__ import annotations

@@ -25,7 +25,19 @@ from fitprune.families import Loaded
 ROOT = Path(__file__).parent.parent
 ORIGINAL = ROOT / "tests" / "parity" / "llava15" / "checkpoint"
 EVAL = ["eval", "--limit", "11", "--samples", "5", "--batch-size", "2", "--max-new-tokens", "4", "--output"]
-REPORT = ["report", "--limit", "5", "--samples", "3", "--batch-size", "2", "--reduction-ratio", "0.6", "--max-new-tokens", "4"]
+REPORT = [
+    "report",
+    "--limit",
+    "5",
+    "--samples",
+    "3",
+    "--batch-size",
+    "2",
+    "--reduction-ratio",
+    "0.6",
+    "--max-new-tokens",
+    "4",
+]
 
 
 def ran(argv: list[str], command: Callable[[list[str]], int] = main) -> tuple[int, str, str]:
@@ -133,7 +145,17 @@ def test_report_is_the_same(tmp_path: Path) -> None:
 
 
 def test_the_authors_loader(tmp_path: Path) -> None:
-    flags = ["--reduction_ratio", "60", "--samples", "3", "--num-chunks", "60", "--max_new_tokens", "4", "--answers-file"]
+    flags = [
+        "--reduction_ratio",
+        "60",
+        "--samples",
+        "3",
+        "--num-chunks",
+        "60",
+        "--max_new_tokens",
+        "4",
+        "--answers-file",
+    ]
     assert ran([*flags, str(tmp_path / "one" / "a.jsonl")], loader.main)[0] == 0
     found = together(2, lambda rank: ran([*flags, str(tmp_path / "two" / "a.jsonl")], loader.main))
     assert [code for code, _, _ in found] == [0, 0]
@@ -187,7 +209,15 @@ def test_bad_input_is_said_once(argv: list[str], said: str, tmp_path: Path) -> N
 
 
 def test_torchrun_itself(alone: dict[str, Any], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, "-m", "fitprune", *EVAL, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300

@@ -61,6 +61,10 @@ def zero3() -> Any:
         accelerator = Accelerator()
     except (ImportError, RuntimeError, ValueError) as error:
         raise FitPruneError(f"cannot start DeepSpeed ({first_line(error)}): {NEEDS}, and look at its config") from None
-    batches = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "train_batch_size": dist.get_world_size()}
+    batches = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": dist.get_world_size(),
+    }
     accelerator.state.deepspeed_plugin.deepspeed_config.update(batches)  # it wants them, though nothing is trained
     return accelerator
