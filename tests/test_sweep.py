@@ -180,7 +180,7 @@ def test_a_picture_of_another_size_that_cannot_save_as_much_stops_nothing(
         (["--methods", "fitprune,nothing"], "unknown method 'nothing'"),
         (["--benchmarks", "gqa,nothing"], "nothing"),
         (["--benchmarks", ""], "no benchmark to run"),
-        (["--benchmarks", "vqav2"], "docs/evaluation.md"),  # no embedded counterpart
+        (["--benchmarks", "vqav2", "--model-path", "other"], "docs/evaluation.md"),  # an embedded model has its own
         (["--output", __file__], "is a file"),
     ],
 )
