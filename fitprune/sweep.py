@@ -9,6 +9,8 @@ answered since.
 Accuracy is set against three costs of a question: FLOPs of the whole prefill as the recipe runs it, bytes of its key-value
 cache, and measured time of generation. What a method cannot save is left out, with a line that says why.
 
+Ablations (ablate.py) are methods as well: FitPrune with fewer samples, another criterion of the fit, another score.
+
 Left out: several processes (`fitprune eval --num-chunks`), published recipes (they save less than they are named for).
 
     fitprune sweep --ratios 0,30,60 --methods fitprune,fastv --benchmarks textvqa,gqa --limit 50 --output /tmp/sweep
@@ -28,7 +30,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from . import options, sweep_plot
+from . import ablate, options, sweep_plot
 from .calibrate import Calibration, observe_questions
 from .embedded import MODELS, embedded
 from .errors import FitPruneError
@@ -45,6 +47,7 @@ from .methods import CONTROLS, METHODS, recipes
 from .methods import find as find_method
 from .stats import AttentionStats
 
+SHOWN = ("fitprune", "fastv", "pyramiddrop", "vtw")
 COLUMNS = (
     *("benchmark", "method", "score", "ratio", "metric", "headline", "visual_reduction", "prefill_gflops"),
     *("prefill_reduction", "kv_bytes", "milliseconds", "timed", "answers"),
@@ -104,8 +107,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--methods",
         type=names,
-        default="fitprune,fastv,pyramiddrop,vtw",
-        help=f"{', '.join(METHODS)}; the controls {' and '.join(CONTROLS)} always come along",
+        default=None,
+        help=f"{', '.join(METHODS)}; the controls {' and '.join(CONTROLS)} always come along; default {','.join(SHOWN)}, "
+        "with --ablate none but what it asks for",
+    )
+    group.add_argument(
+        "--ablate",
+        type=ablate.axis,
+        nargs="+",
+        default=[],
+        metavar="CHOICE=VALUES",
+        help="FitPrune with one choice varied at a time: samples=4,16,64 criterion=both,cross,self score=fitprune,last",
     )
     group.add_argument("--benchmarks", type=names, default="textvqa,gqa", help=", ".join(BENCHMARKS))
     group.add_argument("--playground", default=None, help=f"folder of the benchmarks' folders, default {PLAYGROUND}")
@@ -129,23 +141,25 @@ def run(args: argparse.Namespace) -> int:
     folders = {name: default_data(args, benchmark) for name, benchmark in benchmarks.items()}
     for name, benchmark in benchmarks.items():
         benchmark.check(folders[name])
-    methods = list(dict.fromkeys([*args.methods, *CONTROLS]))
-    for method in methods:
-        find_method(method)
     decoding = options.generation(args)
+    args.samples = ablate.most_samples(args.ablate, args.samples)
     calibration = _calibration(args, next(iter(benchmarks.values())), next(iter(folders.values())))
+    methods = _methods(args, calibration)
     loaded = load(args.model_path, **options.load_options(args))
     pruned = [ratio for ratio in dict.fromkeys(args.ratios) if ratio]
     suffix = f"-first{args.limit}" if args.limit else ""
     plans, notes = [("dense", 0.0, Plan("dense", f"dense{suffix}", None, "fitprune"))], list[str]()
+    compared: list[ablate.Difference] = []
     if pruned:
         stats = statistics(loaded, calibration, output, args.overwrite)
-        for (method, ratio), made in recipes(stats, methods, pruned).items():
-            if isinstance(made, FitPruneError):
-                notes.append(str(made))
+        made = recipes(stats, methods, pruned)
+        for (method, ratio), one in made.items():
+            if isinstance(one, FitPruneError):
+                notes.append(str(one))
             else:
-                name = f"{method}-r{100 * ratio:.6g}"
-                plans.append((method, ratio, Plan(name, f"{name}{suffix}", *made)))
+                name = f"{method.replace(' ', '-').replace('=', '-')}-r{100 * ratio:.6g}"
+                plans.append((method, ratio, Plan(name, f"{name}{suffix}", *one)))
+        compared = ablate.differences(stats, args.ablate, made) if args.ablate else []
     points: list[Point] = []
     about = {"model": loaded.name, "batch_size": args.batch_size, "limit": args.limit, **decoding}
     about |= {"calibration": Path(calibration.question_file).name, "samples": calibration.samples}
@@ -154,10 +168,30 @@ def run(args: argparse.Namespace) -> int:
         settings["max_new_tokens"] = args.max_new_tokens or benchmark.max_new_tokens
         questions = benchmark.read(folders[name] / benchmark.questions)[: args.limit]
         points += _benchmark(loaded, benchmark, folders[name], questions, plans, output, notes, settings)
-        write(output, points, notes, about)  # as far as it goes
-    print(markdown(points, notes, about))
+        write(output, points, notes, about, compared)  # as far as it goes
+    print(markdown(points, notes, about, compared))
     _draw(points, output)
     return 0
+
+
+def _methods(args: argparse.Namespace, calibration: Calibration) -> list[str]:
+    """Names of what is run, each once: asked for, of the ablation, controls.
+
+    Raises:
+        FitPruneError: for unknown ones, and for more samples than there are.
+    """
+    found = list(SHOWN if args.methods is None and not args.ablate else args.methods or [])
+    if args.ablate:
+        observed = len(calibration.questions())
+        if (most := ablate.most_samples(args.ablate, 1)) > observed:
+            raise FitPruneError(
+                f"--ablate samples={most}: {calibration.question_file} has {observed} questions with a picture"
+            )
+        found += ablate.methods(args.ablate, observed)
+    found = list(dict.fromkeys([*found, *CONTROLS]))
+    for method in found:
+        find_method(method)
+    return found
 
 
 def _calibration(args: argparse.Namespace, benchmark: Benchmark, data: Path) -> Calibration:
@@ -257,25 +291,36 @@ def _kv_bytes(plan: Plan, loaded: Loaded, prompts: Counter[tuple[int, int]]) -> 
     return total / max(prompts.total(), 1)
 
 
-def write(output: Path, points: Sequence[Point], notes: Sequence[str], about: dict[str, Any]) -> None:
+def write(
+    output: Path,
+    points: Sequence[Point],
+    notes: Sequence[str],
+    about: dict[str, Any],
+    compared: Sequence[ablate.Difference] = (),
+) -> None:
     """sweep.md, sweep.csv and sweep.json.
 
     Raises:
         FitPruneError: where they cannot be written.
     """
-    write_atomically(output / "sweep.md", markdown(points, notes, about).encode())
+    write_atomically(output / "sweep.md", markdown(points, notes, about, compared).encode())
     lines = io.StringIO()
     table = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
     table.writeheader()
     table.writerows(point.figures for point in points)
     write_atomically(output / "sweep.csv", lines.getvalue().encode())
     runs = [{**asdict(point.row), **point.figures} for point in points]
-    whole = {"about": about, "left_out": list(notes), "runs": runs}
+    whole = {"about": about, "left_out": list(notes), "recipes": list(map(asdict, compared)), "runs": runs}
     write_atomically(output / "sweep.json", json.dumps(whole, indent=1).encode())
 
 
-def markdown(points: Sequence[Point], notes: Sequence[str], about: dict[str, Any]) -> str:
-    """A table per benchmark, a row per run."""
+def markdown(
+    points: Sequence[Point],
+    notes: Sequence[str],
+    about: dict[str, Any],
+    compared: Sequence[ablate.Difference] = (),
+) -> str:
+    """A table per benchmark, a row per run; of an ablation a table of its recipes."""
     lines = ["# Sweep", "", ", ".join(f"{name} {value}" for name, value in about.items() if value is not None), ""]
     for title in dict.fromkeys(point.row.benchmark for point in points):
         here = [point for point in points if point.row.benchmark == title]
@@ -292,6 +337,7 @@ def markdown(points: Sequence[Point], notes: Sequence[str], about: dict[str, Any
             cells += [f"{row.prefill_gflops:.3f}", f"{point.kv_bytes / 2**20:.2f}", time]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
+    lines += ablate.markdown(compared)
     lines += [f"Left out: {note}." for note in notes]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .sweep import Point
 
 
+STYLES = ("-", "--", ":")  # one after the other where there are more methods than colours
+
+
 def save(points: Sequence[Point], path: str | Path) -> bool:
     """Draws the points into a PNG file; False where a server scores every benchmark, so that there is nothing to draw.
 
@@ -63,7 +66,7 @@ def curves(points: Sequence[Point]) -> Figure:
                 if not placed:
                     continue
                 colour = "#888888" if not index else draw.COLOURS[(index - 1) % len(draw.COLOURS)]
-                style = "--" if index > len(draw.COLOURS) else "-"  # more methods than colours
+                style = STYLES[(index - 1) // len(draw.COLOURS) % len(STYLES)] if index else "-"
                 if method == "dense":
                     panel.axhline(placed[0][1], color=colour, linewidth=1, linestyle="--")
                 (shown[method],) = panel.plot(
