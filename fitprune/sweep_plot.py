@@ -18,7 +18,7 @@ from .files import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .sweep import Point
+    from .sweep_table import Point
 
 
 STYLES = ("-", "--", ":")  # one after the other where there are more methods than colours
