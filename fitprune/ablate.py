@@ -77,14 +77,24 @@ def most_samples(axes: Iterable[Axis], least: int) -> int:
     return max([least, *(int(value) for name, values in axes if name == "samples" for value in values)])
 
 
-def methods(axes: Sequence[Axis], samples: int) -> list[str]:
-    """The base and a method for each value; a value that the base has (all `samples`, both lists) is the base itself."""
+def panels(axes: Sequence[Axis], samples: int) -> dict[str, dict[str, str]]:
+    """By choice, the method of each value, in the order given and with the base's own value behind if it was not among them.
+
+    Args:
+        samples: How many are observed, which is what the base is fitted on.
+    """
     own = {"samples": str(samples), "criterion": CRITERIA[0], "score": BASE}
-    found = [BASE]
+    found: dict[str, dict[str, str]] = {}
     for name, values in axes:
-        others = [value for value in values if value != own[name]]
-        found += others if name == "score" else [f"{BASE} {name}={value}" for value in others]
-    return list(dict.fromkeys(found))
+        for value in [*values, own[name]]:
+            method = BASE if value == own[name] else value if name == "score" else f"{BASE} {name}={value}"
+            found.setdefault(name, {}).setdefault(value, method)
+    return found
+
+
+def methods(axes: Sequence[Axis], samples: int) -> list[str]:
+    """The base and the methods of all values, each once; `samples` as `panels`."""
+    return list(dict.fromkeys([BASE, *(one for panel in panels(axes, samples).values() for one in panel.values())]))
 
 
 def differences(stats: AttentionStats, axes: Sequence[Axis], made: Made) -> list[Difference]:

@@ -22,7 +22,7 @@ import argparse
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answers, scores, writes sweep.md, sweep.csv, sweep.json and sweep.png; returns the exit code."""
+    """Answers, scores, writes sweep.md, sweep.csv, sweep.json and pictures; returns the exit code."""
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise FitPruneError(f"--output {output} is a file: name a folder")
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
         points += _benchmark(loaded, benchmark, folders[name], questions, plans, output, notes, settings)
         write(output, points, notes, about, compared)  # as far as it goes
     print(markdown(points, notes, about, compared))
-    _draw(points, output)
+    _draw(points, output, ablate.panels(args.ablate, len(calibration.questions())))
     return 0
 
 
@@ -264,9 +264,9 @@ def _kv_bytes(plan: Plan, loaded: Loaded, prompts: Counter[tuple[int, int]]) -> 
     return total / max(prompts.total(), 1)
 
 
-def _draw(points: Sequence[Point], output: Path) -> None:
+def _draw(points: Sequence[Point], output: Path, varied: Mapping[str, Mapping[str, str]]) -> None:
     if find_spec("matplotlib") is None:
         print("no picture: pip install 'fitprune[draw]' and run the same command again to get sweep.png")
         return
-    if sweep_plot.save(points, output / "sweep.png"):
-        print(f"figures and picture in {output}")
+    if files := sweep_plot.save(points, output, varied):
+        print(f"figures, {' and '.join(file.name for file in files)} in {output}")
