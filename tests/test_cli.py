@@ -172,7 +172,10 @@ def test_the_loader_answers_chunks(tmp_path: Path, capsys: pytest.CaptureFixture
         (["eval", "--model-path", "/no/such", "--data", str(embedded().data / "textvqa")], "no checkpoint at"),
         (["eval", "--benchmark", "nonsense"], "choose from"),
         (["eval", "--benchmark", "gqa", "--annotation-file", "x.json"], "--annotation-file is for TextVQA"),
-        (["eval", "--benchmark", "vizwiz"], "VizWiz needs playground/data/eval/vizwiz/llava_test.jsonl"),
+        (
+            ["eval", "--benchmark", "vizwiz", "--model-path", "/no/such"],
+            "VizWiz needs playground/data/eval/vizwiz/llava_test.jsonl",
+        ),
         (["eval", "--benchmark", "gqa", "--image-folder", "none"], "none, which does not exist"),
         (["eval", "--limit", "4", "--samples", "2", "--num-chunks", "2"], "--chunk-idx 0 to its end first"),
         (["eval", "--recipe", "missing.json"], "missing.json"),
