@@ -115,7 +115,7 @@ def ablation(points: Sequence[Point], varied: Mapping[str, Mapping[str, str]]) -
                     marker=draw.MARKS[index % len(draw.MARKS)], linestyle="-" if choice == "samples" else "",
                 )  # fmt: skip
             panel.set_xticks(range(len(methods)), list(methods))
-            panel.margins(x=0.1)
+            panel.margins(x=0.15)
             panel.set_xlabel(choice)
             panel.grid(alpha=0.3, linewidth=0.6)
             panel.spines[["top", "right"]].set_visible(False)
