@@ -32,7 +32,8 @@ COLORS = {
 }
 DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 Split = Literal[
-    "train", "dense", "held-out", "calibration", "textvqa", "gqa", "mme", "pope", "scienceqa", "seed", "mmbench"
+    "train", "dense", "held-out", "calibration", "textvqa", "gqa", "mme", "pope", "scienceqa", "seed", "mmbench",
+    "vqav2", "vizwiz", "mmvet",
 ]  # fmt: skip
 _STREAM = {name: at for at, name in enumerate(get_args(Split), start=1)}  # a new split goes to the end
 

@@ -2,11 +2,11 @@
 
 One number, alpha, says how much of the attention received in the unpruned model may be lost in every layer. For a given
 alpha each sample is pruned on paper: in layer l the least attended tokens go as long as those left hold (1 - alpha) of
-the layer's dense mass, judged by cross-attention and by self-attention, and a token goes only if both agree. The curve
-of survivors, averaged over the samples, has a cost; bisection finds the alpha at which it is the budget. Then the curve
-is rounded to whole tokens so that the budget holds (`schedule.round_to_budget`). The cost need not fall at every step
-of alpha (a layer that has lost too much to earlier ones deletes nothing); where it meets the budget several times,
-bisection settles on one of them.
+the layer's dense mass, judged by cross-attention and by self-attention, and a token goes only if both agree (`CRITERIA`
+has others, for ablations). The curve of survivors, averaged over the samples, has a cost; bisection finds the alpha at
+which it is the budget. Then the curve is rounded to whole tokens so that the budget holds (`schedule.round_to_budget`).
+The cost need not fall at every step of alpha (a layer that has lost too much to earlier ones deletes nothing); where it
+meets the budget several times, bisection settles on one of them.
 
 Left out: the released code's search runs the layers again at every alpha and reports whichever step came last, within
 the budget or not; `fitprune.replay` does that. Here the dense statistics stand for every alpha, as the paper says.
@@ -18,6 +18,7 @@ the budget or not; `fitprune.replay` does that. Here the dense statistics stand 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,29 +37,40 @@ from .stats import AttentionStats
 TIGHT = 0.002  # the bracket is tight once its two curves' reductions are this close; between them we interpolate
 BLOCK = 131072  # elements of a layer that a thread works on: enough to outweigh starting an operation, few enough for a cache
 FINEST = 2.0**-30  # or, where a few samples make the cost jump, once alpha is known this well
+CRITERIA = ("both", "cross", "self", "product")  # whose least attended tokens may go; "both": the paper's
 
 
-def alive_reference(cross: Sequence[Sequence[float]], intra: Sequence[Sequence[float]], alpha: float) -> list[int]:
+def alive_reference(
+    cross: Sequence[Sequence[float]], intra: Sequence[Sequence[float]], alpha: float, criterion: str = "both"
+) -> list[int]:
     """The rule for one sample, slow and obvious; what the fast version is tested against.
 
     Args:
         cross, intra: Dense attention received, [layer][visual].
         alpha: Share of each layer's mass that may be lost, in [0, 1].
+        criterion: One of `CRITERIA`: a token goes if it is on the list by cross-attention and on that by self-attention;
+            on one of them alone; on the list by their product (which is what ranks tokens at run time).
     Returns:
         Visual tokens alive after each layer, [layer].
     """
     alive = list(range(len(cross[0])))
     counts = []
-    for received in zip(cross, intra, strict=True):
+    for by_text, by_image in zip(cross, intra, strict=True):
         doomed = []
-        for mass in received:
+        lists: dict[str, list[Sequence[float]]] = {
+            "both": [by_text, by_image],
+            "cross": [by_text],
+            "self": [by_image],
+            "product": [[text * image for text, image in zip(by_text, by_image, strict=True)]],
+        }
+        for mass in lists[criterion]:
             threshold = sum(mass) * (1 - alpha)
             order = sorted(alive, key=lambda token, mass=mass: mass[token])  # type: ignore[misc]
             gone = 0
             while gone < len(order) - 1 and sum(mass[token] for token in order[gone + 1 :]) >= threshold:
                 gone += 1
             doomed.append(set(order[:gone]))
-        alive = [token for token in alive if token not in doomed[0] & doomed[1]]
+        alive = [token for token in alive if token not in set.intersection(*doomed)]
         counts.append(len(alive))
     return counts
 
@@ -101,6 +113,20 @@ class _Block:
         return torch.stack(counts)
 
 
+def judged_by(stats: AttentionStats, criterion: str) -> AttentionStats:
+    """The statistics as a criterion sees them: where it has one list, that list agrees with itself.
+
+    Raises:
+        FitPruneError: for a criterion that is not in `CRITERIA`.
+    """
+    if criterion not in CRITERIA:
+        raise FitPruneError(f"unknown criterion {criterion!r}: use one of {', '.join(CRITERIA)}")
+    if criterion == "both":
+        return stats
+    one = {"cross": stats.cross, "self": stats.intra}.get(criterion, stats.cross * stats.intra)  # [N, L, n]
+    return dataclasses.replace(stats, cross=one, intra=one)
+
+
 def alive_fractions(stats: AttentionStats) -> Callable[[float], Tensor]:
     """A function from alpha to the share of each sample's visual tokens alive after each layer, [N, L] float64."""
     threads = torch.get_num_threads()
@@ -121,16 +147,20 @@ def alive_fractions(stats: AttentionStats) -> Callable[[float], Tensor]:
     return at
 
 
-def fit_all(stats: AttentionStats, cost: CostModel | None, ratios: Iterable[float | str]) -> dict[float, Recipe]:
+def fit_all(
+    stats: AttentionStats, cost: CostModel | None, ratios: Iterable[float | str], criterion: str = "both"
+) -> dict[float, Recipe]:
     """One recipe per reduction ratio, each the same as `fit` gives; the work is shared.
 
     Args:
         cost: The model's cost; None for the one that the statistics carry.
         ratios: As `parse_ratio` takes them.
+        criterion: As `fit`.
     Returns:
         Recipes by ratio (a fraction), in the order given.
     Raises:
-        FitPruneError: for a ratio out of range or out of reach, and when there is no cost model or it does not fit.
+        FitPruneError: for a ratio out of range or out of reach, an unknown criterion, and when there is no cost model or
+            it does not fit.
     """
     if isinstance(ratios, float | int | str):
         ratios = [ratios]
@@ -142,33 +172,47 @@ def fit_all(stats: AttentionStats, cost: CostModel | None, ratios: Iterable[floa
     if cost.layers != stats.layers:
         raise FitPruneError(f"the statistics have {stats.layers} layers but the cost model {cost.layers}")
     tokens = int(stats.visual_tokens.max())
-    fractions = alive_fractions(stats)
+    fractions = alive_fractions(judged_by(stats, criterion))
+    source = "fitted" if criterion == "both" else f"fitted by {criterion}"
 
     @cache
     def curve(alpha: float) -> list[float]:
         return (fractions(alpha).mean(0) * tokens).tolist() if alpha else [float(tokens)] * cost.layers
 
-    return {ratio: _fit(stats, cost, tokens, curve, ratio) for ratio in map(parse_ratio, ratios)}
+    return {ratio: _fit(stats, cost, tokens, curve, ratio, source) for ratio in map(parse_ratio, ratios)}
 
 
-def fit(stats: AttentionStats, cost: CostModel | None = None, reduction_ratio: float | str = 0.6) -> Recipe:
+def fit(
+    stats: AttentionStats,
+    cost: CostModel | None = None,
+    reduction_ratio: float | str = 0.6,
+    criterion: str = "both",
+) -> Recipe:
     """The gentlest recipe that meets the budget: alpha as small as bisection finds it.
 
     Args:
         stats: What the unpruned model attends to, from `observe`.
         cost: The model's cost; None for the one that the statistics carry.
         reduction_ratio: Share of the visual tokens' compute to save (`CostModel.visual_reduction`), 0.6 or 60.
+        criterion: One of `CRITERIA`, "both" being the paper's (`alive_reference` says what they are). The recipe's
+            `source` names any other.
     Returns:
         A recipe at the samples' visual-token count (the largest, where they differ) that saves at least the ratio, and
         less than one token in one layer more.
     Raises:
-        FitPruneError: for a ratio out of range or out of reach, and when there is no cost model or it does not fit.
+        FitPruneError: for a ratio out of range or out of reach, an unknown criterion, and when there is no cost model or
+            it does not fit.
     """
-    return next(iter(fit_all(stats, cost, [reduction_ratio]).values()))
+    return next(iter(fit_all(stats, cost, [reduction_ratio], criterion).values()))
 
 
 def _fit(
-    stats: AttentionStats, cost: CostModel, tokens: int, curve: Callable[[float], list[float]], ratio: float
+    stats: AttentionStats,
+    cost: CostModel,
+    tokens: int,
+    curve: Callable[[float], list[float]],
+    ratio: float,
+    source: str,
 ) -> Recipe:
     def saved(alive: list[float]) -> float:
         return cost.visual_reduction_of_alive(alive, tokens)
@@ -197,5 +241,5 @@ def _fit(
         samples=stats.samples,
         fingerprint=stats.fingerprint,
         cost=cost,
-        source="fitted",
+        source=source,
     )

@@ -10,6 +10,9 @@ layer to choose, to the layer); a score is a name in `SCORES`. What each one is,
 - `pyramiddrop` (https://arxiv.org/abs/2410.17247): four stages of equal depth, after each but the last one factor λ of the
   tokens stays, λ solved (the paper fixes it at 0.5), ranked by the last token.
 
+A fitted schedule can be fitted otherwise, for ablations: `fitprune samples=16` on so many of the samples, evenly spaced;
+`fitprune criterion=cross` by another criterion (`fit.CRITERIA`); both may follow any method whose schedule is fitted.
+
 `random` and `uniform` are the controls: the first has our schedule without our ranking, the second our ranking without our
 schedule. In all of them tokens go after the attention of the layer, before its MLP, as everywhere here.
 
@@ -27,7 +30,7 @@ from itertools import pairwise
 
 from .cost import CostModel
 from .errors import FitPruneError
-from .fit import fit_all
+from .fit import CRITERIA, fit_all
 from .ratio import parse_ratio
 from .recipe import Recipe
 from .schedule import deepen, round_to_budget, unreachable
@@ -41,10 +44,12 @@ Schedule = Callable[[CostModel, int, float], Recipe]  # model, visual tokens, re
 
 @dataclass(frozen=True)
 class Method:
-    """A schedule, None for the fitted one, and the score that ranks tokens."""
+    """A schedule, None for the fitted one, and the score that ranks tokens; what it is fitted on (None: all) and by."""
 
     schedule: Schedule | None
     score: str
+    samples: int | None = None
+    criterion: str = "both"
 
 
 def uniform(cost: CostModel, visual_tokens: int, ratio: float) -> Recipe:
@@ -94,14 +99,28 @@ CONTROLS = ("random", "uniform")
 
 
 def find(name: str) -> Method:
-    """A method by name.
+    """A method by name, with how its schedule is fitted behind it: "fitprune", "fitprune samples=16".
 
     Raises:
-        FitPruneError: for a name that is not in `METHODS`.
+        FitPruneError: for a name that is not in `METHODS`, and for what cannot be said of its schedule.
     """
-    if name not in METHODS:
-        raise FitPruneError(f"unknown method {name!r}: use some of {', '.join(METHODS)}")
-    return METHODS[name]
+    base, *settings = name.split() or [""]
+    if base not in METHODS:
+        raise FitPruneError(f"unknown method {base!r}: use some of {', '.join(METHODS)}")
+    method = METHODS[base]
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if method.schedule is not None:
+            raise FitPruneError(f"{name}: the schedule of {base} is not fitted: leave out {setting}")
+        if key == "samples" and value.isdecimal() and int(value):
+            method = replace(method, samples=int(value))
+        elif key == "criterion" and value in CRITERIA:
+            method = replace(method, criterion=value)
+        else:
+            raise FitPruneError(
+                f"{name}: {setting} says nothing: give samples=NUMBER or criterion= and one of {', '.join(CRITERIA)}"
+            )
+    return method
 
 
 def recipes(
@@ -111,13 +130,14 @@ def recipes(
 
     Args:
         stats: What the unpruned model attends to; they carry its cost model.
-        names: Methods, of `METHODS`.
+        names: Methods, as `find` takes them.
         ratios: As `parse_ratio` takes them, above 0.
     Returns:
         By method and ratio (a fraction), ratio by ratio: the recipe and the name of its score; where a method cannot
         save as much, the error that says what it can.
     Raises:
-        FitPruneError: for an unknown method, a ratio out of range, and statistics without a cost model.
+        FitPruneError: for an unknown method, a ratio out of range, and statistics without a cost model or with fewer
+            samples than a method asks for.
     """
     chosen = {name: find(name) for name in names}
     wanted = list(dict.fromkeys(map(parse_ratio, ratios)))
@@ -127,11 +147,13 @@ def recipes(
         raise FitPruneError("these statistics carry no cost model: observe the model again")
     tokens = int(stats.visual_tokens.max())
     found: dict[tuple[str, float], tuple[Recipe, str] | FitPruneError] = {}
-    fitted = _fitted(stats, wanted) if any(method.schedule is None for method in chosen.values()) else {}
+    ways = dict.fromkeys((one.samples, one.criterion) for one in chosen.values() if one.schedule is None)
+    fits = {(samples, criterion): fitted(spaced(stats, samples), wanted, criterion) for samples, criterion in ways}
     for ratio in wanted:
         for name, method in chosen.items():
             try:
-                made = method.schedule(stats.cost, tokens, ratio) if method.schedule else fitted[ratio]
+                way = method.samples, method.criterion
+                made = method.schedule(stats.cost, tokens, ratio) if method.schedule else fits[way][ratio]
                 if isinstance(made, FitPruneError):
                     raise made
                 found[name, ratio] = replace(made, model=stats.model), method.score
@@ -140,14 +162,29 @@ def recipes(
     return found
 
 
-def _fitted(stats: AttentionStats, ratios: Sequence[float]) -> dict[float, Recipe | FitPruneError]:
-    """Fitted recipes by ratio, or why there is none."""
+def spaced(stats: AttentionStats, samples: int | None) -> AttentionStats:
+    """So many of the samples, evenly spaced as calibration questions are; all of them for None.
+
+    Raises:
+        FitPruneError: when there are not that many.
+    """
+    if samples is None:
+        return stats
+    if samples > stats.samples:
+        raise FitPruneError(f"there are {stats.samples} samples, not {samples}: ask for fewer, or observe more")
+    return stats.rows([at * stats.samples // samples for at in range(samples)])
+
+
+def fitted(
+    stats: AttentionStats, ratios: Sequence[float], criterion: str = "both"
+) -> dict[float, Recipe | FitPruneError]:
+    """Fitted recipes by ratio (a fraction), or why there is none."""
     try:
-        return dict(fit_all(stats, None, ratios))
+        return dict(fit_all(stats, None, ratios, criterion))
     except FitPruneError as error:
         if len(ratios) == 1:
             return {ratios[0]: error}
-        return {ratio: made for one in ratios for ratio, made in _fitted(stats, [one]).items()}
+        return {ratio: made for one in ratios for ratio, made in fitted(stats, [one], criterion).items()}
 
 
 def _solved(

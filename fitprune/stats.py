@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,8 +106,13 @@ class AttentionStats:
         """
         if not 1 <= n <= self.samples:
             raise FitPruneError(f"statistics: there are {self.samples} samples, not {n}")
-        tensors = {name: getattr(self, name)[:n] for name in TENSORS}
-        return dataclasses.replace(self, **tensors, fingerprint=self.fingerprint if n == self.samples else None)
+        return self.rows(range(n))
+
+    def rows(self, which: Sequence[int]) -> AttentionStats:
+        """These samples, by number from 0; the fingerprint is kept only if they are all of them, in order."""
+        tensors = {name: getattr(self, name)[list(which)] for name in TENSORS}
+        whole = list(which) == list(range(self.samples))
+        return dataclasses.replace(self, **tensors, fingerprint=self.fingerprint if whole else None)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file whose metadata holds the provenance, atomically.

@@ -9,6 +9,8 @@ answered since.
 Accuracy is set against three costs of a question: FLOPs of the whole prefill as the recipe runs it, bytes of its key-value
 cache, and measured time of generation. What a method cannot save is left out, with a line that says why.
 
+Ablations (ablate.py) are methods as well: FitPrune with fewer samples, another criterion of the fit, another score.
+
 Left out: several processes (`fitprune eval --num-chunks`), published recipes (they save less than they are named for).
 
     fitprune sweep --ratios 0,30,60 --methods fitprune,fastv --benchmarks textvqa,gqa --limit 50 --output /tmp/sweep
@@ -17,18 +19,15 @@ Left out: several processes (`fitprune eval --num-chunks`), published recipes (t
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from . import options, sweep_plot
+from . import ablate, options, sweep_plot
 from .calibrate import Calibration, observe_questions
 from .embedded import MODELS, embedded
 from .errors import FitPruneError
@@ -37,39 +36,16 @@ from .evaluation.benchmark import Benchmark
 from .evaluation.benchmarks import BENCHMARKS
 from .evaluation.benchmarks import find as find_benchmark
 from .evaluation.command import PLAYGROUND, default_data
-from .evaluation.compare import Plan, Row, prompt_sizes, row_of
+from .evaluation.compare import Plan, prompt_sizes, row_of
 from .evaluation.questions import Question
 from .families import Loaded, load
 from .files import write_atomically
 from .methods import CONTROLS, METHODS, recipes
 from .methods import find as find_method
 from .stats import AttentionStats
+from .sweep_table import Point, markdown, write
 
-COLUMNS = (
-    *("benchmark", "method", "score", "ratio", "metric", "headline", "visual_reduction", "prefill_gflops"),
-    *("prefill_reduction", "kv_bytes", "milliseconds", "timed", "answers"),
-)
-
-
-@dataclass
-class Point:
-    """One run: its row of `fitprune eval`'s table, and what the sweep adds.
-
-    `kv_bytes` is the cache of a question after the prefill, `timed` how many questions the time is from.
-    """
-
-    method: str
-    score: str | None
-    ratio: float
-    kv_bytes: float
-    timed: int
-    row: Row
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """The columns of the CSV file."""
-        every = {**asdict(self.row), **{name: value for name, value in vars(self).items() if name != "row"}}
-        return {name: every[name] for name in COLUMNS}
+SHOWN = ("fitprune", "fastv", "pyramiddrop", "vtw")
 
 
 def names(text: str) -> list[str]:
@@ -104,8 +80,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--methods",
         type=names,
-        default="fitprune,fastv,pyramiddrop,vtw",
-        help=f"{', '.join(METHODS)}; the controls {' and '.join(CONTROLS)} always come along",
+        default=None,
+        help=f"{', '.join(METHODS)}; the controls {' and '.join(CONTROLS)} always come along; default {','.join(SHOWN)}, "
+        "with --ablate none but what it asks for",
+    )
+    group.add_argument(
+        "--ablate",
+        type=ablate.axis,
+        nargs="+",
+        default=[],
+        metavar="CHOICE=VALUES",
+        help="FitPrune with one choice varied at a time: samples=4,16,64 criterion=both,cross,self score=fitprune,last",
     )
     group.add_argument("--benchmarks", type=names, default="textvqa,gqa", help=", ".join(BENCHMARKS))
     group.add_argument("--playground", default=None, help=f"folder of the benchmarks' folders, default {PLAYGROUND}")
@@ -119,7 +104,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answers, scores, writes sweep.md, sweep.csv, sweep.json and sweep.png; returns the exit code."""
+    """Answers, scores, writes sweep.md, sweep.csv, sweep.json and pictures; returns the exit code."""
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise FitPruneError(f"--output {output} is a file: name a folder")
@@ -129,23 +114,25 @@ def run(args: argparse.Namespace) -> int:
     folders = {name: default_data(args, benchmark) for name, benchmark in benchmarks.items()}
     for name, benchmark in benchmarks.items():
         benchmark.check(folders[name])
-    methods = list(dict.fromkeys([*args.methods, *CONTROLS]))
-    for method in methods:
-        find_method(method)
     decoding = options.generation(args)
+    args.samples = ablate.most_samples(args.ablate, args.samples)
     calibration = _calibration(args, next(iter(benchmarks.values())), next(iter(folders.values())))
+    methods = _methods(args, calibration)
     loaded = load(args.model_path, **options.load_options(args))
     pruned = [ratio for ratio in dict.fromkeys(args.ratios) if ratio]
     suffix = f"-first{args.limit}" if args.limit else ""
     plans, notes = [("dense", 0.0, Plan("dense", f"dense{suffix}", None, "fitprune"))], list[str]()
+    compared: list[ablate.Difference] = []
     if pruned:
         stats = statistics(loaded, calibration, output, args.overwrite)
-        for (method, ratio), made in recipes(stats, methods, pruned).items():
-            if isinstance(made, FitPruneError):
-                notes.append(str(made))
+        made = recipes(stats, methods, pruned)
+        for (method, ratio), one in made.items():
+            if isinstance(one, FitPruneError):
+                notes.append(str(one))
             else:
-                name = f"{method}-r{100 * ratio:.6g}"
-                plans.append((method, ratio, Plan(name, f"{name}{suffix}", *made)))
+                name = f"{method.replace(' ', '-').replace('=', '-')}-r{100 * ratio:.6g}"
+                plans.append((method, ratio, Plan(name, f"{name}{suffix}", *one)))
+        compared = ablate.differences(stats, args.ablate, made) if args.ablate else []
     points: list[Point] = []
     about = {"model": loaded.name, "batch_size": args.batch_size, "limit": args.limit, **decoding}
     about |= {"calibration": Path(calibration.question_file).name, "samples": calibration.samples}
@@ -154,10 +141,30 @@ def run(args: argparse.Namespace) -> int:
         settings["max_new_tokens"] = args.max_new_tokens or benchmark.max_new_tokens
         questions = benchmark.read(folders[name] / benchmark.questions)[: args.limit]
         points += _benchmark(loaded, benchmark, folders[name], questions, plans, output, notes, settings)
-        write(output, points, notes, about)  # as far as it goes
-    print(markdown(points, notes, about))
-    _draw(points, output)
+        write(output, points, notes, about, compared)  # as far as it goes
+    print(markdown(points, notes, about, compared))
+    _draw(points, output, ablate.panels(args.ablate, len(calibration.questions())))
     return 0
+
+
+def _methods(args: argparse.Namespace, calibration: Calibration) -> list[str]:
+    """Names of what is run, each once: asked for, of the ablation, controls.
+
+    Raises:
+        FitPruneError: for unknown ones, and for more samples than there are.
+    """
+    found = list(SHOWN if args.methods is None and not args.ablate else args.methods or [])
+    if args.ablate:
+        observed = len(calibration.questions())
+        if (most := ablate.most_samples(args.ablate, 1)) > observed:
+            raise FitPruneError(
+                f"--ablate samples={most}: {calibration.question_file} has {observed} questions with a picture"
+            )
+        found += ablate.methods(args.ablate, observed)
+    found = list(dict.fromkeys([*found, *CONTROLS]))
+    for method in found:
+        find_method(method)
+    return found
 
 
 def _calibration(args: argparse.Namespace, benchmark: Benchmark, data: Path) -> Calibration:
@@ -257,48 +264,9 @@ def _kv_bytes(plan: Plan, loaded: Loaded, prompts: Counter[tuple[int, int]]) -> 
     return total / max(prompts.total(), 1)
 
 
-def write(output: Path, points: Sequence[Point], notes: Sequence[str], about: dict[str, Any]) -> None:
-    """sweep.md, sweep.csv and sweep.json.
-
-    Raises:
-        FitPruneError: where they cannot be written.
-    """
-    write_atomically(output / "sweep.md", markdown(points, notes, about).encode())
-    lines = io.StringIO()
-    table = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
-    table.writeheader()
-    table.writerows(point.figures for point in points)
-    write_atomically(output / "sweep.csv", lines.getvalue().encode())
-    runs = [{**asdict(point.row), **point.figures} for point in points]
-    whole = {"about": about, "left_out": list(notes), "runs": runs}
-    write_atomically(output / "sweep.json", json.dumps(whole, indent=1).encode())
-
-
-def markdown(points: Sequence[Point], notes: Sequence[str], about: dict[str, Any]) -> str:
-    """A table per benchmark, a row per run."""
-    lines = ["# Sweep", "", ", ".join(f"{name} {value}" for name, value in about.items() if value is not None), ""]
-    for title in dict.fromkeys(point.row.benchmark for point in points):
-        here = [point for point in points if point.row.benchmark == title]
-        head = ["method", "ratio", str(here[0].row.metric), "against dense", "visual MACs saved", "prefill GFLOPs"]
-        head += ["KV MiB", "ms/question"]
-        lines += [f"## {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        dense = here[0].row.headline
-        for point in here:
-            row = point.row
-            value = "-" if row.headline is None else f"{row.headline:.2f}"
-            change = "-" if row.headline is None or dense is None else f"{row.headline - dense:+.2f}"
-            time = "-" if row.milliseconds is None else f"{row.milliseconds:.1f}"
-            cells = [point.method, f"{100 * point.ratio:.6g}%", value, change, f"{row.visual_reduction:.1%}"]
-            cells += [f"{row.prefill_gflops:.3f}", f"{point.kv_bytes / 2**20:.2f}", time]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
-    lines += [f"Left out: {note}." for note in notes]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _draw(points: Sequence[Point], output: Path) -> None:
+def _draw(points: Sequence[Point], output: Path, varied: Mapping[str, Mapping[str, str]]) -> None:
     if find_spec("matplotlib") is None:
         print("no picture: pip install 'fitprune[draw]' and run the same command again to get sweep.png")
         return
-    if sweep_plot.save(points, output / "sweep.png"):
-        print(f"figures and picture in {output}")
+    if files := sweep_plot.save(points, output, varied):
+        print(f"figures, {' and '.join(file.name for file in files)} in {output}")

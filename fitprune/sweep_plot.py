@@ -1,6 +1,7 @@
 """A sweep as a picture: a row per benchmark, its score against prefill FLOPs, time and key-value cache, a line per method.
 
-The dense run is a point of its own, and its score a dashed line across. Colours and marks are draw.py's.
+The dense run is a point of its own, and its score a dashed line across. Colours and marks are draw.py's. An ablation, whose
+runs cost the same, has a second picture: its score against what was varied, a line per ratio.
 
     fitprune sweep --ratios 30,60 --benchmarks gqa --limit 50 --output /tmp/sweep
 """
@@ -8,7 +9,7 @@ The dense run is a point of its own, and its score a dashed line across. Colours
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +19,31 @@ from .files import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .sweep import Point
+    from .sweep_table import Point
 
 
-def save(points: Sequence[Point], path: str | Path) -> bool:
-    """Draws the points into a PNG file; False where a server scores every benchmark, so that there is nothing to draw.
+STYLES = ("-", "--", ":")  # one after the other where there are more methods than colours
 
+
+def save(points: Sequence[Point], folder: Path, varied: Mapping[str, Mapping[str, str]] | None = None) -> list[Path]:
+    """Draws sweep.png and, of an ablation, ablation.png into a folder.
+
+    Args:
+        varied: As `ablation`.
+    Returns:
+        The files; none where a server scores every benchmark, so that there is nothing to draw.
     Raises:
-        FitPruneError: no matplotlib, or the file cannot be written.
+        FitPruneError: no matplotlib, or a file cannot be written.
     """
     scored = [point for point in points if point.row.headline is not None]
-    if not scored:
-        return False
-    data = io.BytesIO()
-    curves(scored).savefig(data, format="png")
-    write_atomically(path, data.getvalue())
-    return True
+    figures = {"sweep.png": curves(scored)} if scored else {}
+    if scored and varied and any(point.ratio for point in scored):
+        figures["ablation.png"] = ablation(scored, varied)
+    for name, figure in figures.items():
+        data = io.BytesIO()
+        figure.savefig(data, format="png")
+        write_atomically(folder / name, data.getvalue())
+    return [folder / name for name in figures]
 
 
 def curves(points: Sequence[Point]) -> Figure:
@@ -63,7 +73,7 @@ def curves(points: Sequence[Point]) -> Figure:
                 if not placed:
                     continue
                 colour = "#888888" if not index else draw.COLOURS[(index - 1) % len(draw.COLOURS)]
-                style = "--" if index > len(draw.COLOURS) else "-"  # more methods than colours
+                style = STYLES[(index - 1) // len(draw.COLOURS) % len(STYLES)] if index else "-"
                 if method == "dense":
                     panel.axhline(placed[0][1], color=colour, linewidth=1, linestyle="--")
                 (shown[method],) = panel.plot(
@@ -74,5 +84,41 @@ def curves(points: Sequence[Point]) -> Figure:
             panel.grid(alpha=0.3, linewidth=0.6)
             panel.spines[["top", "right"]].set_visible(False)
         line[0].set_ylabel(f"{title}: {here[0].row.metric}")
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=5, frameon=False, fontsize=8.5)
+    return figure
+
+
+def ablation(points: Sequence[Point], varied: Mapping[str, Mapping[str, str]]) -> Figure:
+    """Scores against what an ablation varies: a row per benchmark, a panel per choice, a line per ratio.
+
+    Args:
+        points: Runs that have a score.
+        varied: By choice, the method of each value (`ablate.panels`).
+    Raises:
+        FitPruneError: no matplotlib.
+    """
+    titles = list(dict.fromkeys(point.row.benchmark for point in points))
+    ratios = sorted({point.ratio for point in points if point.ratio})
+    figure = draw._figure(3.5 * max(len(varied), 2), 0.6 + 2.9 * len(titles))
+    panels: Any = figure.subplots(len(titles), len(varied), squeeze=False, sharey="row")
+    shown: dict[str, Any] = {}
+    for title, line in zip(titles, panels, strict=True):
+        here = {(one.method, one.ratio): one.row for one in points if one.row.benchmark == title}
+        for panel, (choice, methods) in zip(line, varied.items(), strict=True):
+            if dense := here.get(("dense", 0.0)):
+                shown["dense"] = panel.axhline(dense.headline, color="#888888", linewidth=1, linestyle="--")
+            for index, ratio in enumerate(ratios):
+                rows = [here.get((method, ratio)) for method in methods.values()]
+                heights = [float("nan") if row is None else row.headline for row in rows]
+                (shown[f"{100 * ratio:.6g}% saved"],) = panel.plot(
+                    range(len(methods)), heights, color=draw.COLOURS[index % len(draw.COLOURS)], markersize=5,
+                    marker=draw.MARKS[index % len(draw.MARKS)], linestyle="-" if choice == "samples" else "",
+                )  # fmt: skip
+            panel.set_xticks(range(len(methods)), list(methods))
+            panel.margins(x=0.15)
+            panel.set_xlabel(choice)
+            panel.grid(alpha=0.3, linewidth=0.6)
+            panel.spines[["top", "right"]].set_visible(False)
+        line[0].set_ylabel(f"{title}: {next(iter(here.values())).metric}")
     figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=5, frameon=False, fontsize=8.5)
     return figure

@@ -151,6 +151,27 @@ def test_a_bad_annotation_file_is_named(tmp_path: Path, content: str, said: str)
     assert ANNOTATIONS in str(caught.value)
 
 
+def test_what_is_no_letter_is_wrong_and_said(tmp_path: Path) -> None:
+    questions = []
+    for number, letter in enumerate("ABA", start=1):
+        one = {"question_id": str(number), "question_type_id": 1, "data_type": "image", "answer": letter}
+        questions.append({**one, "choice_a": "a red one", "choice_b": "Blue."})
+    content = {"question_type": {"Kind": 1}, "questions": questions}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / ANNOTATIONS).write_text(json.dumps(content))
+    file = answers(tmp_path / "a.jsonl", (1, "A red one."), (2, "blue"), (3, "B"))
+    result = BENCHMARK.score(tmp_path / "data", file, tmp_path)
+    assert result.headline == 0
+    assert result.report.endswith(
+        "\n2 answers name no letter, which is wrong by the official rule; said in words, the right choice: 2"
+    )
+    file = answers(tmp_path / "a.jsonl", (1, "A"), (2, "B."), (3, "B"))
+    assert "\n1 answer names no letter" in BENCHMARK.score(tmp_path / "data", file, tmp_path).report
+    file = answers(tmp_path / "a.jsonl", (1, "A"), (2, "A"))
+    plain = evaluate(tmp_path / "data" / ANNOTATIONS, file).report
+    assert BENCHMARK.score(tmp_path / "data", file, tmp_path).report == plain
+
+
 def test_the_embedded_questions_can_be_answered_all_right(tmp_path: Path) -> None:
     data = embedded().data / BENCHMARK.folder
     BENCHMARK.check(data)

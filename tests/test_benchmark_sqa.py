@@ -294,6 +294,17 @@ def test_a_bad_question_file_is_named(tmp_path: Path, content: str, said: str) -
     assert "q.json" in str(caught.value)
 
 
+def test_what_is_no_letter_is_wrong_and_said(base: Path, tmp_path: Path) -> None:
+    file = answers(tmp_path / "a.jsonl", ("1", "X.", True), ("2", "the second", True), ("3", "E", True))
+    result = BENCHMARK.score(base, file, tmp_path)
+    assert result.details["Correct"] == 1
+    assert result.report.endswith(
+        "%\n2 answers name no letter, which is wrong by the official rule; said in words, the right choice: 1"
+    )  # those without an answer are not among them
+    file = answers(tmp_path / "a.jsonl", ("1", "B", True))
+    assert BENCHMARK.score(base, file, tmp_path).report.endswith("%")
+
+
 def test_the_embedded_questions_can_be_answered_all_right(tmp_path: Path) -> None:
     data = embedded().data / BENCHMARK.folder
     BENCHMARK.check(data)

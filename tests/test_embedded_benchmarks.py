@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 import embedded.benchmarks as benchmarks
-from embedded.benchmarks import BENCHMARKS, gqa, mmbench_cn, mme, pope, textvqa, write
+from embedded.benchmarks import BENCHMARKS, gqa, mmbench_cn, mme, pope, textvqa, vqav2, write
 from embedded.benchmarks.__main__ import main
 from embedded.questions import FAMILIES, Question
 from embedded.render import render
@@ -28,6 +28,7 @@ from embedded.scene import CELL, COLORS, KINDS, SIDE, draw
 from embedded.tokens import INSTRUCTION, SPECIAL, UNKNOWN, tokenizer
 from fitprune.errors import FitPruneError
 from fitprune.evaluation.answers import AnswersFile
+from fitprune.evaluation.benchmarks import find
 from fitprune.evaluation.questions import read_questions
 from fitprune.evaluation.textvqa import evaluate
 
@@ -37,8 +38,12 @@ WHERE = {  # folder: question file, image folder, split
     "gqa": ("llava_gqa_testdev_balanced.jsonl", "data/images", "gqa"),
     "MME": ("llava_mme.jsonl", "MME_Benchmark_release_version", "mme"),
     "pope": ("llava_pope_test.jsonl", "val2014", "pope"),
+    "vqav2": ("llava_vqav2_mscoco_test2015.jsonl", "test2015", "vqav2"),
+    "vizwiz": ("llava_test.jsonl", "test", "vizwiz"),
+    "mm-vet": ("llava-mm-vet.jsonl", "images", "mmvet"),
     "calibration": ("statistical_analysis_data.jsonl", "images", "calibration"),
 }
+BARE = ("mm-vet",)  # asked without an instruction, about PNG files
 KIND = {f"{kind}es" if kind == "cross" else f"{kind}s": kind for kind in KINDS} | {kind: kind for kind in KINDS}
 OTHER_SIDE = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # x, y
 
@@ -120,7 +125,7 @@ def questions(made, name):
 
 
 def index_of(image):
-    stem = image.split("/")[-1].removesuffix(".jpg").split("_")[-1].lstrip("n")
+    stem = image.split("/")[-1].rsplit(".")[0].split("_")[-1].lstrip("n")
     return int(stem, 16) & 0xFFFFFFFF if stem.startswith("5eed") else int(stem)
 
 
@@ -147,7 +152,32 @@ def test_layouts_are_the_official_ones(made):
         f"coco/coco_pope_{split}.json" for split in ("adversarial", "popular", "random")
     }
     assert all(re.fullmatch(r"val2014/COCO_val2014_\d{12}\.jpg", p) for p in made["pope"] if p.endswith(".jpg"))
+    assert tops(made["vqav2"]) == {vqav2.ASKED, vqav2.LISTED, "test2015"}
+    assert (find("vqav2").questions, *find("vqav2").needs) == (vqav2.ASKED, vqav2.LISTED)
+    assert all(re.fullmatch(r"test2015/COCO_test2015_\d{12}\.jpg", p) for p in made["vqav2"] if p.endswith(".jpg"))
+    assert tops(made["vizwiz"]) == {"llava_test.jsonl", "test"}
+    assert all(re.fullmatch(r"test/VizWiz_test_\d{8}\.jpg", p) for p in made["vizwiz"] if p.endswith(".jpg"))
+    assert tops(made["mm-vet"]) == {"llava-mm-vet.jsonl", "images"}
+    assert all(re.fullmatch(r"images/v1_\d+\.png", p) for p in made["mm-vet"] if not p.endswith(".jsonl"))
     assert tops(made["calibration"]) == {"statistical_analysis_data.jsonl", "images"}
+
+
+def test_vqav2_asks_part_of_what_it_lists(made):
+    asked, listed = (lines(made["vqav2"][name]) for name in (vqav2.ASKED, vqav2.LISTED))
+    assert [line for line in listed if line in asked] == asked  # in the same order
+    assert 0 < len(asked) < len(listed)
+    assert len({line["question_id"] for line in listed}) == len(listed)
+    for line in listed:
+        assert line["question_id"] // 1000 == index_of(line["image"])
+    pictures = {line["image"] for line in asked}
+    assert {line["image"] for line in listed if line not in asked}.isdisjoint(pictures)  # whole pictures
+
+
+@pytest.mark.parametrize("name", ["vizwiz", "mm-vet"])
+def test_one_question_about_each_picture(made, name):
+    asked = questions(made, name)
+    assert [line["question_id"] for line in asked] == [index_of(line["image"]) for line in asked]
+    assert len({line["text"].split(" ")[1] for line in asked}) > 2  # of several kinds
 
 
 @pytest.mark.parametrize("name", WHERE)
@@ -156,15 +186,16 @@ def test_every_question_is_in_llavas_form_and_has_the_picture_of_its_scene(made,
     asked = questions(made, name)
     for line in asked:
         assert list(line) == ["question_id", "image", "text", "category"]
-        question, instruction = line["text"].split("\n")
+        question, *instruction = line["text"].split("\n")
         assert question.endswith("?")
-        assert instruction == INSTRUCTION
-    pictures = {path for path in made[name] if path.endswith(".jpg")}
+        assert instruction == ([] if name in BARE else [INSTRUCTION])
+    pictures = {path for path in made[name] if path.endswith((".jpg", ".png"))}
     assert pictures == {f"{images}/{line['image']}" for line in asked}
     assert len(pictures) == PICTURES * (len(mme.CATEGORIES) if name == "MME" else 1)
     for path in pictures:
         with Image.open(io.BytesIO(made[name][path])) as image:
-            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (SIDE, SIDE))
+            assert (image.format, image.mode) == ("PNG" if name in BARE else "JPEG", "RGB")
+            assert image.size == (SIDE, SIDE)
             pixels = np.asarray(image, dtype=int)
         drawn = np.asarray(render(draw(split, index_of(path))), dtype=int)
         assert abs(pixels - drawn).mean() < 3  # another scene differs by tens
@@ -172,7 +203,7 @@ def test_every_question_is_in_llavas_form_and_has_the_picture_of_its_scene(made,
 
 def test_no_picture_is_in_two_places(made):
     pictures = [content for files in made.values() for path, content in files.items() if path.endswith(".jpg")]
-    places = len(WHERE) - 1 + len(mme.CATEGORIES) + 2  # ScienceQA and SEED-Bench; MMBench's are inside its table
+    places = len(WHERE) - 2 + len(mme.CATEGORIES) + 2  # ScienceQA and SEED-Bench; MMBench's are inside, MM-Vet's PNG
     assert len(set(pictures)) == len(pictures) == PICTURES * places
     assert sum(map(len, pictures)) / len(pictures) < 12_500  # so that 400 of them stay below 5 MB
 
@@ -513,4 +544,4 @@ def test_a_destination_that_is_a_file_is_refused(tmp_path):
 
 def test_a_benchmark_is_one_file():
     files = {path.stem for path in Path(benchmarks.__file__).parent.glob("*.py")} - {"__init__", "__main__", "encode"}
-    assert files == {name.lower() for name in BENCHMARKS}
+    assert files == {name.lower().replace("-", "") for name in BENCHMARKS}

@@ -1,5 +1,6 @@
 """Fitting: the fast rule equals the obvious one, the budget is met within a token, and nothing depends on luck."""
 
+import dataclasses
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from fitprune.cost import VICUNA_7B, CostModel
 from fitprune.errors import FitPruneError
-from fitprune.fit import alive_fractions, alive_reference, fit, fit_all
+from fitprune.fit import CRITERIA, alive_fractions, alive_reference, fit, fit_all, judged_by
 from fitprune.recipe import Recipe
 from fitprune.schedule import deepen
 from fitprune.stats import AttentionStats
@@ -32,14 +33,23 @@ def made_up(samples=6, layers=8, visual=40, seed=0, counts=None, sharpness=1.5, 
     return AttentionStats(cross, intra, counts, torch.full((samples,), 30), cost=cost_of(layers), **provenance)
 
 
+def sharper_with_depth(samples=4, layers=6, visual=60, seed=0):
+    """Attention that fewer and fewer tokens share, from the text faster than from the image: recipes of many steps."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.rand(2, samples, 1, visual, generator=generator)
+    power = torch.linspace(0.1, 2, layers)[:, None]
+    counts = torch.full((samples,), visual)
+    return AttentionStats(shared[0].pow(4 * power), shared[1].pow(power), counts, counts, cost=cost_of(layers))
+
+
 def token_worth(cost, n):
     dense = sum(cost.visual_macs([n] * cost.layers, n))
     return (cost.rest_macs(1) + cost.attention_macs(n) - cost.attention_macs(n - 1)) / dense
 
 
-def counts_by_reference(stats, alpha):
+def counts_by_reference(stats, alpha, criterion="both"):
     return [
-        alive_reference(stats.cross[i, :, :n].tolist(), stats.intra[i, :, :n].tolist(), alpha)
+        alive_reference(stats.cross[i, :, :n].tolist(), stats.intra[i, :, :n].tolist(), alpha, criterion)
         for i, n in enumerate(stats.visual_tokens.tolist())
     ]
 
@@ -50,6 +60,57 @@ def test_fast_rule_equals_the_obvious_one(seed, counts, alpha):
     stats = made_up(len(counts), 4, 13, seed, counts)
     fast = alive_fractions(stats)(alpha) * stats.visual_tokens[:, None]
     assert fast.round().int().tolist() == counts_by_reference(stats, alpha)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(CRITERIA),
+    st.integers(0, 10**6),
+    st.lists(st.integers(1, 13), min_size=1, max_size=4),
+    st.floats(0, 1) | st.just(1.0),
+)
+def test_every_criterion_equals_the_obvious_one(criterion, seed, counts, alpha):
+    stats = made_up(len(counts), 4, 13, seed, counts)
+    fast = alive_fractions(judged_by(stats, criterion))(alpha) * stats.visual_tokens[:, None]
+    assert fast.round().int().tolist() == counts_by_reference(stats, alpha, criterion)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.floats(0, 1))
+def test_both_keep_in_a_layer_what_either_keeps(seed, alpha):
+    """In one layer the two lists are sets, and what both hold is in each. Over layers only the budget is ordered: a
+    criterion that has lost more before may have to keep more now."""
+    stats = made_up(5, 1, 30, seed)
+    alive = {one: (30 * alive_fractions(judged_by(stats, one))(alpha)[:, 0]).round() for one in CRITERIA}
+    for one in ("cross", "self"):
+        assert (alive["both"] >= alive[one]).all()
+    assert (alive["both"] <= alive["cross"] + alive["self"]).all()  # what is kept is kept by one of the lists
+
+
+def test_a_criterion_of_one_list_does_not_look_at_the_other():
+    stats, other = sharper_with_depth(seed=0), sharper_with_depth(seed=1)
+    mixed = dataclasses.replace(stats, intra=other.intra)
+    assert fit(stats, None, 0.5, "cross") == fit(mixed, None, 0.5, "cross") != fit(stats, None, 0.5, "self")
+    assert fit(mixed, None, 0.5, "self") == fit(other, None, 0.5, "self")
+    assert fit(stats, None, 0.5, "both") != fit(mixed, None, 0.5, "both")
+    same = dataclasses.replace(stats, intra=stats.cross)  # two lists that always agree are one
+    assert fit(same, None, 0.5).counts == fit(stats, None, 0.5, "cross").counts
+    squared = dataclasses.replace(stats, cross=stats.cross.square(), intra=stats.cross.square())
+    assert fit(squared, None, 0.5).counts == fit(same, None, 0.5, "product").counts
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_meets_the_budget_and_is_recorded(criterion, tmp_path):
+    recipe = fit(made_up(5, 12, 60), None, 0.6, criterion)
+    assert 0.6 <= recipe.achieved < 0.6 + token_worth(cost_of(12), 60)
+    assert recipe.source == ("fitted" if criterion == "both" else f"fitted by {criterion}")
+    recipe.save(tmp_path / "recipe")
+    assert vars(Recipe.load(tmp_path / "recipe")) == vars(recipe)
+
+
+def test_an_unknown_criterion_is_named():
+    with pytest.raises(FitPruneError, match="unknown criterion 'either': use one of both, cross, self, product"):
+        fit(made_up(), None, 0.5, "either")
 
 
 @settings(deadline=None)
@@ -74,6 +135,11 @@ def test_the_rule_by_hand():
     assert alive_reference(cross, intra, 0.3) == [3, 3]
     # 50%: cross {0, 1}, intra {0, 3}; then cross (9 left, 5 needed) {1}, intra (6 left) {1}: 1 goes
     assert alive_reference(cross, intra, 0.5) == [3, 2]
+    # one list alone: cross {0, 1}, then {2} of 2, 3; self {0, 3}, then 1, 2 hold 4 of the 5 needed; the products 1, 8,
+    # 9, 8 of 26 and 4, 2, 9, 8 of 23: {0, 1} (17 of the 13 needed, ties by position), then none of 2, 3 (17 of 11.5; 8 left)
+    assert alive_reference(cross, intra, 0.5, "cross") == [2, 2]
+    assert alive_reference(cross, intra, 0.5, "self") == [2, 2]
+    assert alive_reference(cross, intra, 0.5, "product") == [2, 2]
     assert alive_reference(cross, intra, 0) == [4, 4]
     assert alive_reference(cross, intra, 1) == [2, 1]
 

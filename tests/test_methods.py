@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fitprune.cost import VICUNA_7B, CostModel
 from fitprune.errors import FitPruneError
 from fitprune.fit import fit
-from fitprune.methods import CONTROLS, METHODS, Schedule, fastv, find, pyramiddrop, recipes, uniform, vtw
+from fitprune.methods import CONTROLS, METHODS, Schedule, fastv, find, pyramiddrop, recipes, spaced, uniform, vtw
 from fitprune.recipe import Recipe
 from fitprune.scores import SCORES
 from fitprune.stats import AttentionStats
@@ -143,6 +143,53 @@ def test_too_few_layers(schedule: Schedule, layers: int) -> None:
         schedule(replace(SMALL, layers=layers), TOKENS, 0.3)
     enough = schedule(replace(SMALL, layers=layers + 1), TOKENS, 0.1)
     assert sum(enough.deletions(TOKENS)) > 0
+
+
+@pytest.mark.parametrize("name", ["fitprune", "last"])
+def test_a_fit_on_fewer_samples_or_by_another_criterion_is_a_method(name: str) -> None:
+    cross, intra = torch.rand(2, 10, 1, TOKENS, generator=torch.Generator().manual_seed(1))
+    power = torch.linspace(0.1, 2, SMALL.layers)[:, None]  # fewer and fewer tokens are looked at
+    cross, intra = cross.pow(4 * power), intra.pow(power)
+    many = AttentionStats(cross, intra, torch.full((10,), TOKENS), torch.full((10,), 20), cost=SMALL)
+    names = [name, f"{name} samples=4", f"{name} criterion=cross", f"{name} criterion=self samples=1"]
+    made = recipes(many, names, [0.5])
+    assert made[names[0], 0.5] == (fit(many, None, 0.5), METHODS[name].score)
+    assert made[names[1], 0.5] == (fit(many.rows([0, 2, 5, 7]), None, 0.5), METHODS[name].score)  # evenly spaced
+    assert made[names[2], 0.5] == (fit(many, None, 0.5, "cross"), METHODS[name].score)
+    assert made[names[3], 0.5] == (fit(many.subset(1), None, 0.5, "self"), METHODS[name].score)
+    assert len({one for one in made.values() if isinstance(one, tuple)}) == len(names)
+    with pytest.raises(FitPruneError, match="there are 10 samples, not 11"):
+        recipes(many, ["fitprune samples=11"], [0.5])
+
+
+def test_samples_are_spaced_as_calibration_questions_are(stats: AttentionStats) -> None:
+    many = AttentionStats(
+        torch.arange(128.0)[:, None, None].expand(128, 1, 2),
+        torch.ones(128, 1, 2),
+        torch.full((128,), 2),
+        torch.full((128,), 20),
+    )
+    everything = [index * 300 // 128 for index in range(128)]  # 128 of 300 questions
+    for count in (1, 4, 16, 64):
+        rows = spaced(many, count).cross[:, 0, 0].int().tolist()
+        assert [everything[row] for row in rows] == [index * 300 // count for index in range(count)]
+    assert spaced(many, None) is many
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("fitprune samples=0", "samples=0 says nothing"),
+        ("fitprune samples=x", "give samples=NUMBER or criterion="),
+        ("fitprune criterion=either", "both, cross, self, product"),
+        ("fitprune twice", "twice says nothing"),
+        ("fastv samples=4", "the schedule of fastv is not fitted: leave out samples=4"),
+        ("", "unknown method ''"),
+    ],
+)
+def test_what_cannot_be_said_of_a_schedule(name: str, said: str) -> None:
+    with pytest.raises(FitPruneError, match=said):
+        find(name)
 
 
 def test_names_and_ratios(stats: AttentionStats) -> None:

@@ -7,17 +7,20 @@ import csv
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fitprune import observe
+from fitprune.ablate import panels
 from fitprune.cli import main
 from fitprune.errors import FitPruneError
 from fitprune.families import Loaded, load
 from fitprune.methods import CONTROLS
 from fitprune.recipe import Recipe
 from fitprune.sweep import ratios
+from fitprune.sweep_plot import ablation
 
 LIMIT, BATCH = 4, 2
 METHODS = ("fastv", "cross", *CONTROLS)
@@ -174,14 +177,105 @@ def test_a_picture_of_another_size_that_cannot_save_as_much_stops_nothing(
     assert figures(tmp_path) == [run for run in figures(whole) if run["method"] != "fastv"]
 
 
+ABLATION = [
+    "sweep",
+    "--ablate",
+    "samples=1,3",
+    "criterion=both,cross",
+    "score=last",
+    "--ratios",
+    "50",
+    "--samples",
+    "2",
+]
+ABLATION += ["--benchmarks", "textvqa", "--limit", "4", "--batch-size", "2", "--max-new-tokens", "4", "--output"]
+VARIED = ["fitprune", "fitprune samples=1", "fitprune criterion=cross", "last", *CONTROLS]
+
+
+@pytest.fixture(scope="module")
+def ablated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ablated")
+    assert main([*ABLATION, str(folder)]) == 0
+    return folder
+
+
+def test_an_ablation_varies_one_choice_at_a_time_beside_the_controls(ablated: Path) -> None:
+    content = json.loads((ablated / "sweep.json").read_text())
+    assert [run["method"] for run in content["runs"]] == ["dense", *VARIED]
+    assert content["about"]["samples"] == 3  # the largest number, though --samples says 2
+    alive = {run["method"]: run["alive"] for run in content["runs"]}
+    assert alive["last"] == alive["fitprune"] == alive["random"] != alive["fitprune samples=1"]
+    for run in content["runs"][1:]:
+        assert 0.5 <= run["visual_reduction"] < 0.5 + 1 / 144, run["method"]
+    found = {one["method"]: one for one in content["recipes"]}
+    assert list(found) == VARIED[:3]
+    assert found["fitprune"]["moved"] == 0 < found["fitprune samples=1"]["moved"] < 0.2
+    for name, one in found.items():
+        assert one["alive"] == alive[name]
+        assert f"| {name} | 50% |" in (ablated / "sweep.md").read_text().partition("## Recipes")[2]
+    kept = ["dense", *(f"{name.replace(' ', '-').replace('=', '-')}-r50" for name in VARIED)]
+    assert set(answers(ablated)) == {f"textvqa-{name}-first4.jsonl" for name in kept}
+    assert len(list(ablated.glob("statistics-*"))) == 1
+    assert (ablated / "ablation.png").exists() == (find_spec("matplotlib") is not None)
+
+
+@pytest.mark.parametrize("stop", [0, 14])
+def test_an_interrupted_ablation_goes_on(
+    stop: int, ablated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(monkeypatch)
+    asked.stop = stop
+    assert main([*ABLATION, str(tmp_path)]) == 130
+    asked.stop = 10**9
+    assert main([*ABLATION, str(tmp_path)]) == 0
+    assert asked.questions == 4 * (1 + len(VARIED))  # dense once, nothing twice
+    assert asked.observed == 1
+    assert answers(tmp_path) == answers(ablated)
+    assert figures(tmp_path) == figures(ablated)
+    kept = [json.loads((folder / "sweep.json").read_text())["recipes"] for folder in (tmp_path, ablated)]
+    assert kept[0] == kept[1]
+    more = [*ABLATION, str(tmp_path), "--methods", "cross,fitprune samples=2"]  # further methods, the same statistics
+    assert main(more) == 0
+    assert asked.observed == 1
+    assert asked.questions == 4 * (3 + len(VARIED))
+    runs = json.loads((tmp_path / "sweep.json").read_text())["runs"]
+    assert [run["method"] for run in runs][1:3] == ["cross", "fitprune samples=2"]
+
+
+def test_the_picture_of_an_ablation_has_a_panel_per_choice_and_a_line_per_ratio() -> None:
+    pytest.importorskip("matplotlib")
+    score = {("dense", 0.0): 90, ("fitprune", 0.5): 80, ("fitprune", 0.7): 60, ("fitprune samples=1", 0.5): 70}
+    points: Any = [
+        SimpleNamespace(method=method, ratio=ratio, row=SimpleNamespace(benchmark="b", headline=value, metric="points"))
+        for (method, ratio), value in score.items()
+    ]
+    figure = ablation(points, panels([("samples", ["1", "4"]), ("score", ["last"])], 4))
+    samples, scores = figure.axes
+    assert [list(line.get_ydata()) for line in samples.lines[:2]] == [[90, 90], [70, 80]]  # dense, then 50%
+    assert str(samples.lines[2].get_ydata()[0]) == "nan"  # left out at 70%
+    assert [label.get_text() for label in samples.get_xticklabels()] == ["1", "4"]
+    assert [label.get_text() for label in scores.get_xticklabels()] == ["last", "fitprune"]
+    assert samples.get_ylabel() == "b: points"
+
+
+@pytest.mark.parametrize("varied", ["samples=none", "criterion=either", "score=fastv", "ratio=3"])
+def test_what_cannot_be_varied_is_said(varied: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["sweep", "--ablate", varied])
+    assert stopped.value.code == 2
+    assert varied in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["--methods", "fitprune,nothing"], "unknown method 'nothing'"),
         (["--benchmarks", "gqa,nothing"], "nothing"),
         (["--benchmarks", ""], "no benchmark to run"),
-        (["--benchmarks", "vqav2"], "docs/evaluation.md"),  # no embedded counterpart
+        (["--benchmarks", "vqav2", "--model-path", "other"], "docs/evaluation.md"),  # an embedded model has its own
         (["--output", __file__], "is a file"),
+        (["--ablate", "samples=4,500"], "--ablate samples=500"),
+        (["--methods", "fastv samples=4"], "the schedule of fastv is not fitted"),
     ],
 )
 def test_bad_input_is_one_line_before_the_model_is_loaded(

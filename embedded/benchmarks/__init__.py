@@ -1,4 +1,4 @@
-"""Small benchmarks about drawn pictures, in the official files of eight benchmarks, and a calibration set.
+"""Small benchmarks about drawn pictures, in the official files of eleven benchmarks, and a calibration set.
 
 Why: the evaluation of real checkpoints and of the embedded model is then one and the same code, and its file formats are
 tried out on every run. The layout is that of LLaVA's `playground/data/eval`. One file per benchmark, a function `build`
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fitprune.errors import FitPruneError
 
-from . import calibration, gqa, mmbench, mmbench_cn, mme, pope, scienceqa, seed_bench, textvqa
+from . import calibration, gqa, mmbench, mmbench_cn, mme, mmvet, pope, scienceqa, seed_bench, textvqa, vizwiz, vqav2
 from .encode import Files
 
 BENCHMARKS: dict[str, Callable[..., Files]] = {
@@ -28,6 +28,9 @@ BENCHMARKS: dict[str, Callable[..., Files]] = {
     "seed_bench": seed_bench.build,
     "mmbench": mmbench.build,
     "mmbench_cn": mmbench_cn.build,
+    "vqav2": vqav2.build,
+    "vizwiz": vizwiz.build,
+    "mm-vet": mmvet.build,
     "calibration": calibration.build,
 }  # name of the folder: its files, for a number of pictures (in MME: of each category)
 

@@ -18,8 +18,8 @@ from . import BENCHMARKS, scienceqa, write
 def run(args: argparse.Namespace) -> int:
     """Writes them; returns the exit code."""
     for name, files in write(args.dest, args.pictures, args.overwrite).items():
-        pictures = sum(path.endswith(".jpg") for path in files)
-        questions = sum(map(_questions, files, files.values()))
+        pictures = sum(path.endswith((".jpg", ".png")) for path in files)
+        questions = max(map(_questions, files, files.values()))  # VQAv2 has some of them in a second file
         size = sum(map(len, files.values())) / 1e6
         print(f"{args.dest / name}: {questions} questions about {pictures} pictures, {size:.2f} MB")
     return 0

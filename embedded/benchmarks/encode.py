@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..questions import Question
+from ..questions import Question, one_of_each
 from ..render import render
 from ..scene import COLORS, KINDS, Scene
 from ..tokens import INSTRUCTION
@@ -33,6 +33,13 @@ CHOICES: dict[str, list[str]] = {
 }  # family: every answer to its questions
 
 
+def png(scene: Scene) -> bytes:
+    """The picture of a scene as a PNG file: the pixels themselves."""
+    file = io.BytesIO()
+    render(scene).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
 def picture(scene: Scene, **jpeg: Any) -> bytes:
     """The picture of a scene as a JPEG file; colour in full resolution, since letters are a few pixels wide."""
     file = io.BytesIO()
@@ -40,9 +47,17 @@ def picture(scene: Scene, **jpeg: Any) -> bytes:
     return file.getvalue()
 
 
-def question(question_id: int | str, image: str, text: str, category: str) -> dict[str, Any]:
-    """One line of a question file as LLaVA writes it; the instruction is the second line of `text`."""
-    return {"question_id": question_id, "image": image, "text": f"{text}\n{INSTRUCTION}", "category": category}
+def question(question_id: int | str, image: str, text: str, category: str, please: str = INSTRUCTION) -> dict[str, Any]:
+    """One line of a question file as LLaVA writes it; the instruction, if any, is the second line of `text`."""
+    asked = f"{text}\n{please}" if please else text
+    return {"question_id": question_id, "image": image, "text": asked, "category": category}
+
+
+def in_turn(scene: Scene, families: Sequence[str]) -> Question | None:
+    """One question about a scene, of the family whose turn it is by the scene's number, else of the next that it has."""
+    found = {one.family: one for one in one_of_each(scene, tuple(families))}
+    turned = (families[(scene.index + at) % len(families)] for at in range(len(families)))
+    return next((found[family] for family in turned if family in found), None)
 
 
 def choices(asked: Question, random: np.random.RandomState, count: int = 4) -> tuple[list[str], int]:

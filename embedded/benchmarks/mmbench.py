@@ -13,9 +13,8 @@ import csv
 import io
 from collections.abc import Callable
 
-from ..questions import Question, one_of_each
 from ..scene import draw, stream
-from .encode import LETTERS, Files, choices, picture
+from .encode import LETTERS, Files, choices, in_turn, picture
 
 QUESTIONS = "mmbench_dev_20230712.tsv"
 COLUMNS = (
@@ -43,11 +42,9 @@ def table(pictures: int, say: Callable[[str], str] = str, families: tuple[str, .
     rows.writeheader()
     for index in range(pictures):
         scene, random = draw("mmbench", index), stream("mmbench", index, purpose=3)
-        found = {one.family: one for one in one_of_each(scene, families)}
-        wanted = [family for at in range(len(families)) if (family := families[(index + at) % len(families)]) in found]
-        if not wanted:
+        asked = in_turn(scene, families)
+        if asked is None:
             continue
-        asked: Question = found[wanted[0]]
         category, group, count = CATEGORIES[asked.family]
         options, right = choices(asked, random, count)
         image = base64.b64encode(picture(scene, **JPEG)).decode()

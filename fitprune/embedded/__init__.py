@@ -3,10 +3,10 @@
 The models read numbers and words, and name colours, shapes, counts and relations in synthetic pictures. The LLaVA-1.5
 ("embedded") is the default; the LLaVA-NeXT and the LLaVA-HR were trained on from it. A README.md beside each is its card.
 The benchmarks lie as in LLaVA's `playground/data/eval` (textvqa, gqa, MME, pope, scienceqa, seed_bench, mmbench,
-mmbench_cn) and share no picture with each other (but for MMBench's two languages), with calibration or with training.
-They are the default everywhere, so that every command runs with no download; they say nothing about how real photographs
-are answered, and multiple choice was not trained (the models answer with a word instead of a letter: 0). The folder
-`embedded/` of the repository makes it all.
+mmbench_cn, vqav2, vizwiz, mm-vet) and share no picture with each other (but for MMBench's two languages), with calibration
+or with training. They are the default everywhere, so that every command runs with no download; they say nothing about how
+real photographs are answered, and multiple choice was not trained (the models answer with a word instead of a letter: 0).
+The folder `embedded/` of the repository makes it all.
 
     python -c "from fitprune.embedded import embedded; print(embedded())"
 """

@@ -1,4 +1,4 @@
-"""What scorers have in common: the lines of an answers file, and a share of something that may be empty.
+"""What scorers have in common: the lines of an answers file, a word on choices, a share of something that may be empty.
 
 python -c "from fitprune.evaluation.scoring import *; print(read_answers('answers.jsonl')[0])"
 """
@@ -6,6 +6,7 @@ python -c "from fitprune.evaluation.scoring import *; print(read_answers('answer
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import FitPruneError
@@ -38,6 +39,19 @@ def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
     if not answers:
         raise FitPruneError(f"answers file {path} holds no answers: there is nothing to score")
     return answers
+
+
+def without_letter(answers: Sequence[tuple[str, str]]) -> str:
+    """A line about answers of multiple choice that name no letter, "" if there are none; it changes no figure.
+
+    Args:
+        answers: Of each of them what was said, and the right choice in words.
+    """
+    if not answers:
+        return ""
+    right = sum(said.strip().rstrip(".").lower() == words.strip().rstrip(".").lower() for said, words in answers)
+    are = "1 answer names" if len(answers) == 1 else f"{len(answers)} answers name"
+    return f"{are} no letter, which is wrong by the official rule; said in words, the right choice: {right}"
 
 
 def share(part: float, whole: float) -> float:

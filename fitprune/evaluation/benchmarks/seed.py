@@ -22,20 +22,22 @@ from ...errors import FitPruneError
 from ...files import write_atomically
 from ..benchmark import Benchmark, Result
 from ..questions import read_json
-from ..scoring import read_answers
+from ..scoring import read_answers, without_letter
 
 ANNOTATIONS = "SEED-Bench.json"
+LETTERS = ("A", "B", "C", "D")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One annotated question: its id as written and as answers carry it, kind, "image" or "video", right letter."""
+    """One annotated question: its id as written and as answers carry it, kind, "image" or "video", right letter and choice."""
 
     written: int | str
     question_id: int | str
     kind: int
     data_type: str
     answer: str
+    choice: str
 
 
 def read_annotations(path: Path) -> tuple[dict[int, str], list[Asked]]:
@@ -54,6 +56,7 @@ def read_annotations(path: Path) -> tuple[dict[int, str], list[Asked]]:
                 one["question_type_id"],
                 one["data_type"],
                 one["answer"],
+                str(one.get(f"choice_{str(one['answer']).lower()}", "")),
             )
             for one in content["questions"]
         ]
@@ -123,8 +126,12 @@ def upload(annotations: Path, answers: Path) -> bytes:
 
 
 def score(data: Path, answers: Path, out: Path) -> Result:
-    """Scores, and writes the upload file to `out` if every question is answered."""
+    """Scores, and writes the upload file to `out` if every question is answered; says how many answers are no letter."""
     result = evaluate(data / ANNOTATIONS, answers)
+    asked = {one.question_id: one for one in read_annotations(data / ANNOTATIONS)[1]}
+    given = {one.question_id: one.text for one in read_answers(answers) if one.question_id in asked}
+    note = without_letter([(text, asked[key].choice) for key, text in given.items() if text not in LETTERS])
+    result = replace(result, report="\n".join(filter(None, [result.report, note])))
     try:
         content = upload(data / ANNOTATIONS, answers)
     except FitPruneError:

@@ -25,7 +25,7 @@ from ...errors import FitPruneError
 from ...files import write_atomically
 from ..benchmark import Benchmark, Result
 from ..questions import Question, is_question_id, read_json
-from ..scoring import read_answers
+from ..scoring import read_answers, without_letter
 
 PLEASE = "Answer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
@@ -145,8 +145,17 @@ def _index(parsed: str, choices: int, letters: str) -> int:
 
 
 def score(data: Path, answers: Path, out: Path) -> Result:
-    """Scores the test split; writes the two files of `eval_science_qa` to `out`."""
+    """Scores the test split; writes the two files of `eval_science_qa` to `out`; says how many answers name no letter."""
     result, sides, summary = analyse(data, answers)
+    problems = read_json(data / "problems.json", "ScienceQA's problems")
+    note = without_letter(
+        [
+            (one["pred"], str(problems[one["question_id"]]["choices"][LETTERS.index(one["ground_truth"])]))
+            for one in sides["incorrect"]
+            if one["parsed_ans"] == FAILED != one["pred"]
+        ]
+    )
+    result = replace(result, report="\n".join(filter(None, [result.report, note])))
     files = {out / f"{answers.stem}_output.jsonl": sides, out / f"{answers.stem}_result.json": summary}
     for path, content in files.items():
         write_atomically(path, json.dumps(content, indent=2).encode())

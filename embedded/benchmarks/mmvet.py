@@ -1,0 +1,28 @@
+"""MM-Vet in miniature: bare questions, without an instruction how to answer, about pictures in PNG files.
+
+MM-Vet asks for several abilities at once; of those that a drawn picture can be asked about, these are reading, recognition,
+counting and where things are. Left out: answers and abilities, which MM-Vet's notebook has and asks a language model about.
+
+    python -c "from embedded.benchmarks import mmvet; print(mmvet.build(3)['llava-mm-vet.jsonl'].decode())"
+"""
+
+from __future__ import annotations
+
+from ..scene import draw
+from .encode import Files, in_turn, json_lines, png, question
+
+QUESTIONS, IMAGES = "llava-mm-vet.jsonl", "images"
+FAMILIES = ("relation", "number", "count", "shape", "word")
+
+
+def build(pictures: int = 10) -> Files:
+    """All files, about those of so many pictures that have something to ask about."""
+    files: Files = {}
+    questions: list[dict[str, object]] = []
+    for index in range(pictures):
+        scene, image = draw("mmvet", index), f"v1_{index}.png"
+        if asked := in_turn(scene, FAMILIES):
+            files[f"{IMAGES}/{image}"] = png(scene)
+            questions.append(question(index, image, asked.text, "conv", please=""))
+    files[QUESTIONS] = json_lines(questions)
+    return files
