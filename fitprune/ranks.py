@@ -76,17 +76,13 @@ class Ranks:
         if self.size == 1:
             return [data]
         mine = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-        try:
+        with _noticed():
             lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
             dist.all_gather(lengths, torch.tensor([len(mine)]))
             longest = max(int(length) for length in lengths)
             padded = torch.nn.functional.pad(mine, (0, longest - len(mine)))
             found = [torch.empty_like(padded) for _ in range(self.size)]
             dist.all_gather(found, padded)
-        except RuntimeError:  # gloo's word for a connection that was closed at the other end
-            raise LostError(
-                "another process of this run has stopped: what was written stays, run the same command again to continue"
-            ) from None
         return [tensor[: int(length)].numpy().tobytes() for tensor, length in zip(found, lengths, strict=True)]
 
     def first(
@@ -103,7 +99,16 @@ class Ranks:
         if self.size == 1:
             return work()
         said = _attempt(lambda: encode(work())) if self.leads else b""
-        return decode(_opened(self.gather(said)[0]))
+        with _noticed():
+            length = torch.tensor([len(said)])
+            dist.broadcast(length, 0)
+            data = (
+                torch.frombuffer(bytearray(said), dtype=torch.uint8)
+                if self.leads
+                else torch.empty(int(length), dtype=torch.uint8)
+            )
+            dist.broadcast(data, 0)
+        return decode(_opened(data.numpy().tobytes()))
 
     def in_order(
         self,
@@ -141,6 +146,17 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+@contextmanager
+def _noticed() -> Iterator[None]:
+    """Says so when another process has left in the middle of an exchange."""
+    try:
+        yield
+    except RuntimeError:  # gloo's word for a connection that was closed at the other end
+        raise LostError(
+            "another process of this run has stopped: what was written stays, run the same command again to continue"
+        ) from None
 
 
 def _attempt(work: Callable[[], bytes]) -> bytes:

@@ -11,7 +11,9 @@ cache, and measured time of generation. What a method cannot save is left out, w
 
 Ablations (ablate.py) are methods as well: FitPrune with fewer samples, another criterion of the fit, another score.
 
-Left out: several processes (`fitprune eval --num-chunks`), published recipes (they save less than they are named for).
+Under torchrun or `accelerate launch` the processes share the questions (ranks.py); the first one keeps everything.
+
+Left out: published recipes (they save less than they are named for).
 
     fitprune sweep --ratios 0,30,60 --methods fitprune,fastv --benchmarks textvqa,gqa --limit 50 --output /tmp/sweep
 """
@@ -23,6 +25,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,8 @@ from .families import Loaded, load
 from .files import write_atomically
 from .methods import CONTROLS, METHODS, recipes
 from .methods import find as find_method
+from .ranks import ALONE, Ranks, to_json
+from .recipe import Recipe
 from .stats import AttentionStats
 from .sweep_table import Point, markdown, write
 
@@ -119,20 +124,26 @@ def run(args: argparse.Namespace) -> int:
     calibration = _calibration(args, next(iter(benchmarks.values())), next(iter(folders.values())))
     methods = _methods(args, calibration)
     loaded = load(args.model_path, **options.load_options(args))
+    ranks: Ranks = args.ranks
     pruned = [ratio for ratio in dict.fromkeys(args.ratios) if ratio]
     suffix = f"-first{args.limit}" if args.limit else ""
     plans, notes = [("dense", 0.0, Plan("dense", f"dense{suffix}", None, "fitprune"))], list[str]()
-    compared: list[ablate.Difference] = []
+    compared: list[ablate.Difference] = []  # known to the first process
     if pruned:
-        stats = statistics(loaded, calibration, output, args.overwrite)
-        made = recipes(stats, methods, pruned)
-        for (method, ratio), one in made.items():
+        stats = statistics(loaded, calibration, output, args.overwrite, ranks)
+
+        def made() -> list[Made]:
+            assert stats is not None
+            found = recipes(stats, methods, pruned)
+            compared.extend(ablate.differences(stats, args.ablate, found) if args.ablate else [])
+            return [(method, ratio, one) for (method, ratio), one in found.items()]
+
+        for method, ratio, one in ranks.first(made, _packed, _unpacked):
             if isinstance(one, FitPruneError):
                 notes.append(str(one))
             else:
                 name = f"{method.replace(' ', '-').replace('=', '-')}-r{100 * ratio:.6g}"
                 plans.append((method, ratio, Plan(name, f"{name}{suffix}", *one)))
-        compared = ablate.differences(stats, args.ablate, made) if args.ablate else []
     points: list[Point] = []
     about = {"model": loaded.name, "batch_size": args.batch_size, "limit": args.limit, **decoding}
     about |= {"calibration": Path(calibration.question_file).name, "samples": calibration.samples}
@@ -140,11 +151,33 @@ def run(args: argparse.Namespace) -> int:
         settings = {"batch_size": args.batch_size, "overwrite": args.overwrite, **decoding}
         settings["max_new_tokens"] = args.max_new_tokens or benchmark.max_new_tokens
         questions = benchmark.read(folders[name] / benchmark.questions)[: args.limit]
-        points += _benchmark(loaded, benchmark, folders[name], questions, plans, output, notes, settings)
-        write(output, points, notes, about, compared)  # as far as it goes
-    print(markdown(points, notes, about, compared))
-    _draw(points, output, ablate.panels(args.ablate, len(calibration.questions())))
+        points += _benchmark(loaded, benchmark, folders[name], questions, plans, output, notes, settings, ranks)
+        ranks.first(partial(write, output, points, notes, about, compared))  # as far as it goes
+    if ranks.leads:
+        print(markdown(points, notes, about, compared))
+        _draw(points, output, ablate.panels(args.ablate, len(calibration.questions())))
     return 0
+
+
+Made = tuple[str, float, tuple[Recipe, str] | FitPruneError]  # method, ratio, recipe and score or why there is none
+
+
+def _packed(made: list[Made]) -> bytes:
+    return to_json(
+        [
+            (method, ratio, str(one), None)
+            if isinstance(one, FitPruneError)
+            else (method, ratio, one[0].to_bytes().decode(), one[1])
+            for method, ratio, one in made
+        ]
+    )
+
+
+def _unpacked(data: bytes) -> list[Made]:
+    return [
+        (method, ratio, FitPruneError(text) if score is None else (Recipe.from_bytes(text.encode()), score))
+        for method, ratio, text, score in json.loads(data)
+    ]
 
 
 def _methods(args: argparse.Namespace, calibration: Calibration) -> list[str]:
@@ -178,9 +211,13 @@ def _calibration(args: argparse.Namespace, benchmark: Benchmark, data: Path) -> 
     return Calibration(data / benchmark.questions, data / benchmark.images, args.samples, batch, benchmark.read)
 
 
-def statistics(loaded: Loaded, calibration: Calibration, output: Path, anew: bool = False) -> AttentionStats:
+def statistics(
+    loaded: Loaded, calibration: Calibration, output: Path, anew: bool = False, ranks: Ranks = ALONE
+) -> AttentionStats | None:
     """The statistics that are kept in `output` for this model and calibration set, else taken now and kept there.
 
+    Returns:
+        None in processes that do not lead, if they were kept.
     Raises:
         FitPruneError: as `observe_questions`.
     """
@@ -188,16 +225,23 @@ def statistics(loaded: Loaded, calibration: Calibration, output: Path, anew: boo
     about = (loaded.name, loaded.template, str(Path(calibration.image_folder).absolute()), asked)
     digest = hashlib.sha256(repr(about).encode()).hexdigest()[:12]
     path = output / f"statistics-{digest}.safetensors"
-    if path.exists() and not anew:
-        try:
-            stats = AttentionStats.load(path)
-            if stats.cost == loaded.cost and stats.samples == len(asked):
-                print(f"statistics of {stats.samples} samples from an earlier run, {path}")
-                return stats
-        except FitPruneError:
-            pass  # torn: they are ours to take again
-    stats = observe_questions(loaded, calibration)
-    stats.save(path)
+    known: list[AttentionStats] = []
+
+    def kept() -> bool:
+        if path.exists() and not anew:
+            try:
+                stats = AttentionStats.load(path)
+                if stats.cost == loaded.cost and stats.samples == len(asked):
+                    print(f"statistics of {stats.samples} samples from an earlier run, {path}")
+                    known.append(stats)
+            except FitPruneError:
+                pass  # torn: they are ours to take again
+        return bool(known)
+
+    if ranks.first(kept):
+        return known[0] if known else None
+    stats = observe_questions(loaded, calibration, ranks=ranks)
+    ranks.first(lambda: stats.save(path))
     return stats
 
 
@@ -210,16 +254,17 @@ def _benchmark(
     output: Path,
     notes: list[str],
     settings: dict[str, Any],
+    ranks: Ranks,
 ) -> list[Point]:
-    """Every plan on one benchmark, in order; what is answered already is only checked and scored.
+    """Every plan on one benchmark, in order; what is answered already is only checked and scored, by the first process.
 
     Plans whose ratio is out of reach for a picture of another size are left out, with a note.
     """
     images, times = data / benchmark.images, output / "times.json"
     illustrated = [q for q in questions if q.image]
-    prompts = prompt_sizes(loaded, illustrated, images)
+    prompts = prompt_sizes(loaded, illustrated, images, ranks)
     warm = not illustrated  # text needs no warming up, nor does what is answered already
-    points = []
+    points: list[Point] = []
     for method, ratio, plan in plans:
         path = output / f"{benchmark.name}-{plan.stem}.jsonl"
         try:
@@ -227,17 +272,27 @@ def _benchmark(
         except FitPruneError as error:
             notes.append(f"{method} on {benchmark.name}: {error}")
             continue
-        if not warm and (settings["overwrite"] or not path.exists() or path.read_bytes().count(b"\n") < len(questions)):
+
+        def unfinished(path: Path = path) -> bool:
+            return settings["overwrite"] or not path.exists() or path.read_bytes().count(b"\n") < len(questions)
+
+        if not warm and ranks.first(unfinished):
             inputs = encode_questions(loaded, illustrated[: settings["batch_size"]], images)
             loaded.generate(inputs, max_new_tokens=1)  # the first forward of a process pays for what no other does
             warm = True
-        now = answer(loaded, questions, images, path, recipe=plan.recipe, score=plan.score, **settings)
-        answered, seconds = _timed(times, path.stem, now)
-        result = benchmark.score(data, path, output / "upload")
-        # averages over what was answered now would depend on where the run was cut: the recipe's are taken instead
-        of_all = AnswerRun(path, answered, len(questions) - answered, seconds)
-        row = row_of(plan, benchmark, result, of_all, loaded.cost, prompts)
-        points.append(Point(method, plan.score if plan.recipe else None, ratio, cache, answered, row))
+        now = answer(loaded, questions, images, path, recipe=plan.recipe, score=plan.score, ranks=ranks, **settings)
+
+        def scored(
+            now: AnswerRun = now, plan: Plan = plan, method: str = method, ratio: float = ratio, cache: float = cache
+        ) -> None:
+            answered, seconds = _timed(times, now.path.stem, now)
+            result = benchmark.score(data, now.path, output / "upload")
+            # averages over what was answered now would depend on where the run was cut: the recipe's are taken instead
+            of_all = AnswerRun(now.path, answered, len(questions) - answered, seconds)
+            row = row_of(plan, benchmark, result, of_all, loaded.cost, prompts)
+            points.append(Point(method, plan.score if plan.recipe else None, ratio, cache, answered, row))
+
+        ranks.first(scored)
     return points
 
 

@@ -225,3 +225,37 @@ def test_torchrun_itself(alone: dict[str, Any], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert written(tmp_path) == alone
     assert done.stdout.count("accuracy, %") == 1
+
+
+SWEEP = ["sweep", "--ratios", "0,60", "--methods", "fastv", "--benchmarks", "textvqa,gqa", "--samples", "5", "--limit", "5"]
+SWEEP += ["--batch-size", "2", "--max-new-tokens", "4", "--ablate", "samples=2,5", "--output"]
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    runs = json.loads((folder / "sweep.json").read_text())["runs"]
+    return [{k: v for k, v in run.items() if k not in ("milliseconds", "timed", "answers", "written")} for run in runs]
+
+
+def test_a_sweep_killed_and_continued_by_another_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ran([*SWEEP, str(tmp_path / "one")])[0] == 0
+    generate, asked = Loaded.generate, [0]
+
+    def killed(loaded: Loaded, inputs: dict[str, Any], **options: Any) -> list[str]:
+        asked[0] += options["max_new_tokens"] > 1
+        if asked[0] == 7 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return generate(loaded, inputs, **options)
+
+    monkeypatch.setattr(Loaded, "generate", killed)
+    assert together(2, lambda rank: ran([*SWEEP, str(tmp_path / "two")]))[1] is None
+    monkeypatch.setattr(Loaded, "generate", generate)
+    cut = {name: lines for name, lines in written(tmp_path / "two").items() if name.endswith(".jsonl")}
+    assert 1 < len(cut) < len(list((tmp_path / "one").glob("*.jsonl")))
+    found = together(3, lambda rank: ran([*SWEEP, str(tmp_path / "two")]))
+    assert [code for code, _, _ in found] == [0, 0, 0]
+    one, two = written(tmp_path / "one"), written(tmp_path / "two")
+    assert {name: two[name] for name in one if name.endswith("jsonl")} == {n: one[n] for n in one if n.endswith("jsonl")}
+    assert one.keys() == two.keys()
+    assert figures(tmp_path / "one") == figures(tmp_path / "two")
+    assert "from an earlier run" in found[0][1]
+    assert found[1][1] == ""
