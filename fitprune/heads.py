@@ -5,7 +5,8 @@ it sums over queries, so the maxima are reduced across the processes, tile by ti
 head. Every process then holds the same numbers and deletes the same tokens; that they do is not left to chance: the ranking
 of the first one counts (`agree`), which also covers scores that look at the heads of one process only.
 
-The processes are found from the weights: transformers keeps a sharded projection as a DTensor, whose mesh they form.
+The processes are found from the projections: transformers keeps a sharded weight as a DTensor, whose mesh they form, or (some
+versions between 5.0 and 5.17) as a plain part, with the mesh on the module.
 
 Left out: heads that do not divide evenly (a process would hold part of a head), and reductions inside CUDA graphs.
 
@@ -60,13 +61,7 @@ def heads_of(attention: nn.Module) -> Heads | None:
     """
     if not dist.is_available() or not dist.is_initialized():
         return None
-    from torch.distributed.tensor import DTensor
-
-    for projection in attention.children():
-        weight = getattr(projection, "weight", None)
-        if not isinstance(weight, DTensor) or not any(placement.is_shard() for placement in weight.placements):
-            continue
-        mesh = weight.device_mesh
+    for mesh in filter(None, map(_mesh, attention.children())):
         names = mesh.mesh_dim_names
         if mesh.ndim == 1 and names in (None, ("tp",)):
             return Heads(mesh.get_group())
@@ -77,6 +72,16 @@ def heads_of(attention: nn.Module) -> Heads | None:
             "load the model with transformers' tensor parallelism, or whole"
         )
     return None
+
+
+def _mesh(projection: nn.Module) -> Any:
+    """The mesh that a projection's weight is shared out over, None if it is not."""
+    from torch.distributed.tensor import DTensor
+
+    weight = getattr(projection, "weight", None)
+    if isinstance(weight, DTensor):
+        return weight.device_mesh if any(placement.is_shard() for placement in weight.placements) else None
+    return getattr(projection, "_hf_device_mesh", None)
 
 
 def check_complete(heads: Heads | None, seen: int, config: Any) -> None:
