@@ -99,19 +99,23 @@ def test_an_empty_trace_says_so(image):
             draw.survivors(image, Trace(), layers=layers)
 
 
-def curves(figure):
-    return {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines if line.get_label() != "dense"}
+def curves(figure, panel=1):
+    """What a panel has drawn: 0 the tokens deleted in each layer, 1 those alive after it."""
+    lines = figure.axes[panel].lines
+    return {line.get_label(): list(line.get_ydata()) for line in lines if line.get_label() != "dense"}
 
 
 def test_recipes_of_one_reference_are_drawn_in_tokens():
     published = [Recipe.published("llava-v1.5-7b", ratio) for ratio in (20, 60)]
     figure = draw.recipes([*published, Recipe.step(layer=2, keep=0.5)])
-    drawn = curves(figure)
-    assert drawn["published llava-v1.5-7b 60%, saves 59.7%"] == published[1].alive(576)
-    assert drawn["step: keep 50% after layer 2"] == [576, 576] + [288] * 30
-    assert "of 576" in figure.axes[0].get_ylabel()
-    assert figure.axes[0].get_xlabel() == "decoder layer"
-    looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
+    name = "published llava-v1.5-7b 60%, saves 59.7%"
+    assert curves(figure)[name] == published[1].alive(576)
+    assert curves(figure, 0)[name] == published[1].deletions(576)
+    assert curves(figure)["step: keep 50% after layer 2"] == [576, 576] + [288] * 30
+    assert curves(figure, 0)["step: keep 50% after layer 2"] == [0, 0, 288] + [0] * 29
+    assert ["of 576" in panel.get_ylabel() for panel in figure.axes] == [True, True]
+    assert figure.axes[1].get_xlabel() == "decoder layer, counted from 0"
+    looks = {(line.get_color(), line.get_marker()) for line in figure.axes[1].lines}
     assert len(looks) == 4  # the dashed dense line too
 
 
@@ -119,8 +123,14 @@ def test_recipes_of_different_references_are_drawn_as_shares():
     small = Recipe.from_deletions([4, 0, 4], visual_tokens=16)
     figure = draw.recipes([small, Recipe.published("llava-v1.5-7b", 60)], ["ours", "theirs"])
     assert curves(figure)["ours"] == [75, 75, 50]
-    assert figure.axes[0].get_ylabel().endswith("%")
-    assert figure.axes[0].get_ylim()[1] > 100
+    assert curves(figure, 0)["ours"] == [25, 0, 25]
+    assert figure.axes[1].get_ylabel().endswith("%")
+    assert figure.axes[1].get_ylim()[1] > 100
+
+
+def test_recipes_for_a_picture_of_another_size():
+    figure = draw.recipes([Recipe.from_deletions([4, 0, 4], visual_tokens=16)], ["ours"], visual_tokens=32)
+    assert curves(figure)["ours"] == [24, 24, 16]
 
 
 def test_recipes_needs_something_to_draw():

@@ -53,6 +53,16 @@ def save(drawn: Figure, path: str | os.PathLike[str]) -> None:
     write_atomically(path, data.getvalue())
 
 
+def curve(index: int) -> dict[str, Any]:
+    """Colour and mark of the index-th curve."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKS[index % len(MARKS)],
+        "linewidth": 1.6,
+        "markersize": 4,
+    }
+
+
 def picture(panel: Any, shown: Any, **more: Any) -> Any:
     """Shows a picture in a panel without ticks, within a thin border; further arguments as matplotlib's imshow."""
     drawn = panel.imshow(shown, **more)
