@@ -1,6 +1,6 @@
 """The deletions as a film: an animated GIF, a frame per layer, with what was asked and answered above and a curve below.
 
-    fitprune draw --formats gif
+fitprune draw --formats gif
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ FIRST, LAST = 1600, 3200  # milliseconds of the whole picture, and of what is le
 WHOLE, FASTEST, SLOWEST = 7000, 240, 800  # the layers between them take this long together, each within these bounds
 
 
-def save(shown: Sequence[Image.Image], alive: Sequence[int], path: str | os.PathLike[str], title: str | None = None) -> None:
+def save(
+    shown: Sequence[Image.Image], alive: Sequence[int], path: str | os.PathLike[str], title: str | None = None
+) -> None:
     """Writes the film, which loops.
 
     Args:
@@ -36,14 +38,22 @@ def save(shown: Sequence[Image.Image], alive: Sequence[int], path: str | os.Path
     palette = _palette(rendered)
     drawn = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in rendered]
     data = io.BytesIO()
-    drawn[0].save(data, format="GIF", save_all=True, append_images=drawn[1:], duration=durations(len(drawn)), loop=0, optimize=False)  # fmt: skip
+    drawn[0].save(
+        data,
+        format="GIF",
+        save_all=True,
+        append_images=drawn[1:],
+        duration=durations(len(drawn)),
+        loop=0,
+        optimize=False,
+    )
     write_atomically(path, data.getvalue())
 
 
 def durations(count: int) -> list[int]:
     """Milliseconds that each of so many frames is shown; whole hundredths of a second, as GIF counts."""
-    each = round(min(SLOWEST, max(FASTEST, WHOLE / max(1, count - 2))), -1)
-    return [FIRST, *[each] * (count - 2), LAST][:count] if count > 1 else [LAST]
+    each = 10 * round(min(SLOWEST, max(FASTEST, WHOLE / max(1, count - 2))) / 10)
+    return [FIRST, *[each] * (count - 2), LAST] if count > 1 else [LAST]
 
 
 def render(shown: Sequence[Image.Image], alive: Sequence[int], title: str | None = None) -> list[Image.Image]:

@@ -54,7 +54,12 @@ class Asked:
 
 
 def ask(
-    loaded: Loaded, image: Image.Image, question: str, recipe: Recipe, score: str = "fitprune", max_new_tokens: int = 128
+    loaded: Loaded,
+    image: Image.Image,
+    question: str,
+    recipe: Recipe,
+    score: str = "fitprune",
+    max_new_tokens: int = 128,
 ) -> Asked:
     """Asks twice, greedily.
 

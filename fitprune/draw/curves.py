@@ -34,7 +34,7 @@ def recipes(shown: Sequence[Recipe], labels: Sequence[str] | None = None, visual
     """
     if not shown:
         raise FitPruneError("no recipe to draw: give at least one")
-    names = [_label(recipe) for recipe in shown] if labels is None else list(labels)
+    names = [label(recipe) for recipe in shown] if labels is None else list(labels)
     if len(names) != len(shown):
         raise FitPruneError(f"{len(shown)} recipes with {len(names)} labels: give one label per recipe")
     counts = {recipe.visual_tokens for recipe in shown if recipe.scaling != "fraction"}
@@ -66,7 +66,8 @@ def recipes(shown: Sequence[Recipe], labels: Sequence[str] | None = None, visual
     return figure
 
 
-def _label(recipe: Recipe) -> str:
+def label(recipe: Recipe) -> str:
+    """A recipe's source, model, ratio and saving in a few words."""
     if recipe.source == "step":
         return f"step: keep {1 - recipe.counts[-1]:.0%} after layer {len(recipe.counts) - 1}"
     parts = [recipe.source, recipe.model, None if recipe.reduction_ratio is None else f"{recipe.reduction_ratio:.0%}"]

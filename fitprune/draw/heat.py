@@ -66,38 +66,41 @@ def heat(
     shown = list(range(stats.layers)) if layers is None else list(layers)
     for layer in shown:
         if not 0 <= layer < stats.layers:
-            raise FitPruneError(f"there is no layer {layer} to draw: these statistics have layers 0 to {stats.layers - 1}")
+            raise FitPruneError(
+                f"there is no layer {layer} to draw: these statistics have layers 0 to {stats.layers - 1}"
+            )
     quantities = received(stats, sample)
     if (seen := quantities["cross"].shape[1]) != where.tokens:
         raise FitPruneError(f"statistics of {seen} visual tokens for a picture of {where.tokens}: observe this picture")
     aspect = where.canvas.width / where.canvas.height
     wide = SIDE * max(aspect, 1.0) ** 0.5
-    cells = [None, *shown]  # the picture itself, then the layers
+    cells: list[int | None] = [None, *shown]  # the picture itself, then the layers
     blocks = -(-len(cells) // max(1, int(WIDEST / wide)))
     columns = -(-len(cells) // blocks)  # blocks of one width, as far as it goes
     rows = len(UNITS) * blocks
     heading = 0.22 * len(title.splitlines()) + 0.05 if title else 0.0
     high = rows * wide / aspect + 0.3 * blocks + heading
     figure = style.figure(max(wide * columns + 0.4, 6.5), high + 0.8)
-    maps, legend = figure.subfigures(2, 1, height_ratios=(high, 0.8))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(high, 0.8))
+    maps, legend = parts
     panels: Any = maps.subplots(rows, columns, squeeze=False)
     bars = legend.subplots(1, len(UNITS))
     for row, (name, values) in enumerate(quantities.items()):
         scale = _scale(values[shown])
         for index in range(blocks * columns):
             panel = panels[index // columns * len(UNITS) + row, index % columns]
-            layer = cells[index] if index < len(cells) else None
+            at = cells[index] if index < len(cells) else None
             if index == row == 0:
                 style.picture(panel, fade(where, np.ones(where.tokens, dtype=bool)))
                 panel.set_title("the picture", fontsize=10)
-            elif layer is None:
+            elif at is None:
                 panel.set_axis_off()
             else:
                 drawn = style.picture(
-                    panel, spread(where, values[layer]), cmap=COLOURS, norm=scale, interpolation="nearest"
+                    panel, spread(where, values[at]), cmap=COLOURS, norm=scale, interpolation="nearest"
                 )
                 if row == 0:
-                    panel.set_title(f"layer {layer}", fontsize=10)
+                    panel.set_title(f"layer {at}", fontsize=10)
                 if index == 1 or index % columns == 0:
                     panel.set_ylabel(name, fontsize=10)
         bar = legend.colorbar(drawn, cax=bars[row], orientation="horizontal", extend="min")

@@ -90,5 +90,6 @@ def _bars(alive: Sequence[int]) -> str:
     """Tokens alive in each stage, as bars in a drawing of len(alive) × 100."""
     highs = (100 * count / alive[0] for count in alive)
     return "".join(
-        f'<rect x="{at + 0.1:.1f}" y="{100 - high:.2f}" width="0.8" height="{high:.2f}"/>' for at, high in enumerate(highs)
+        f'<rect x="{at + 0.1:.1f}" y="{100 - high:.2f}" width="0.8" height="{high:.2f}"/>'
+        for at, high in enumerate(highs)
     )
