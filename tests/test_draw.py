@@ -10,6 +10,7 @@ from PIL import Image
 
 import fitprune
 from fitprune import Recipe, draw
+from fitprune.draw import style
 from fitprune.draw.frames import alive
 from fitprune.draw.panels import deleting_layers
 from fitprune.draw.places import places
@@ -148,6 +149,14 @@ def test_without_matplotlib_one_line_says_what_to_install(monkeypatch, trace, im
         with pytest.raises(FitPruneError, match=r"pip install 'fitprune\[draw\]'") as caught:
             picture()
         assert "\n" not in str(caught.value)
+
+
+def test_foreign_letters_and_formulas_are_drawn_without_a_word(trace, image, tmp_path, recwarn):
+    title = style.plain("图片里有什么 $x^2 {\n  and more " + "x" * 200)
+    assert "\n" not in title
+    assert title.endswith("…")
+    style.save(draw.survivors(image, trace, layers=[0], title=title), tmp_path / "out.png")
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
 def test_drawing_leaves_pyplot_and_its_backend_alone(trace, image):

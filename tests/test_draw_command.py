@@ -38,11 +38,12 @@ def drawn(*arguments: str) -> int:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_everything_of_every_family(model, recipe, picture, tmp_path, capsys):
+def test_everything_of_every_family(model, recipe, picture, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command.style, "DPI", 60)  # quicker
     question = "What number is <b>written</b>?"
     code = drawn(
         "--model-path", model, "--image", picture, "--question", question, "--recipe", recipe, "--output",
-        str(tmp_path / "new" / "folder"), "--max-new-tokens", "4", "--layers", "0", "8",
+        str(tmp_path / "new" / "folder"), "--max-new-tokens", "4", "--layers", "8",
     )  # fmt: skip
     assert code == 0
     said = capsys.readouterr().out
@@ -79,15 +80,14 @@ def test_the_readme_picture_is_drawn_by_the_command_it_names(tmp_path, monkeypat
 
 
 def test_one_format_goes_into_a_file_and_twice_is_the_same(recipe, tmp_path, monkeypatch):
-    files = [tmp_path / name for name in ("a.html", "b.html", "c.png", "d.png", "e.gif")]
+    files = [tmp_path / name for name in ("a.html", "b.png", "c.png")]
     monkeypatch.setattr(command.style, "DPI", 40)  # quicker
     for path in files:
         assert drawn("--recipe", recipe, "--layers", "0", "8", "--output", str(path)) == 0
-    assert files[0].read_bytes() == files[1].read_bytes()
-    assert files[2].read_bytes() == files[3].read_bytes()
-    assert Image.open(files[4]).n_frames == 10
+    assert files[0].read_text().startswith("<!DOCTYPE html>")
+    assert files[1].read_bytes() == files[2].read_bytes()
     assert drawn("--recipe", recipe, "--formats", "recipe", "--output", str(tmp_path / "f.png"), "--title", "") == 0
-    assert Image.open(tmp_path / "f.png").size != Image.open(files[2]).size
+    assert Image.open(tmp_path / "f.png").size != Image.open(files[1]).size
 
 
 def test_recipes_over_one_another(recipe, tmp_path, capsys):

@@ -76,14 +76,15 @@ def render(shown: Sequence[Image.Image], alive: Sequence[int], title: str | None
     curve.grid(alpha=0.3, linewidth=0.6)
     curve.spines[["top", "right"]].set_visible(False)
     if title:
-        figure.suptitle(title, fontsize=11)
+        style.title(figure, title, 11)
     made = []
     for layer, frame, living in zip(layers, shown, alive, strict=True):
         picture.set_data(frame)
         stage = "the whole picture" if layer < 0 else f"after layer {layer}"
         panel.set_title(f"{stage}: {living} of {alive[0]} visual tokens", fontsize=11)
         dot.set_data([layer], [living])
-        figure.canvas.draw()
+        with style.quiet():
+            figure.canvas.draw()
         canvas: Any = figure.canvas
         made.append(Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB"))
     return made

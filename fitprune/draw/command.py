@@ -167,7 +167,7 @@ def _overlay(args: argparse.Namespace, targets: dict[str, Path]) -> int:
     named = [recipe for text in args.recipes for recipe in named_recipes(text)]
     drawn = recipes(named)
     if args.title:
-        drawn.suptitle(style.plain(args.title), fontsize=11)
+        style.title(drawn, style.plain(args.title), 11)
     for target in targets.values():
         style.save(drawn, target)
         print(f"{len(named)} recipes: {target}")

@@ -110,7 +110,7 @@ def heat(
         bar.set_label(UNITS[name], fontsize=8)
         bar.ax.tick_params(labelsize=8)
     if title:
-        maps.suptitle(title, fontsize=11)
+        style.title(maps, title, 11)
     return figure
 
 

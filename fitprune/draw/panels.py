@@ -87,7 +87,7 @@ def panels(where: Places, kept: np.ndarray, layers: Sequence[int], title: str | 
     for cell in cells[len(stages) :]:
         cell.set_axis_off()
     if title:
-        figure.suptitle(title, fontsize=13)
+        style.title(figure, title, 13)
     return figure
 
 

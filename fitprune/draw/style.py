@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FitPruneError
@@ -23,6 +26,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKS = "osD^vPX"
 BORDER = "#888888"
 DPI = 150
+EASTERN = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
+           "Microsoft YaHei", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS")  # fmt: skip
 
 
 def figure(width: float, height: float) -> Figure:
@@ -42,6 +47,22 @@ def figure(width: float, height: float) -> Figure:
     return made
 
 
+def title(drawn: Any, text: str, size: float) -> None:
+    """Lines above a figure or a part of one, in fonts that have Chinese, Japanese and Korean as well, if any is installed."""
+    from matplotlib import font_manager
+
+    installed = set(font_manager.get_font_names())
+    drawn.suptitle(text, fontsize=size, fontfamily=["DejaVu Sans", *(name for name in EASTERN if name in installed)])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without a warning for every letter that no font has: it shows as a box."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
 def save(drawn: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a figure as PNG, without the version of what made it: the same bytes wherever the libraries are the same.
 
@@ -49,7 +70,8 @@ def save(drawn: Figure, path: str | os.PathLike[str]) -> None:
         FitPruneError: if the file cannot be written.
     """
     data = io.BytesIO()
-    drawn.savefig(data, format="png", metadata={"Software": None})
+    with quiet():
+        drawn.savefig(data, format="png", metadata={"Software": None})
     write_atomically(path, data.getvalue())
 
 
