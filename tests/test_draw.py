@@ -159,6 +159,20 @@ def test_foreign_letters_and_formulas_are_drawn_without_a_word(trace, image, tmp
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
+def test_titles_are_broken_to_the_figures_width(trace, image):
+    assert style.wrapped(None, 5, 11) == style.wrapped("", 5, 11) == []
+    lines = style.wrapped("many words " * 20 + "\nanswers", 5, 11)
+    assert lines[-1] == "answers"
+    assert all(len(line) < 60 for line in lines)
+    assert " ".join(lines[:-1]) == ("many words " * 20).strip()
+    assert max(map(len, style.wrapped("图片里有什么" * 9, 5, 11))) < 35
+    figure = draw.survivors(image, trace, layers=[0], title="many words " * 20)
+    figure.canvas.draw()
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+
+
 def test_drawing_leaves_pyplot_and_its_backend_alone(trace, image):
     was_there = "matplotlib.pyplot" in sys.modules
     draw.survivors(image, trace)

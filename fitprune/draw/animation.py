@@ -60,9 +60,9 @@ def render(shown: Sequence[Image.Image], alive: Sequence[int], title: str | None
     """Each picture with its caption, the title and the curve of tokens alive, as pictures of one size."""
     aspect = shown[0].width / shown[0].height
     wide = 4.6 * max(1.0, aspect) ** 0.5
-    heading = 0.24 * len(title.splitlines()) + 0.1 if title else 0.0
+    lines = style.wrapped(title, wide, 11)
     high = wide / aspect + 0.35
-    figure = style.figure(wide + 0.2, high + 1.3 + heading)
+    figure = style.figure(wide + 0.2, high + 1.3 + 0.22 * len(lines) + 0.1 * bool(lines))
     figure.set_dpi(100)
     panel: Any
     panel, curve = figure.subplots(2, 1, height_ratios=(high, 1.2))
@@ -75,8 +75,7 @@ def render(shown: Sequence[Image.Image], alive: Sequence[int], title: str | None
     curve.xaxis.get_major_locator().set_params(integer=True)
     curve.grid(alpha=0.3, linewidth=0.6)
     curve.spines[["top", "right"]].set_visible(False)
-    if title:
-        style.title(figure, title, 11)
+    style.title(figure, lines, 11)
     made = []
     for layer, frame, living in zip(layers, shown, alive, strict=True):
         picture.set_data(frame)
@@ -85,6 +84,7 @@ def render(shown: Sequence[Image.Image], alive: Sequence[int], title: str | None
         dot.set_data([layer], [living])
         with style.quiet():
             figure.canvas.draw()
+        figure.set_layout_engine("none")  # laid out once: nothing moves from frame to frame
         canvas: Any = figure.canvas
         made.append(Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB"))
     return made

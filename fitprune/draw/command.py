@@ -165,9 +165,7 @@ def _overlay(args: argparse.Namespace, targets: dict[str, Path]) -> int:
         if getattr(args, flag) is not None and args.formats != ["recipe"]:
             raise FitPruneError(f"--recipes draws recipes and nothing else: leave out --{flag}")
     named = [recipe for text in args.recipes for recipe in named_recipes(text)]
-    drawn = recipes(named)
-    if args.title:
-        style.title(drawn, style.plain(args.title), 11)
+    drawn = recipes(named, title=style.plain(args.title or "") or None)
     for target in targets.values():
         style.save(drawn, target)
         print(f"{len(named)} recipes: {target}")

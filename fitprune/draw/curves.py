@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def recipes(shown: Sequence[Recipe], labels: Sequence[str] | None = None, visual_tokens: int | None = None) -> Figure:
+def recipes(
+    shown: Sequence[Recipe],
+    labels: Sequence[str] | None = None,
+    visual_tokens: int | None = None,
+    title: str | None = None,
+) -> Figure:
     """How many visual tokens each recipe deletes in each layer, and how many it leaves alive after it.
 
     Args:
@@ -27,6 +32,7 @@ def recipes(shown: Sequence[Recipe], labels: Sequence[str] | None = None, visual
             model (`Recipe.step`) are drawn to the depth of the deepest other one.
         labels: One per recipe; default its source, model, and what it saves.
         visual_tokens: Draw them all for a picture of that many tokens.
+        title: A line above the panels.
     Returns:
         A matplotlib figure of two panels, deletions above what is alive, with one curve per recipe in each.
     Raises:
@@ -40,7 +46,7 @@ def recipes(shown: Sequence[Recipe], labels: Sequence[str] | None = None, visual
     counts = {recipe.visual_tokens for recipe in shown if recipe.scaling != "fraction"}
     tokens = visual_tokens or (counts.pop() if len(counts) == 1 else None)  # None: shares
     depth = max(len(recipe.counts) for recipe in shown)
-    figure = style.figure(7.4, 5.6 + 0.12 * len(shown))
+    figure = style.figure(7.4, 5.6 + 0.12 * len(shown) + 0.3 * bool(title))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
     for index, (recipe, name) in enumerate(zip(shown, names, strict=True)):
         reference = tokens or (100 if recipe.scaling == "fraction" else recipe.visual_tokens)
@@ -62,6 +68,8 @@ def recipes(shown: Sequence[Recipe], labels: Sequence[str] | None = None, visual
         panel.grid(alpha=0.3, linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     above.set_ylim(bottom=0)
+    if title:
+        above.set_title(title, fontsize=11)
     figure.legend(*below.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8.5)
     return figure
 

@@ -78,9 +78,10 @@ def heat(
     blocks = -(-len(cells) // max(1, int(WIDEST / wide)))
     columns = -(-len(cells) // blocks)  # blocks of one width, as far as it goes
     rows = len(UNITS) * blocks
-    heading = 0.22 * len(title.splitlines()) + 0.05 if title else 0.0
-    high = rows * wide / aspect + 0.3 * blocks + heading
-    figure = style.figure(max(wide * columns + 0.4, 6.5), high + 0.8)
+    width = max(wide * columns + 0.4, 6.5)
+    lines = style.wrapped(title, width, 11)
+    high = rows * wide / aspect + 0.3 * blocks + 0.22 * len(lines) + 0.05 * bool(lines)
+    figure = style.figure(width, high + 0.8)
     parts: Any = figure.subfigures(2, 1, height_ratios=(high, 0.8))
     maps, legend = parts
     panels: Any = maps.subplots(rows, columns, squeeze=False)
@@ -109,8 +110,7 @@ def heat(
         bar.minorticks_off()
         bar.set_label(UNITS[name], fontsize=8)
         bar.ax.tick_params(labelsize=8)
-    if title:
-        style.title(maps, title, 11)
+    style.title(maps, lines, 11)
     return figure
 
 

@@ -78,16 +78,15 @@ def panels(where: Places, kept: np.ndarray, layers: Sequence[int], title: str | 
     wide = SIDE * math.sqrt(max(aspect, 1.0))
     columns = _columns(len(stages), max(1, int(WIDEST / wide)))
     rows = -(-len(stages) // columns)
-    heading = 0.24 * len(title.splitlines()) + 0.05 if title else 0.0
-    figure = style.figure(wide * columns, rows * (wide / aspect + 0.52) + heading)
+    lines = style.wrapped(title, wide * columns, 13)
+    figure = style.figure(wide * columns, rows * (wide / aspect + 0.52) + 0.24 * len(lines) + 0.05 * bool(lines))
     cells = list(figure.subplots(rows, columns, squeeze=False).flat)
     for cell, (caption, living) in zip(cells, stages, strict=False):
         style.picture(cell, fade(where, living))
         cell.set_title(f"{caption}\n{int(living.sum())} of {where.tokens} tokens", fontsize=11, linespacing=1.35)
     for cell in cells[len(stages) :]:
         cell.set_axis_off()
-    if title:
-        style.title(figure, title, 13)
+    style.title(figure, lines, 13)
     return figure
 
 

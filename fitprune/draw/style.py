@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import io
 import os
+import textwrap
+import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +49,23 @@ def figure(width: float, height: float) -> Figure:
     return made
 
 
-def title(drawn: Any, text: str, size: float) -> None:
+def title(drawn: Any, lines: Sequence[str], size: float) -> None:
     """Lines above a figure or a part of one, in fonts that have Chinese, Japanese and Korean as well, if any is installed."""
     from matplotlib import font_manager
 
+    if not lines:
+        return
     installed = set(font_manager.get_font_names())
-    drawn.suptitle(text, fontsize=size, fontfamily=["DejaVu Sans", *(name for name in EASTERN if name in installed)])
+    drawn.suptitle(
+        "\n".join(lines), fontsize=size, fontfamily=["DejaVu Sans", *(name for name in EASTERN if name in installed)]
+    )
+
+
+def wrapped(text: str | None, width: float, size: float) -> list[str]:
+    """Lines of a title in letters of that many points, broken to fit into that many inches; none for no text."""
+    wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in text or "")
+    letters = max(10, int(72 * width / size / (1.05 if wide else 0.58)))
+    return [part for line in (text or "").splitlines() for part in textwrap.wrap(line, letters) or [""]]
 
 
 @contextmanager
