@@ -83,10 +83,10 @@ def test_one_format_goes_into_a_file_and_twice_is_the_same(recipe, tmp_path, mon
     files = [tmp_path / name for name in ("a.html", "b.png", "c.png")]
     monkeypatch.setattr(command.style, "DPI", 40)  # quicker
     for path in files:
-        assert drawn("--recipe", recipe, "--layers", "0", "8", "--output", str(path)) == 0
+        assert drawn("--recipe", recipe, "--layers", "0", "8", "--output", str(path), "--title", "$x^{") == 0
     assert files[0].read_text().startswith("<!DOCTYPE html>")
     assert files[1].read_bytes() == files[2].read_bytes()
-    assert drawn("--recipe", recipe, "--formats", "recipe", "--output", str(tmp_path / "f.png"), "--title", "") == 0
+    assert drawn("--recipe", recipe, "--formats", "recipe", "--output", str(tmp_path / "f.png"), "--title", "$x^{") == 0
     assert Image.open(tmp_path / "f.png").size != Image.open(files[1]).size
 
 
@@ -95,7 +95,10 @@ def test_recipes_over_one_another(recipe, tmp_path, capsys):
     assert drawn("--recipes", "llava-v1.5-7b:20,0.4,60", recipe, "--output", str(path), "--title", "a $title") == 0
     assert "4 recipes" in capsys.readouterr().out
     assert Image.open(path).width > 500
-    assert [r.reduction_ratio for r in command.named_recipes("llava-v1.5-7b:20,0.4")] == [0.2, 0.4]
+    (name, first), (_, second) = command.named_recipes("llava-v1.5-7b:20,0.4")
+    assert (first.reduction_ratio, second.reduction_ratio) == (0.2, 0.4)
+    assert name.startswith("published llava-v1.5-7b 20%")
+    assert [name for name, _ in command.named_recipes(recipe)] == ["r"]
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
     recipe, source = choose(loaded, args.reduction_ratio, options.calibration(args), recipe_file=args.recipe)
     assert recipe is not None
     asked = ask(loaded, image, question, recipe, args.score, args.max_new_tokens)
-    shown = Shown(loaded, image, recipe, asked, layers, heading(asked) if args.title is None else args.title or None)
+    shown = Shown(
+        loaded, image, recipe, asked, layers, heading(asked) if args.title is None else style.plain(args.title) or None
+    )
     for name, target in targets.items():
         WRITERS[name](shown, target)
     print(f"question: {question!r}", f"dense:    {asked.dense!r}", f"pruned:   {asked.pruned!r}", source, sep="\n")
@@ -164,25 +166,31 @@ def _overlay(args: argparse.Namespace, targets: dict[str, Path]) -> int:
     for flag in ("image", "question", "recipe", "formats", "layers"):
         if getattr(args, flag) is not None and args.formats != ["recipe"]:
             raise FitPruneError(f"--recipes draws recipes and nothing else: leave out --{flag}")
-    named = [recipe for text in args.recipes for recipe in named_recipes(text)]
-    drawn = recipes(named, title=style.plain(args.title or "") or None)
+    named = [pair for text in args.recipes for pair in named_recipes(text)]
+    drawn = recipes(
+        [recipe for _, recipe in named], [style.plain(name) for name, _ in named],
+        title=style.plain(args.title or "") or None,
+    )  # fmt: skip
     for target in targets.values():
         style.save(drawn, target)
         print(f"{len(named)} recipes: {target}")
     return 0
 
 
-def named_recipes(text: str) -> list[Recipe]:
-    """Recipes of a file, or published ones from `MODEL:RATIO,RATIO`.
+def named_recipes(text: str) -> list[tuple[str, Recipe]]:
+    """The recipe of a file, or published ones from `MODEL:RATIO,RATIO`, each with a label.
 
     Raises:
         FitPruneError: unreadable file, a model or ratio that is not published, or neither.
     """
     model, colon, chosen = text.rpartition(":")
     if text.endswith(".json") or Path(text).is_file() or not colon:
-        return [Recipe.load(text)]
+        recipe = Recipe.load(text)
+        known = recipe.model or recipe.source == "step"  # else the file's name says more
+        return [(label(recipe) if known else Path(text).name.removesuffix(".json").removesuffix(".recipe"), recipe)]
     try:
-        return [Recipe.published(model, ratio) for ratio in ratios(chosen)]
+        published = [Recipe.published(model, ratio) for ratio in ratios(chosen)]
+        return [(label(recipe), recipe) for recipe in published]
     except argparse.ArgumentTypeError as error:
         raise FitPruneError(f"--recipes {text}: {error}") from None
 

@@ -1,6 +1,6 @@
 """What is left of a picture after each layer, as pictures: deleted patches faded, survivors outlined.
 
-python -c "import fitprune; help(__import__('fitprune.draw.frames', fromlist=['frames']).frames)"
+pytest tests/test_draw_frames.py
 """
 
 from __future__ import annotations
