@@ -1,6 +1,6 @@
 """A sweep as a picture: a row per benchmark, its score against prefill FLOPs, time and key-value cache, a line per method.
 
-The dense run is a point of its own, and its score a dashed line across. Colours and marks are draw.py's. An ablation, whose
+The dense run is a point of its own, and its score a dashed line across. Colours and marks are draw/style.py's. An ablation, whose
 runs cost the same, has a second picture: its score against what was varied, a line per ratio.
 
     fitprune sweep --ratios 30,60 --benchmarks gqa --limit 50 --output /tmp/sweep
@@ -8,13 +8,11 @@ runs cost the same, has a second picture: its score against what was varied, a l
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import draw
-from .files import write_atomically
+from .draw import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,9 +38,7 @@ def save(points: Sequence[Point], folder: Path, varied: Mapping[str, Mapping[str
     if scored and varied and any(point.ratio for point in scored):
         figures["ablation.png"] = ablation(scored, varied)
     for name, figure in figures.items():
-        data = io.BytesIO()
-        figure.savefig(data, format="png")
-        write_atomically(folder / name, data.getvalue())
+        style.save(figure, folder / name)
     return [folder / name for name in figures]
 
 
@@ -61,7 +57,7 @@ def curves(points: Sequence[Point]) -> Figure:
     }
     titles = list(dict.fromkeys(point.row.benchmark for point in points))
     methods = [name for name in dict.fromkeys(point.method for point in points) if name != "dense"]
-    figure = draw._figure(10.5, 0.6 + 2.9 * len(titles))
+    figure = style.figure(10.5, 0.6 + 2.9 * len(titles))
     panels: Any = figure.subplots(len(titles), len(costs), squeeze=False)
     shown: dict[str, Any] = {}
     for title, line in zip(titles, panels, strict=True):
@@ -72,13 +68,13 @@ def curves(points: Sequence[Point]) -> Figure:
                 placed = sorted(pair for pair in found if pair[0] is not None)
                 if not placed:
                     continue
-                colour = "#888888" if not index else draw.COLOURS[(index - 1) % len(draw.COLOURS)]
-                style = STYLES[(index - 1) // len(draw.COLOURS) % len(STYLES)] if index else "-"
+                colour = "#888888" if not index else style.COLOURS[(index - 1) % len(style.COLOURS)]
+                dashes = STYLES[(index - 1) // len(style.COLOURS) % len(STYLES)] if index else "-"
                 if method == "dense":
                     panel.axhline(placed[0][1], color=colour, linewidth=1, linestyle="--")
                 (shown[method],) = panel.plot(
-                    *zip(*placed, strict=True), color=colour, linestyle=style, linewidth=1.5, markersize=4,
-                    marker="*" if not index else draw.MARKS[(index - 1) % len(draw.MARKS)], label=method,
+                    *zip(*placed, strict=True), color=colour, linestyle=dashes, linewidth=1.5, markersize=4,
+                    marker="*" if not index else style.MARKS[(index - 1) % len(style.MARKS)], label=method,
                 )  # fmt: skip
             panel.set_xlabel(label)
             panel.grid(alpha=0.3, linewidth=0.6)
@@ -99,7 +95,7 @@ def ablation(points: Sequence[Point], varied: Mapping[str, Mapping[str, str]]) -
     """
     titles = list(dict.fromkeys(point.row.benchmark for point in points))
     ratios = sorted({point.ratio for point in points if point.ratio})
-    figure = draw._figure(3.5 * max(len(varied), 2), 0.6 + 2.9 * len(titles))
+    figure = style.figure(3.5 * max(len(varied), 2), 0.6 + 2.9 * len(titles))
     panels: Any = figure.subplots(len(titles), len(varied), squeeze=False, sharey="row")
     shown: dict[str, Any] = {}
     for title, line in zip(titles, panels, strict=True):
@@ -111,8 +107,8 @@ def ablation(points: Sequence[Point], varied: Mapping[str, Mapping[str, str]]) -
                 rows = [here.get((method, ratio)) for method in methods.values()]
                 heights = [float("nan") if row is None else row.headline for row in rows]
                 (shown[f"{100 * ratio:.6g}% saved"],) = panel.plot(
-                    range(len(methods)), heights, color=draw.COLOURS[index % len(draw.COLOURS)], markersize=5,
-                    marker=draw.MARKS[index % len(draw.MARKS)], linestyle="-" if choice == "samples" else "",
+                    range(len(methods)), heights, color=style.COLOURS[index % len(style.COLOURS)], markersize=5,
+                    marker=style.MARKS[index % len(style.MARKS)], linestyle="-" if choice == "samples" else "",
                 )  # fmt: skip
             panel.set_xticks(range(len(methods)), list(methods))
             panel.margins(x=0.15)
