@@ -52,7 +52,9 @@ class Worker:
         if self.count == 1:
             return named
         if device_map is not None:
-            raise FitPruneError(f"device_map spreads one model over the GPUs, but {self.count} processes run: start one")
+            raise FitPruneError(
+                f"device_map spreads one model over the GPUs, but {self.count} processes run: start one"
+            )
         own_gpu = torch.cuda.is_available() and named in (None, "cuda")
         return f"cuda:{self.local_rank}" if own_gpu else named
 

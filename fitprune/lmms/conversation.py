@@ -20,7 +20,8 @@ from ..families.conversation import build_prompt
 from ..families.loaded import read_image
 from ..families.pieces import IMAGE
 
-Message = Mapping[str, Any]  # role: "system", "user", "assistant"; content: text, or a list of {"type", "text" or "url"}
+# role: "system", "user" or "assistant"; content: text, or a list of {"type": "text", "text": …}, {"type": "image", "url": …}
+Message = Mapping[str, Any]
 
 
 def user_message(text: str, pictures: Sequence[Any]) -> Message:

@@ -63,7 +63,9 @@ class _FitPrune(lmms):
         with self._pruned() as loaded, self._bar(len(requests)) as bar:
             for settings, indices in alike.items():
                 for batch in self._batches(indices):
-                    prompts = [self._prompt(loaded, requests[index], self._messages(requests[index])) for index in batch]
+                    prompts = [
+                        self._prompt(loaded, requests[index], self._messages(requests[index])) for index in batch
+                    ]
                     texts = loaded.generate(loaded.encode(prompts), **settings.generation)
                     for index, text in zip(batch, texts, strict=True):
                         answers[index] = settings.cut(text)
@@ -101,7 +103,9 @@ class _FitPrune(lmms):
         if self.loaded is None:
             raise FitPruneError("the model was given back (clean): make another")
         recipe, score = self.recipe, self.arguments.score
-        attached: AbstractContextManager[Any] = prune(self.loaded.model, recipe, score=score) if recipe else nullcontext()
+        attached: AbstractContextManager[Any] = (
+            prune(self.loaded.model, recipe, score=score) if recipe else nullcontext()
+        )
         with attached:
             yield self.loaded
 
