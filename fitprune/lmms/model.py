@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import count
 from typing import Any
 
 import torch
@@ -126,29 +125,26 @@ class FitPruneChat(_FitPrune):
         answers = []
         with self._pruned() as loaded, self._bar(len(requests)) as bar:
             for request in requests:
-                write, settings = self._where(request)[0], self._settings(request)
-                document, info = self._document(*self._where(request)[1:]), None
-                given: list[str] = []
-                for number in count():
-                    written = write(document)
-                    if number:
-                        written = write(
-                            document, round_idx=number, previous_output=list(given), previous_round_info=info
-                        )
-                        if not isinstance(written, tuple):
-                            break
-                        written, ended, _, info = written
-                        if ended:
-                            break
-                    prompt = self._prompt(loaded, request, written)
-                    given.append(settings.cut(loaded.generate(loaded.encode([prompt]), **settings.generation)[0]))
-                answers.append(given)
+                answers.append(self._rounds(loaded, request))
                 bar.update()
         return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Not in this kind: lmms-eval has multiple choice by likelihood for simple models only."""
         raise FitPruneError("multiple choice by likelihood needs lmms-eval's simple kind of model: add --force_simple")
+
+    def _rounds(self, loaded: Loaded, request: Any) -> list[str]:
+        """The answers of all rounds; from the second on the task says (messages, ended, …, what it wants to be told)."""
+        settings, (write, *where) = self._settings(request), self._where(request)
+        document, told = self._document(*where), None
+        answers: list[str] = []
+        messages, ended = write(document), False
+        while not ended:
+            prompt = self._prompt(loaded, request, messages)
+            answers.append(settings.cut(loaded.generate(loaded.encode([prompt]), **settings.generation)[0]))
+            written = write(document, round_idx=len(answers), previous_output=list(answers), previous_round_info=told)
+            messages, ended, _, told = written if isinstance(written, tuple) else (None, True, None, None)
+        return answers
 
     def _settings(self, request: Any) -> Settings:
         return self._read(request.args[-4])

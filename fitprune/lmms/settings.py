@@ -52,20 +52,19 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
         FitPruneError: for a value that cannot be one.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    until = given.get("until", ())
-    until = (until,) if isinstance(until, str) else tuple(until)
     samples = given.get("do_sample")
+    temperature = given.get("temperature", 1 if samples else 0) if samples is not False else 0
+    until = given.get("until", ())
     try:
-        temperature = float(given.get("temperature", 1 if samples else 0))
         settings = Settings(
             max_new_tokens=int(given.get("max_new_tokens", MAX_NEW_TOKENS)),
-            temperature=0.0 if samples is False else temperature,
-            top_p=float(given["top_p"]) if "top_p" in given and temperature and samples is not False else None,
+            temperature=float(temperature),
+            top_p=float(given["top_p"]) if temperature and "top_p" in given else None,
             num_beams=int(given.get("num_beams", 1)),
-            until=tuple(text for text in until if text),
+            until=tuple(text for text in ([until] if isinstance(until, str) else until) if text),
         )
+        if settings.max_new_tokens >= 1 and settings.num_beams >= 1 and settings.temperature >= 0:
+            return settings
     except (TypeError, ValueError):
-        settings = Settings(max_new_tokens=0)
-    if settings.max_new_tokens < 1 or settings.num_beams < 1 or settings.temperature < 0:
-        raise FitPruneError(f"these generation_kwargs cannot be: {given}")
-    return settings
+        pass
+    raise FitPruneError(f"these generation_kwargs cannot be: {given}")
