@@ -63,8 +63,20 @@ def stand_in() -> dict[str, ModuleType]:
         simple_class_path: str | None = None
         chat_class_path: str | None = None
 
-    names = ("lmms_eval", "lmms_eval.api", "lmms_eval.api.model", "lmms_eval.models", "lmms_eval.models.registry_v2")
+    @dataclass
+    class GenerationResult:
+        text: Any
+
+    names = (
+        "lmms_eval",
+        "lmms_eval.api",
+        "lmms_eval.api.instance",
+        "lmms_eval.api.model",
+        "lmms_eval.models",
+        "lmms_eval.models.registry_v2",
+    )
     modules = {name: ModuleType(name) for name in names}
+    modules["lmms_eval.api.instance"].GenerationResult = GenerationResult  # type: ignore[attr-defined]
     modules["lmms_eval.api.model"].lmms = lmms  # type: ignore[attr-defined]
     modules["lmms_eval.models.registry_v2"].ModelManifest = ModelManifest  # type: ignore[attr-defined]
     return modules
@@ -212,7 +224,7 @@ def no_more(question: Question, round_idx: int = 0, **more: Any) -> Any:
 def test_likelihoods_are_transformers_loss(adapter: Any, small: Loaded) -> None:
     made = model(adapter.FitPruneSimple, QUESTIONS, batch_size=4)
     choices = [" 57", " 5", " a long answer of some words", lambda q: "57"]
-    found = made.loglikelihood([request(made, 0, choice) for choice in choices])
+    found = [each.text for each in made.loglikelihood([request(made, 0, choice) for choice in choices])]
     for (nats, greedy), text in zip(found, ("57", "5", "a long answer of some words", "57"), strict=True):
         asked = f"<image>\n{QUESTIONS[0].text}"
         inputs = small.encode([(build_prompt(small.template, [(asked, text)]), shown(QUESTIONS[0]))])
@@ -230,12 +242,12 @@ def test_likelihoods_are_transformers_loss(adapter: Any, small: Loaded) -> None:
 def test_likelihoods_under_pruning_rank_the_pruned_answer_first(adapter: Any, recipe: Path) -> None:
     made = model(adapter.FitPruneSimple, QUESTIONS, recipe=str(recipe), batch_size=2)
     (said,) = made.generate_until([request(made, 0)])
-    found = made.loglikelihood([request(made, 0, said), request(made, 0, "ode")])
+    found = [each.text for each in made.loglikelihood([request(made, 0, said), request(made, 0, "ode")])]
     assert found[0][1]
     assert found[0][0] < found[1][0]
     assert attachment_of(made.loaded.model) is None
     unseen = SimpleNamespace(args=("", "57"), task_name="task", doc_id=0)  # as acc_mutual_info asks
-    assert made.loglikelihood([unseen])[0][0] > 0
+    assert made.loglikelihood([unseen])[0].text[0] > 0
 
 
 def test_what_a_kind_cannot_do_names_the_other(adapter: Any) -> None:

@@ -5,7 +5,8 @@ for the length of a call and taken back after it. With several processes lmms-ev
 
 Likelihoods have the sign that lmms-eval's scoring expects: it picks the *smallest*, as its LLaVA adapters return the mean
 negative log-likelihood per token of the answer, end mark included, and so do these. The picture is pruned by what the
-question attends to; the answer is fed after it, so that all choices see the same picture.
+question attends to; the answer is fed after it, so that all choices see the same picture. They are handed over in lmms-eval's
+own `GenerationResult`: a plain pair, which its documentation asks for, is made text of by its evaluator (0.7.3).
 
     pytest tests/test_lmms_eval.py
 """
@@ -18,6 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 from torch import Tensor
 from tqdm import tqdm
@@ -129,7 +131,7 @@ class FitPruneChat(_FitPrune):
                 bar.update()
         return answers
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
         """Not in this kind: lmms-eval has multiple choice by likelihood for simple models only."""
         raise FitPruneError("multiple choice by likelihood needs lmms-eval's simple kind of model: add --force_simple")
 
@@ -165,7 +167,7 @@ class FitPruneSimple(_FitPrune):
 
     is_simple = True
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
         """For each request the mean negative log-likelihood per token of its answer, and whether greedy decoding gives it.
 
         Raises:
@@ -180,7 +182,7 @@ class FitPruneSimple(_FitPrune):
                 logits = led(loaded.model, loaded.encode(list(asked)), padded)  # [B, T, V]
                 results += [_likelihood(row[: len(a)], torch.tensor(a)) for row, a in zip(logits, answers, strict=True)]
                 bar.update(len(batch))
-        return results
+        return [GenerationResult(text=pair) for pair in results]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """Not in this kind: the messages of each round come with the other one."""
