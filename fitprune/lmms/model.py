@@ -1,0 +1,220 @@
+"""The two classes that lmms-eval runs: it hands over requests and takes back texts or likelihoods, in the same order.
+
+Requests with equal generation settings are answered in batches; pictures are opened batch by batch. Pruning is attached
+for the length of a call and taken back after it. With several processes lmms-eval gives each its share of the documents.
+
+Likelihoods have the sign that lmms-eval's scoring expects: it picks the *smallest*, as its LLaVA adapters return the mean
+negative log-likelihood per token of the answer, end mark included, and so do these. The picture is pruned by what the
+question attends to; the answer is fed after it, so that all choices see the same picture. They are handed over in lmms-eval's
+own `GenerationResult`: a plain pair, which its documentation asks for, is made text of by its evaluator (0.7.3).
+
+    pytest tests/test_lmms_eval.py
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import GenerationResult
+from lmms_eval.api.model import lmms
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import FitPruneError
+from ..families import Loaded
+from ..follow import led
+from ..prune import prune
+from .arguments import Arguments
+from .conversation import Message, conversation, user_message
+from .settings import KNOWN, Settings, read_settings
+
+log = logging.getLogger(__name__)
+
+
+class _FitPrune(lmms):
+    """What both kinds share; a kind says how a request is read (`_settings`, `_messages`)."""
+
+    def __init__(self, **given: Any) -> None:
+        """Loads the checkpoint and chooses the recipe; given: see `Arguments`, whose errors are raised."""
+        super().__init__()
+        self.arguments = Arguments.read(given)
+        self._rank, self._world_size = self.arguments.worker.rank, self.arguments.worker.count
+        self.batch_size = int(self.arguments.batch_size)
+        self.loaded: Loaded | None = self.arguments.load()
+        self.device = self.loaded.device
+        self.recipe, source = self.arguments.choose(self.loaded)
+        self._reported: set[str] = set()
+        if self._rank == 0:
+            print(f"fitprune: {source}")
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """An answer to each request, generated until the model or one of the task's `until` texts ends it.
+
+        Raises:
+            FitPruneError: what a prompt cannot be made of; names the task and the document.
+        """
+        answers = [""] * len(requests)
+        alike: dict[Settings, list[int]] = {}
+        for index, request in enumerate(requests):
+            alike.setdefault(self._settings(request), []).append(index)
+        with self._pruned() as loaded, self._bar(len(requests)) as bar:
+            for settings, indices in alike.items():
+                for batch in self._batches(indices):
+                    prompts = [
+                        self._prompt(loaded, requests[index], self._messages(requests[index])) for index in batch
+                    ]
+                    texts = loaded.generate(loaded.encode(prompts), **settings.generation)
+                    for index, text in zip(batch, texts, strict=True):
+                        answers[index] = settings.cut(text)
+                    bar.update(len(batch))
+        return answers
+
+    def clean(self) -> None:
+        """Gives the model's memory back, when a judge is to be loaded after it."""
+        self.loaded = None
+        super().clean()
+
+    def _settings(self, request: Any) -> Settings:
+        raise NotImplementedError
+
+    def _messages(self, request: Any) -> Sequence[Message]:
+        raise NotImplementedError
+
+    def _read(self, given: Any) -> Settings:
+        for name in sorted(set(given) - set(KNOWN) - self._reported):
+            self._reported.add(name)
+            log.warning("generation setting %s: %s is not known to fitprune and does nothing", name, given[name])
+        return read_settings(given)
+
+    def _document(self, task: str, split: str, number: Any) -> Any:
+        return self.task_dict[task][split][number]
+
+    def _prompt(self, loaded: Loaded, request: Any, messages: Sequence[Message], answer: str | None = None) -> Any:
+        try:
+            return conversation(loaded.template, messages, answer)
+        except FitPruneError as error:
+            raise FitPruneError(f"{request.task_name}, document {request.doc_id}: {error}") from None
+
+    @contextmanager
+    def _pruned(self) -> Iterator[Loaded]:
+        if self.loaded is None:
+            raise FitPruneError("the model was given back (clean): make another")
+        recipe, score = self.recipe, self.arguments.score
+        attached: AbstractContextManager[Any] = (
+            prune(self.loaded.model, recipe, score=score) if recipe else nullcontext()
+        )
+        with attached:
+            yield self.loaded
+
+    def _batches(self, indices: Sequence[int]) -> Iterator[Sequence[int]]:
+        return (indices[at : at + self.batch_size] for at in range(0, len(indices), self.batch_size))
+
+    def _bar(self, total: int) -> Any:
+        return tqdm(total=total, desc="fitprune", unit="q", disable=self._rank != 0)
+
+
+class FitPruneChat(_FitPrune):
+    """Requests are (context, document → messages, settings, document, task, split); the context is not used."""
+
+    is_simple = False
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
+        """For each request the answers of all rounds; the task writes each round's messages from the answers so far."""
+        answers = []
+        with self._pruned() as loaded, self._bar(len(requests)) as bar:
+            for request in requests:
+                answers.append(self._rounds(loaded, request))
+                bar.update()
+        return answers
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
+        """Not in this kind: lmms-eval has multiple choice by likelihood for simple models only."""
+        raise FitPruneError("multiple choice by likelihood needs lmms-eval's simple kind of model: add --force_simple")
+
+    def _rounds(self, loaded: Loaded, request: Any) -> list[str]:
+        """The answers of all rounds; from the second on the task says (messages, ended, …, what it wants to be told)."""
+        settings, (write, *where) = self._settings(request), self._where(request)
+        document, told = self._document(*where), None
+        answers: list[str] = []
+        messages, ended = write(document), False
+        while not ended:
+            prompt = self._prompt(loaded, request, messages)
+            answers.append(settings.cut(loaded.generate(loaded.encode([prompt]), **settings.generation)[0]))
+            written = write(document, round_idx=len(answers), previous_output=list(answers), previous_round_info=told)
+            messages, ended, _, told = written if isinstance(written, tuple) else (None, True, None, None)
+        return answers
+
+    def _settings(self, request: Any) -> Settings:
+        return self._read(request.args[-4])
+
+    def _messages(self, request: Any) -> Sequence[Message]:
+        write, *where = self._where(request)
+        found: Sequence[Message] = write(self._document(*where))
+        return found
+
+    def _where(self, request: Any) -> tuple[Any, str, str, Any]:
+        """What writes the messages; task, split, document. Some versions put the context before."""
+        write, _, number, task, split = request.args[-5:]
+        return write, task, split, number
+
+
+class FitPruneSimple(_FitPrune):
+    """Requests are (text, settings or answer, document → pictures, document, task, split)."""
+
+    is_simple = True
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
+        """For each request the mean negative log-likelihood per token of its answer, and whether greedy decoding gives it.
+
+        Raises:
+            FitPruneError: what a prompt cannot be made of; names the task and the document.
+        """
+        results: list[tuple[float, bool]] = []
+        with self._pruned() as loaded, self._bar(len(requests)) as bar:
+            for batch in self._batches(range(len(requests))):
+                asked, answers = zip(*(self._choice(loaded, requests[index]) for index in batch), strict=True)
+                longest = max(map(len, answers))
+                padded = torch.tensor([[*answer, *[0] * (longest - len(answer))] for answer in answers])  # [B, T]
+                logits = led(loaded.model, loaded.encode(list(asked)), padded)  # [B, T, V]
+                results += [_likelihood(row[: len(a)], torch.tensor(a)) for row, a in zip(logits, answers, strict=True)]
+                bar.update(len(batch))
+        return [GenerationResult(text=pair) for pair in results]
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
+        """Not in this kind: the messages of each round come with the other one."""
+        raise FitPruneError("several rounds need lmms-eval's chat kind of model: leave out --force_simple")
+
+    def _settings(self, request: Any) -> Settings:
+        return self._read(request.args[1])
+
+    def _messages(self, request: Any) -> Sequence[Message]:
+        text, _, *rest = request.args
+        pictures: Any = ()
+        if rest:
+            show, number, task, split = rest
+            pictures = show(self._document(task, split, number)) or ()
+        return [user_message(text, pictures)]
+
+    def _choice(self, loaded: Loaded, request: Any) -> tuple[Any, list[int]]:
+        """The prompt with its pictures, and the token ids of the answer as the template writes it after it."""
+        answer = request.args[1]
+        if callable(answer):
+            _, _, _, number, task, split = request.args
+            answer = answer(self._document(task, split, number))
+        messages = self._messages(request)
+        prompt, pictures = self._prompt(loaded, request, messages)
+        whole, _ = self._prompt(loaded, request, messages, str(answer).strip())
+        before, ids = loaded.token_ids(prompt, pictures), loaded.token_ids(whole, pictures)
+        if ids[: len(before)] != before:
+            raise FitPruneError(f"this tokenizer joins the question and the answer {answer!r}: generate instead")
+        return (prompt, pictures), ids[len(before) :]
+
+
+def _likelihood(logits: Tensor, answer: Tensor) -> tuple[float, bool]:
+    """Mean negative log-likelihood of an answer [T] under logits [T, V], and whether each token is the likeliest."""
+    nats = -logits.log_softmax(-1).gather(-1, answer[:, None]).mean()
+    return float(nats), bool((logits.argmax(-1) == answer).all())
