@@ -55,12 +55,14 @@ class Ranks:
         size: How many there are.
         one_model: They hold one model together (tensor parallelism), so each does every item.
         lockstep: Forwards are collective (ZeRO-3), so each has to do as many as the others.
+        group: The process group they talk over, None for the default one.
     """
 
     rank: int = 0
     size: int = 1
     one_model: bool = False
     lockstep: bool = False
+    group: Any = None
 
     @property
     def leads(self) -> bool:
@@ -78,11 +80,11 @@ class Ranks:
         mine = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
         with _noticed():
             lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
-            dist.all_gather(lengths, torch.tensor([len(mine)]))
+            dist.all_gather(lengths, torch.tensor([len(mine)]), group=self.group)
             longest = max(int(length) for length in lengths)
             padded = torch.nn.functional.pad(mine, (0, longest - len(mine)))
             found = [torch.empty_like(padded) for _ in range(self.size)]
-            dist.all_gather(found, padded)
+            dist.all_gather(found, padded, group=self.group)
         return [tensor[: int(length)].numpy().tobytes() for tensor, length in zip(found, lengths, strict=True)]
 
     def first(
@@ -101,13 +103,13 @@ class Ranks:
         said = _attempt(lambda: encode(work())) if self.leads else b""
         with _noticed():
             length = torch.tensor([len(said)])
-            dist.broadcast(length, 0)
+            dist.broadcast(length, 0, group=self.group)
             data = (
                 torch.frombuffer(bytearray(said), dtype=torch.uint8)
                 if self.leads
                 else torch.empty(int(length), dtype=torch.uint8)
             )
-            dist.broadcast(data, 0)
+            dist.broadcast(data, 0, group=self.group)
         return decode(_opened(data.numpy().tobytes()))
 
     def in_order(
@@ -245,6 +247,16 @@ def joined(one_model: bool = False) -> Iterator[Ranks]:
     finally:
         with contextlib.suppress(RuntimeError, ValueError):
             dist.destroy_process_group()
+
+
+def company() -> Ranks:
+    """The processes that another library brought together, over a gloo group of their own; alone where nobody did.
+
+    All of them have to call it.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return ALONE
+    return Ranks(dist.get_rank(), dist.get_world_size(), group=dist.new_group(backend="gloo"))
 
 
 def says(error: FitPruneError) -> bool:

@@ -24,6 +24,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from processes import together
 
 import fitprune
 from fitprune.attach import attachment_of
@@ -36,7 +37,7 @@ from fitprune.evaluation.textvqa import read_annotations, soft_accuracy
 from fitprune.families import Loaded
 from fitprune.families.conversation import build_prompt
 from fitprune.lmms import TASKS, arguments, manifest
-from fitprune.lmms.arguments import Arguments, Worker, shared
+from fitprune.lmms.arguments import Arguments
 from fitprune.lmms.conversation import conversation, user_message
 from fitprune.lmms.settings import MAX_NEW_TOKENS, Settings, read_settings
 
@@ -433,38 +434,46 @@ def test_other_models_need_questions_to_fit_on(small: Loaded) -> None:
     assert Arguments.read(alone | {"reduction_ratio": 0}).choose(small)[0] is None
 
 
-def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    several = Worker(rank=5, local_rank=1, count=8)
-    monkeypatch.setattr(arguments.torch.cuda, "is_available", lambda: True)
-    assert [several.device(named, None) for named in (None, "cuda", "cuda:3", "cpu")] == [
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str | None] = []
+    monkeypatch.setattr(arguments, "load", lambda *args, **options: devices.append(options["device"]))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+
+    def loaded_on(**given: Any) -> str | None:
+        Arguments.read({"pretrained": "embedded", **given}).load()
+        return devices[-1]
+
+    for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [loaded_on(device=named) for named in (None, "cuda", "cuda:3", "cpu")] == [
         "cuda:1",
         "cuda:1",
         "cuda:3",
         "cpu",
     ]
-    assert [Worker().device(named, "auto") for named in (None, "cuda")] == [None, "cuda"]
     with pytest.raises(FitPruneError, match="8 processes run"):
-        several.device(None, "auto")
-    monkeypatch.setattr(arguments.torch.cuda, "is_available", lambda: False)
-    assert several.device(None, None) is None
+        loaded_on(device_map="auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [loaded_on(device=named) for named in (None, "cuda")] == [None, "cuda"]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert loaded_on(device_map="auto") is None
 
 
-def test_workers_share_what_the_first_makes(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[Any] = []
+def test_processes_prune_with_one_recipe(tmp_path: Path) -> None:
+    alone = {"pretrained": "embedded", "reduction_ratio": 60, "samples": 3, "device": "cpu"}
 
-    def broadcast(objects: list[Any]) -> None:
-        if objects != [None, None]:
-            sent[:] = objects
-        objects[:] = sent
+    def choose(rank: int) -> tuple[Any, str]:
+        torch.distributed.init_process_group("gloo")  # as lmms-eval does, in its own way
+        given = Arguments.read(alone | {"keep_recipe": str(tmp_path / "kept.json")})
+        return given.choose(given.load())
 
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
-    first, second = Worker(0, 0, 2), Worker(1, 1, 2)
-    assert shared(first, lambda: "made") == shared(second, lambda: pytest.fail("made twice")) == "made"
-    with pytest.raises(ZeroDivisionError):
-        shared(first, lambda: 1 // 0)
-    with pytest.raises(FitPruneError, match=r"the first process stopped: .*division"):
-        shared(second, lambda: None)
+    one = Arguments.read(alone)
+    recipe, _ = one.choose(one.load())
+    for found, source in together(2, choose):
+        assert found == recipe
+        assert "fitted now on 3 samples" in source
+    assert together(2, choose)[1][1].startswith("recipe fitted earlier")
 
 
 def test_the_folder_of_tasks_is_printed_and_has_its_data(capsys: pytest.CaptureFixture[str]) -> None:

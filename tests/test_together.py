@@ -227,7 +227,19 @@ def test_torchrun_itself(alone: dict[str, Any], tmp_path: Path) -> None:
     assert done.stdout.count("accuracy, %") == 1
 
 
-SWEEP = ["sweep", "--ratios", "0,60", "--methods", "fastv", "--benchmarks", "textvqa,gqa", "--samples", "5", "--limit", "5"]
+SWEEP = [
+    "sweep",
+    "--ratios",
+    "0,60",
+    "--methods",
+    "fastv",
+    "--benchmarks",
+    "textvqa,gqa",
+    "--samples",
+    "5",
+    "--limit",
+    "5",
+]
 SWEEP += ["--batch-size", "2", "--max-new-tokens", "4", "--ablate", "samples=2,5", "--output"]
 
 
@@ -254,7 +266,9 @@ def test_a_sweep_killed_and_continued_by_another_number(tmp_path: Path, monkeypa
     found = together(3, lambda rank: ran([*SWEEP, str(tmp_path / "two")]))
     assert [code for code, _, _ in found] == [0, 0, 0]
     one, two = written(tmp_path / "one"), written(tmp_path / "two")
-    assert {name: two[name] for name in one if name.endswith("jsonl")} == {n: one[n] for n in one if n.endswith("jsonl")}
+    assert {name: two[name] for name in one if name.endswith("jsonl")} == {
+        n: one[n] for n in one if n.endswith("jsonl")
+    }
     assert one.keys() == two.keys()
     assert figures(tmp_path / "one") == figures(tmp_path / "two")
     assert "from an earlier run" in found[0][1]

@@ -28,6 +28,7 @@ from ..errors import FitPruneError
 from ..families import Loaded
 from ..follow import led
 from ..prune import prune
+from ..ranks import own_rank, started
 from .arguments import Arguments
 from .conversation import Message, conversation, user_message
 from .settings import KNOWN, Settings, read_settings
@@ -42,7 +43,7 @@ class _FitPrune(lmms):
         """Loads the checkpoint and chooses the recipe; given: see `Arguments`, whose errors are raised."""
         super().__init__()
         self.arguments = Arguments.read(given)
-        self._rank, self._world_size = self.arguments.worker.rank, self.arguments.worker.count
+        self._rank, self._world_size = own_rank(), started()
         self.batch_size = int(self.arguments.batch_size)
         self.loaded: Loaded | None = self.arguments.load()
         self.device = self.loaded.device
