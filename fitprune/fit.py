@@ -42,7 +42,8 @@ def alive_reference(cross: Sequence[Sequence[float]], intra: Sequence[Sequence[f
     """The rule for one sample, slow and obvious; what the fast version is tested against.
 
     Args:
-        cross, intra: Dense attention received, [layer][visual].
+        cross: Dense attention received from the text, `[layer][visual]`.
+        intra: The same from the image itself.
         alpha: Share of each layer's mass that may be lost, in [0, 1].
     Returns:
         Visual tokens alive after each layer, [layer].
