@@ -16,7 +16,7 @@ from fitprune import conventions
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("LLaVA_*/README.md"))]
 FOLDERS = r"(?:docs|scripts|tests|embedded|fitprune|LLaVA_1\.5|LLaVA_NEXT|LLaVA_HR)"
-SUFFIXES = {"py", "md", "json", "jsonl", "png", "safetensors"}
+SUFFIXES = {"py", "sh", "md", "json", "jsonl", "png", "safetensors"}
 HISTORY = {"LOG.md"}  # speaks of what was
 ELSEWHERE = {"docs/Evaluation.md", "fitprune/families/NAME.py"}  # LLaVA's own page; a name that stands for any
 named = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -39,7 +39,8 @@ def test_files_are_there(page: Path) -> None:
     for span in SPANS.findall(text):
         for path in re.findall(rf"(?<![\w/.])((?:\.\./)?{FOLDERS}/[\w./{{}},-]*)(?!\S*[…*])", span):
             for one in set(alternatives(path)) - ELSEWHERE:
-                assert (page.parent / one).exists() or (ROOT / one.removeprefix("../")).exists(), (span, one)
+                places = (page.parent, ROOT, *ROOT.glob("LLaVA_*"))
+                assert any((place / one).exists() for place in places), (span, one)
         if re.fullmatch(r"test_\w+\.py", span):
             assert (ROOT / "tests" / span).exists(), span
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
@@ -59,6 +60,7 @@ def modules() -> dict[str, Any]:
 
 
 CLASSES = ("Recipe", "CostModel", "Trace", "Attended", "AttentionStats", "Loaded")
+VARIABLES = {"recipe": "Recipe", "trace": "Trace", "seen": "Attended", "llava": "Loaded", "stats": "AttentionStats"}
 
 
 @named
@@ -74,7 +76,7 @@ def test_functions_are_there(page: Path) -> None:
         for dotted in re.findall(r"(?<![\w./-])([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?=$|[\s(,)])", span):
             path, _, name = dotted.rpartition(".")
             last = path.rpartition(".")[2]
-            homes = [home for home in (known.get(path), classes.get(last), classes.get(last.capitalize())) if home]
+            homes = [home for home in (known.get(path), classes.get(VARIABLES.get(last, last))) if home]
             if homes and name not in SUFFIXES:
                 assert any(
                     hasattr(home, name) or name in getattr(home, "__dataclass_fields__", {}) for home in homes

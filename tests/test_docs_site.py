@@ -27,7 +27,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("docs")
     shutil.copy(ROOT / "mkdocs.yml", place)
     shutil.copytree(ROOT / "docs", place / "docs")
-    (place / "fitprune").symlink_to(ROOT / "fitprune")
+    for needed in ("fitprune", "scripts"):
+        (place / needed).symlink_to(ROOT / needed)
     closed = {f"{name}_proxy": "http://127.0.0.1:9" for name in ("http", "https", "HTTP", "HTTPS")}
     done = subprocess.run(
         [sys.executable, "-c", "from zensical.main import cli; cli()", "build", "--strict"],
@@ -73,7 +74,9 @@ def test_every_page_and_every_public_name_is_there(site: Path) -> None:
     for name in fitprune.__all__:
         shown = re.search(rf'id="fitprune\.[\w.]*\b{name}"', reference)
         assert shown or name == "__version__", name
-    assert "<code>model</code>" in reference  # Args: became a list
+    for section in ("Parameters", "Returns", "Yields", "Raises", "Attributes"):  # docstrings became lists
+        assert f">{section}:<" in reference, section
+    assert not re.search(r"<p>(Args|Returns|Yields|Raises|Attributes):", reference)
 
 
 def test_the_menu_names_every_page() -> None:
