@@ -59,11 +59,15 @@ def alpha() -> tuple[Figure, Data]:
     left, right = figure.subplots(1, 2)
     for index, (value, alive) in enumerate(curves.items()):
         style = {"color": draw.COLOURS[index], "marker": draw.MARKS[index], "markersize": 4, "linewidth": 1.8}
-        left.plot(range(len(alive)), alive, label=f"α = {value:g}", **style)
+        left.plot(range(len(alive)), alive, **style)
+        left.annotate(
+            f"α = {value:g}", (len(alive) - 1, alive[-1]), xytext=(8, -3), textcoords="offset points", fontsize=8.5
+        )
     left.set(
         xlabel="decoder layer", ylabel=f"visual tokens alive after the layer, of {tokens}", ylim=(0, 1.04 * tokens)
     )
-    left.legend(frameon=False, fontsize=8.5)
+    left.set_xlim(-0.3, 1.2 * cost.layers)
+    left.set_xticks(range(cost.layers))
     right.plot(axis, saved, color=draw.COLOURS[0], linewidth=1.8)
     for index, (ratio, value) in enumerate(fitted.items(), 1):
         right.plot([0, value, value], [ratio, ratio, 0], color=draw.COLOURS[index], linewidth=1, linestyle="--")
