@@ -47,7 +47,8 @@ embedded: $(STAMP) ## remake the embedded model and its data (two hours on 2 cor
 evaluate: $(STAMP) ## exact answers of the embedded model by family of question, dense and pruned, against other methods
 	@$(VENV)/bin/python -m embedded.evaluate
 
-docs: $(STAMP) ## the documentation as a site, into site/ (needs `.venv/bin/pip install -e '.[docs]'`)
+docs: $(STAMP) ## the documentation as a site, into site/ (the first time, what makes it is installed)
+	@test -x $(VENV)/bin/zensical || $(VENV)/bin/pip install --quiet --editable '.[docs]'
 	@$(VENV)/bin/zensical build --clean --strict
 
 clean: ## remove caches and build leftovers (.venv and runs/ stay)
