@@ -16,7 +16,7 @@ BENCH_ARGS ?=
 override VENV := .venv
 STAMP := $(VENV)/.stamp
 
-.PHONY: help setup run test check bench embedded evaluate clean distclean
+.PHONY: help setup run test check bench embedded evaluate docs clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -47,8 +47,12 @@ embedded: $(STAMP) ## remake the embedded model and its data (two hours on 2 cor
 evaluate: $(STAMP) ## exact answers of the embedded model by family of question, dense and pruned, against other methods
 	@$(VENV)/bin/python -m embedded.evaluate
 
+docs: $(STAMP) ## the documentation as a site, into site/ (the first time, what makes it is installed)
+	@test -x $(VENV)/bin/zensical || $(VENV)/bin/pip install --quiet --editable '.[docs]'
+	@$(VENV)/bin/zensical build --clean --strict
+
 clean: ## remove caches and build leftovers (.venv and runs/ stay)
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and .venv as well

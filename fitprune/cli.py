@@ -1,4 +1,4 @@
-"""The `fitprune` command: fit, eval, sweep, report, draw, show, convert, bench.
+"""The `fitprune` command: fit, eval, sweep, report, draw, show, convert, serve, bench.
 
 fitprune fit                                         fit a recipe for the embedded model, print and save it
 fitprune eval --benchmark gqa                        dense against pruned on a benchmark, the embedded one for embedded models
@@ -7,6 +7,7 @@ fitprune sweep --benchmarks textvqa,gqa              methods × ratios × benchm
 fitprune draw --image P --question Q                 which patches survive each layer: PNG, GIF, HTML page, heat maps
 fitprune show llava-v1.5-7b 0.6                      print a published recipe
 fitprune convert liuhaotian/llava-v1.5-7b DST        an original checkpoint in transformers layout
+fitprune serve --reduction-ratio 0.6                 a pruned model behind transformers' HTTP server
 fitprune bench                                       time and memory of dense and pruned runs against the FLOPs ideal
 """
 
@@ -18,7 +19,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import bench, options, sweep
+from . import bench, options, serve, sweep
 from . import report as command_report
 from .calibrate import file_name, observe_questions
 from .checkpoints.convert import convert
@@ -77,6 +78,11 @@ EXAMPLES = {
   fitprune convert liuhaotian/llava-v1.5-7b llava-1.5-7b-hf
   fitprune convert ./llava-hr-7b-sft-1024 ./llava-hr-7b-sft-1024-hf
   fitprune convert ./llava-v1.5-7b-lora ./merged --model-base lmsys/vicuna-7b-v1.5
+""",
+    "serve": """examples:
+  fitprune serve                                           the embedded model at ratio 0.6, at http://127.0.0.1:8000/v1
+  fitprune serve --model-path liuhaotian/llava-v1.5-7b --reduction-ratio 0.6 --port 9000
+  fitprune serve --model-path llava-hf/llava-1.5-13b-hf --recipe llava-1.5-13b-hf-r60.recipe.json
 """,
     "bench": """examples:
   fitprune bench                                           32 layers x 1024, 35+576+64 tokens, ratio 0.6
@@ -187,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     top.add_argument("--version", action="version", version=f"fitprune {__version__}")
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="fit | eval | sweep | report | draw | show | convert | bench"
+        dest="command", required=True, metavar="fit | eval | sweep | report | draw | show | convert | serve | bench"
     )
 
     def command(name: str, help: str) -> argparse.ArgumentParser:
@@ -229,6 +235,9 @@ def parser() -> argparse.ArgumentParser:
     conversion.add_argument("source", help="folder or hub name of the original checkpoint")
     conversion.add_argument("target", help="the folder to make")
     options.add_parts(conversion)
+
+    serving = command("serve", "answer over HTTP, pruned, behind transformers' server")
+    serve.add_options(serving)
 
     timing = command("bench", "time random weights, dense and pruned in turn, against the ideal from FLOPs")
     bench.add_options(timing)
@@ -276,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "draw": draw.run,
         "show": _show,
         "convert": _convert,
+        "serve": serve.run,
         "bench": bench.run,
     }
 

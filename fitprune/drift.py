@@ -49,7 +49,8 @@ def divergence(dense: Tensor, pruned: Tensor) -> Tensor:
     """Kullback-Leibler divergence dense || pruned, in nats.
 
     Args:
-        dense, pruned: Logits [..., V]; -inf is a token that cannot come.
+        dense: Logits [..., V]; -inf is a token that cannot come.
+        pruned: The same of the other model.
     Returns:
         [...] float64, at least 0; infinite where the pruned model rules out what the dense one does not.
     """

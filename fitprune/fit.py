@@ -46,7 +46,8 @@ def alive_reference(
     """The rule for one sample, slow and obvious; what the fast version is tested against.
 
     Args:
-        cross, intra: Dense attention received, [layer][visual].
+        cross: Dense attention received from the text, `[layer][visual]`.
+        intra: The same from the image itself.
         alpha: Share of each layer's mass that may be lost, in [0, 1].
         criterion: One of `CRITERIA`: a token goes if it is on the list by cross-attention and on that by self-attention;
             on one of them alone; on the list by their product (which is what ranks tokens at run time).

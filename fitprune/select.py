@@ -23,7 +23,7 @@ def lowest(score: Tensor, group: Tensor, counts: Sequence[Sequence[int]], quotas
     Args:
         score: [B, n] float; NaN ranks as infinity does, last.
         group: [B, n] int, the number of the image a token belongs to (1, 2, …), anything else is never marked.
-        counts: counts[row][image - 1] = how many tokens of that image to mark (images may be missing at the end).
+        counts: `counts[row][image - 1]` = how many tokens of that image to mark (images may be missing at the end).
         quotas: The same [B, images] on the score's device, missing images 0; made from `counts` if not given.
     Returns:
         [B, n] bool

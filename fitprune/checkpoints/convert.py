@@ -29,7 +29,8 @@ def convert(
     Args:
         path: Folder or hub name.
         target: The folder to make; must not exist, or be empty.
-        model_base, vision_tower: As `fitprune.load`.
+        model_base: As `fitprune.load`.
+        vision_tower: As `fitprune.load`.
     Raises:
         FitPruneError: for a source that is not of the original layout or is damaged, and a target that is taken.
     """

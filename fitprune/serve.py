@@ -1,0 +1,195 @@
+"""`fitprune serve`: a pruned checkpoint behind `transformers serve`, an HTTP server with OpenAI's chat API.
+
+The server is transformers' own (fastapi and uvicorn; `pip install 'fitprune[serve]'`). It is given one model, with a recipe
+attached, and prompts made as everywhere here: by the checkpoint's template, tokenised in pieces, so that checkpoints of the
+original layout and those without a chat template are served as well. Requests wait for each other: the server runs one
+`generate` at a time, in one thread. An earlier turn's pictures come again with every request and are pruned again.
+
+Left out: the server's continuous batching, which needs paged attention, and its `--compile`, which needs a static cache:
+neither can be pruned. Pictures are taken as `data:` URLs only: nothing is fetched and no file opened because a client
+says so. A system message is refused, since the template has the system text that the checkpoint was trained with.
+
+    fitprune serve --reduction-ratio 0.6 --port 8000
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from . import options
+from .calibrate import Calibration, choose, file_name
+from .embedded import MODELS, embedded
+from .errors import FitPruneError
+from .families import Loaded, load
+from .families.conversation import build_prompt
+from .families.loaded import read_image
+from .families.pieces import IMAGE
+from .prune import attach
+from .recipe import Recipe
+from .scores import SCORES
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `fitprune serve`."""
+    options.add_model(parser)
+    group = parser.add_argument_group("recipe")
+    options.add_ratio(group, "share of the visual compute to save: 0.6 or 60; 0 prunes nothing", default=0.6)
+    group.add_argument("--recipe", default=None, help="a recipe file to use instead (fitprune fit makes them)")
+    group.add_argument("--score", default="fitprune", choices=list(SCORES), help="how tokens are ranked")
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen at")
+    group.add_argument("--port", type=options.positive, default=8000)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Loads, attaches and serves until interrupted."""
+    needed()
+    loaded = load(args.model_path, **options.load_options(args))
+    recipe, source = recipe_for(loaded, args.reduction_ratio, args.recipe)
+    made = server(loaded, recipe, score=args.score, host=args.host, port=args.port)
+    print(f"{source}\nserving {file_name(loaded.name)} at http://{args.host}:{args.port}/v1", flush=True)
+    made.run()
+    return 0
+
+
+def needed() -> None:
+    """Finds out whether the server can be had.
+
+    Raises:
+        FitPruneError: if it, or one of the packages that it needs, is missing.
+    """
+    try:
+        from transformers.cli.serving.model_manager import Modality  # noqa: F401
+        from transformers.utils.import_utils import is_serve_available
+    except ImportError:
+        raise FitPruneError("serving needs transformers 5.8 or later: pip install -U 'fitprune[serve]'") from None
+    if not is_serve_available():
+        raise FitPruneError("serving needs fastapi, uvicorn and openai: pip install 'fitprune[serve]'")
+
+
+def recipe_for(loaded: Loaded, ratio: float, file: str | None = None) -> tuple[Recipe | None, str]:
+    """The recipe to serve with, and where it comes from: the file, a published one, for embedded models one fitted now.
+
+    Raises:
+        FitPruneError: if there is none, or it is of another model.
+    """
+    if file is None and ratio and loaded.name not in MODELS:
+        try:
+            Recipe.published(loaded.name, ratio)
+        except FitPruneError as error:
+            raise FitPruneError(f"{error}; or fit one (fitprune fit) and name its file with --recipe") from None
+    calibration = Calibration(embedded().calibration, embedded().calibration_images)
+    return choose(loaded, ratio, calibration, recipe_file=file)
+
+
+def server(
+    loaded: Loaded, recipe: Recipe | None, *, score: str = "fitprune", host: str = "127.0.0.1", port: int = 8000
+) -> Any:
+    """transformers' server around one loaded checkpoint, not yet running (a `uvicorn.Server`: `run()`, `should_exit`).
+
+    Args:
+        recipe: Attached to the model for good (`detach` takes it back); None serves the dense model.
+    Raises:
+        FitPruneError: packages missing, recipe for another model.
+    """
+    needed()
+    from transformers.cli.serve import Serve
+    from transformers.cli.serving.model_manager import Modality
+
+    class Waiting(Serve):
+        """Made, but not started."""
+
+        def start_server(self) -> None:
+            pass
+
+    model: Any = loaded.model
+    name, prompts = file_name(loaded.name), Prompts(loaded)
+    model.generation_config.eos_token_id = loaded.ends() or None
+    if recipe is not None:
+        attach(model, recipe, score=score)
+    serving = Waiting(host=host, port=port, non_blocking=True)
+    manager = serving._model_manager
+    manager.force_model = name  # what is served if a request names no model; another one is refused
+    manager.load_model_and_processor = lambda *_, **__: (model, prompts)
+    manager.get_model_modality = lambda *_, **__: Modality.VLM
+    known = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "fitprune"}
+    manager.get_gen_models = lambda *_, **__: [known]
+    return serving.server
+
+
+class Prompts:
+    """What the server takes for the model's processor: conversations become model inputs as `Loaded` makes them."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.tokenizer = loaded.tokenizer
+
+    def apply_chat_template(self, messages: Messages, **_: Any) -> Any:
+        """Model inputs of a conversation, [1, …]; what cannot be asked is answered with status 422 and the reason."""
+        from fastapi import HTTPException
+        from transformers import BatchFeature
+
+        try:
+            turns, images = conversation(messages)
+            return BatchFeature(self.loaded.encode([(build_prompt(self.loaded.template, turns), images)]))
+        except FitPruneError as error:
+            raise HTTPException(422, str(error)) from None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tokenizer(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+
+def conversation(messages: Messages) -> tuple[list[tuple[str, str | None]], list[Image.Image]]:
+    """(user, assistant) turns with an `<image>` line per picture before each user text, and the pictures in order.
+
+    Args:
+        messages: As the server hands them on: `role`, and `content`, parts of type "text" and "image" (with `url`).
+    Raises:
+        FitPruneError: another role or order than user, assistant, …, user; a part or picture that cannot be taken.
+    """
+    turns: list[tuple[str, str | None]] = []
+    pictures: list[Image.Image] = []
+    for number, message in enumerate(messages):
+        if message["role"] != ("user", "assistant")[number % 2]:
+            raise FitPruneError("messages must be user, assistant, …, user in turn; the system text is the template's")
+        unknown = {part["type"] for part in message["content"]} - {"text", "image"}
+        if unknown:
+            raise FitPruneError(f"only text and pictures can be asked about, not {', '.join(sorted(unknown))}")
+        text = "\n".join(part["text"] for part in message["content"] if part["type"] == "text")
+        images = [picture(part["url"]) for part in message["content"] if part["type"] == "image"]
+        pictures += images
+        if number % 2:
+            turns[-1] = turns[-1][0], text
+        else:
+            turns.append(("\n".join([*[IMAGE] * len(images), text]), None))
+    if len(messages) % 2 == 0:
+        raise FitPruneError("the last message must be the user's")
+    return turns, pictures
+
+
+def picture(url: str) -> Image.Image:
+    """The picture in a `data:image/…;base64,…` URL.
+
+    Raises:
+        FitPruneError: for any other URL, and for what is no picture.
+    """
+    head, comma, data = url.partition(",")
+    if not (head.startswith("data:image/") and head.endswith(";base64") and comma):
+        raise FitPruneError("pictures must come within the request, as data:image/png;base64,… URLs")
+    try:
+        content = base64.b64decode(data, validate=True)
+    except binascii.Error:
+        raise FitPruneError("this picture's base64 is damaged") from None
+    return read_image("in the request", content=content)

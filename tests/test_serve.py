@@ -1,0 +1,211 @@
+"""A pruned model behind transformers' server: the same answers as without a server, really pruned, nothing fetched."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from multimodal import Recorded
+from PIL import Image
+
+import fitprune
+from fitprune import FitPruneError, Recipe
+from fitprune.attach import attachment_of
+from fitprune.cli import main
+from fitprune.embedded import embedded
+from fitprune.evaluation.questions import read_questions
+from fitprune.families import Loaded
+from fitprune.families.loaded import read_image
+from fitprune.serve import Prompts, conversation, needed, picture, recipe_for, server
+
+QUESTIONS = [question for question in read_questions(embedded().questions) if question.category == "number"][:3]
+RECIPE = Recipe.step(layer=1, keep=0.5)
+
+try:
+    needed()
+    MISSING = ""
+except FitPruneError as error:
+    MISSING = str(error)
+served = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+
+def data_url(image: Image.Image) -> str:
+    content = io.BytesIO()
+    image.save(content, "png")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def asked(text: str, *images: Image.Image) -> dict[str, Any]:
+    """A user message as clients send it, text first."""
+    pictures = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
+    return {"role": "user", "content": [{"type": "text", "text": text}, *pictures]}
+
+
+# Conversations
+
+
+def test_pictures_come_before_the_text_and_stay_in_order() -> None:
+    red, blue = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
+    parts = [{"type": "image", "url": data_url(red)}, {"type": "text", "text": "And?"}]
+    turns, images = conversation([
+        {"role": "user", "content": [{"type": "text", "text": "Which?"}, {"type": "image", "url": data_url(blue)}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "blue"}]},
+        {"role": "user", "content": parts},
+    ])  # fmt: skip
+    assert turns == [("<image>\nWhich?", "blue"), ("<image>\nAnd?", None)]
+    assert [image.getpixel((0, 0)) for image in images] == [(0, 0, 255), (255, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("roles", "said"),
+    [
+        (["system", "user"], "in turn"),
+        (["user", "user"], "in turn"),
+        (["user", "assistant"], "last message"),
+        ([], "last"),
+    ],
+)
+def test_another_order_of_speakers_is_refused(roles: list[str], said: str) -> None:
+    with pytest.raises(FitPruneError, match=said):
+        conversation([{"role": role, "content": []} for role in roles])
+
+
+def test_other_parts_are_refused() -> None:
+    with pytest.raises(FitPruneError, match="video"):
+        conversation([{"role": "user", "content": [{"type": "video", "url": "data:video/mp4;base64,"}]}])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/x.png",
+        "file:///etc/hostname",
+        "/etc/hostname",
+        "data:image/png,abc",
+        "data:text/plain;base64,aGk=",
+    ],
+)
+def test_nothing_is_fetched_or_opened(url: str) -> None:
+    with pytest.raises(FitPruneError, match="within the request"):
+        picture(url)
+
+
+@pytest.mark.parametrize(("data", "said"), [("!", "base64"), ("aGVsbG8=", "cannot read image")])
+def test_what_is_no_picture_is_refused(data: str, said: str) -> None:
+    with pytest.raises(FitPruneError, match=said):
+        picture(f"data:image/png;base64,{data}")
+
+
+# Recipes
+
+
+def test_recipes_are_published_given_or_fitted_for_embedded_models(tmp_path: Any) -> None:
+    llava = fitprune.load("embedded", device="cpu")
+    assert recipe_for(llava, 0)[0] is None
+    RECIPE.save(tmp_path / "one.recipe.json")
+    assert recipe_for(llava, 0.6, str(tmp_path / "one.recipe.json"))[0] == RECIPE
+    llava.name = "liuhaotian/llava-v1.5-13b"
+    with pytest.raises(FitPruneError, match="--recipe"):
+        recipe_for(llava, 0.6)
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils import import_utils
+
+    monkeypatch.setattr(import_utils, "is_serve_available", lambda: False)
+    assert main(["serve"]) == 2
+    assert "fitprune[serve]" in capsys.readouterr().err
+
+
+# Serving
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[Loaded, str]]:
+    """The embedded model on loopback, and where."""
+    llava = fitprune.load("embedded", device="cpu")
+    made = server(llava, RECIPE, port=0)
+    thread = threading.Thread(target=made.run, daemon=True)
+    thread.start()
+    for _ in range(200):
+        if made.started:
+            break
+        time.sleep(0.05)
+    yield llava, f"http://127.0.0.1:{made.servers[0].sockets[0].getsockname()[1]}"
+    made.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def post(url: str, **body: Any) -> str:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return str(answer.read().decode())
+
+
+@served
+def test_answers_are_those_of_the_pruned_model(running: tuple[Loaded, str]) -> None:
+    llava, at = running
+    for question in QUESTIONS:
+        image = read_image(embedded().images / str(question.image))
+        answered = json.loads(
+            post(f"{at}/v1/chat/completions", model="embedded", messages=[asked(question.text, image)])
+        )
+        attached = attachment_of(llava.model)
+        assert isinstance(attached, fitprune.PrunedModel)
+        assert [len(alive) for alive in attached.trace.visual[-1]] == [llava.tokens_for(image) // 2]
+        assert answered["choices"][0]["message"]["content"] == llava.ask(question.text, image)
+        assert answered["usage"]["prompt_tokens"] == len(llava.token_ids(llava.prompt(question.text), [image]))
+
+
+@served
+def test_streams_and_text_alone(running: tuple[Loaded, str]) -> None:
+    llava, at = running
+    image = read_image(embedded().images / str(QUESTIONS[0].image))
+    lines = post(f"{at}/v1/chat/completions", stream=True, messages=[asked(QUESTIONS[0].text, image)]).split("\n\n")
+    deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in lines if line]
+    assert "".join(delta.get("content", "") for delta in deltas) == llava.ask(QUESTIONS[0].text, image)
+    text = json.loads(post(f"{at}/v1/chat/completions", messages=[{"role": "user", "content": "Hello?"}], max_tokens=4))
+    assert text["choices"][0]["message"]["content"] == llava.ask("Hello?", max_new_tokens=4)
+
+
+@served
+def test_the_pruned_model_stays_and_is_the_only_one(running: tuple[Loaded, str]) -> None:
+    _, at = running
+    post(f"{at}/reset")
+    post(f"{at}/load_model", model="embedded")
+    with urllib.request.urlopen(f"{at}/v1/models", timeout=60) as answer:
+        assert [model["id"] for model in json.loads(answer.read())["data"]] == ["embedded"]
+    test_answers_are_those_of_the_pruned_model(running)
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        post(f"{at}/v1/chat/completions", model="another", messages=[asked("Hello?")])
+
+
+@served
+def test_what_cannot_be_asked_says_why(running: tuple[Loaded, str]) -> None:
+    _, at = running
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(f"{at}/v1/chat/completions", messages=[{"role": "system", "content": "Be brief."}])
+    assert refused.value.code == 422
+    assert "template" in json.loads(refused.value.read())["detail"]
+
+
+@served
+@pytest.mark.parametrize("miniature", ["llava15", "llava_next", "llava_hr"])
+def test_checkpoints_of_the_original_layout_get_their_own_prompt(miniature: str) -> None:
+    recorded = Recorded(miniature)
+    llava = fitprune.load(str(recorded.checkpoint), device="cpu", template="vicuna_v1")
+    image = recorded.pictures(next(name for name, case in recorded.cases.items() if len(case["images"]) == 1))[0]
+    parts = [{"type": "image", "url": data_url(image)}, {"type": "text", "text": "Why?"}]
+    made = Prompts(llava).apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+    expected = llava.encode([(llava.prompt("Why?"), [image])])
+    assert made.keys() == expected.keys()
+    assert all(bool((made[key] == expected[key]).all()) for key in expected)
