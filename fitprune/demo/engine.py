@@ -1,0 +1,164 @@
+"""What the demo computes, without a web page: one question about one picture, answered dense and pruned, and measured.
+
+One model serves everybody, and pruning attaches to the model: a lock lets one question in at a time, so two users get
+their own answers one after the other. Recipes come from one pass of statistics, or are the published ones, and are kept.
+
+Time to the first token runs from the start of the vision tower to the first token's logits; preparing the picture is left
+out, as it is the same for both. The bytes of the cache are those of the tensors in it after the prefill, not an estimate.
+
+    python -c "from fitprune.demo.engine import *; import fitprune; Engine(fitprune.load('embedded')).warm_up()"
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..bench.clock import now
+from ..draw import fade, kept_patches
+from ..errors import FitPruneError
+from ..families import Loaded
+from ..families.pieces import IMAGE
+from ..methods import find, recipes
+from ..prune import prune
+from ..recipe import Recipe
+from ..stats import AttentionStats
+from ..trace import Trace
+
+MAX_QUESTION = 500  # characters
+MAX_RATIO = 0.9
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: its text, its tokens (the end's included), seconds to the first of them and to the last.
+
+    alive: visual tokens that enter the decoder, then those alive after each layer, [L + 1].
+    kv_bytes: the key-value cache after the prefill.
+    """
+
+    text: str
+    tokens: int
+    first: float
+    total: float
+    alive: list[int]
+    kv_bytes: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both answers; the share of the visual compute that was saved; the picture before and after each layer, [L + 1]."""
+
+    dense: Answer
+    pruned: Answer
+    visual_reduction: float
+    frames: list[Image.Image]
+
+
+@dataclass
+class _Watch:
+    """A forward hook: when the first forward was done, what its cache held, how many forwards there were."""
+
+    device: torch.device
+    forwards: int = 0
+    first: float = 0.0
+    kv_bytes: int = 0
+
+    def __call__(self, module: Any, args: Any, output: Any) -> None:
+        self.forwards += 1
+        if self.forwards == 1:
+            self.first = now(self.device)
+            self.kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
+
+
+@dataclass
+class Engine:
+    """A loaded model, what its calibration questions attend to (None: only published recipes), and recipes made so far."""
+
+    loaded: Loaded
+    stats: AttentionStats | None = None
+    max_new_tokens: int = 64
+    _recipes: dict[tuple[str, float], tuple[Recipe, str]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def recipe(self, method: str, ratio: float, visual_tokens: int) -> tuple[Recipe, str]:
+        """The recipe of a method at a ratio, and its score.
+
+        Args:
+            ratio: A fraction, in whole per cents.
+            visual_tokens: Of the picture; matters only without statistics.
+        Raises:
+            FitPruneError: unknown method, a ratio out of range, one that the method cannot save or that nobody published.
+        """
+        chosen = find(method)
+        if not 0 <= ratio <= MAX_RATIO:
+            raise FitPruneError(f"The ratio must be from 0 to {MAX_RATIO:.0%}.")
+        ratio = round(ratio, 2)
+        if ratio == 0:
+            return Recipe.none(self.loaded.cost.layers), chosen.score
+        if self.stats is None:
+            if chosen.schedule:
+                return chosen.schedule(self.loaded.cost, visual_tokens, ratio), chosen.score
+            return Recipe.published(self.loaded.name, ratio), chosen.score
+        if (method, ratio) not in self._recipes:
+            made = recipes(self.stats, [method], [ratio])[method, ratio]
+            if isinstance(made, FitPruneError):
+                raise made
+            self._recipes[method, ratio] = made
+        return self._recipes[method, ratio]
+
+    def compare(self, image: Image.Image, question: str, ratio: float, method: str) -> Comparison:
+        """Both answers to one question; waits while another one is being answered.
+
+        Raises:
+            FitPruneError: no question, one that is too long or has the picture's placeholder in it, and as `recipe`.
+        """
+        question = self._checked(question)
+        with self._lock:
+            inputs = self.loaded.encode([(self.loaded.prompt(question), [image])])
+            recipe, score = self.recipe(method, ratio, self.loaded.tokens_for(image))
+            dense, _ = self._answer(inputs, None, score)
+            pruned, trace = self._answer(inputs, recipe, score)
+            saved = self.loaded.cost.visual_reduction_of_alive(pruned.alive[1:], pruned.alive[0])
+            return Comparison(dense, pruned, saved, self._frames(image, trace))
+
+    def warm_up(self) -> None:
+        """One question about an empty picture: the first forwards of a process pay for what no other does."""
+        self.compare(Image.new("RGB", (64, 64), "white"), "What is this?", 0.5, "random" if self.stats else "uniform")
+
+    def _checked(self, question: str) -> str:
+        if not isinstance(question, str) or not question.strip():
+            raise FitPruneError("There is no question: type one.")
+        if len(question) > MAX_QUESTION:
+            raise FitPruneError(f"The question has {len(question)} characters: {MAX_QUESTION} at most are answered here.")
+        if IMAGE in question:
+            raise FitPruneError(f"{IMAGE} stands for the picture and cannot be in a question: leave it out.")
+        return question.strip()
+
+    def _answer(self, inputs: dict[str, Tensor], recipe: Recipe | None, score: str) -> tuple[Answer, Trace | None]:
+        model, device = self.loaded.model, self.loaded.device
+        with prune(model, recipe, score=score) if recipe else nullcontext() as trace:
+            watch = _Watch(device)
+            handle = model.register_forward_hook(watch)
+            try:
+                start = now(device)
+                (text,) = self.loaded.generate(inputs, max_new_tokens=self.max_new_tokens)
+                end = now(device)
+            finally:
+                handle.remove()
+        visual = int((inputs["input_ids"] == self.loaded.image_token).sum())
+        after = [len(rows[0]) for rows in trace.visual] if trace else [visual] * self.loaded.cost.layers
+        answer = Answer(text, watch.forwards, watch.first - start, end - start, [visual, *after], watch.kv_bytes)
+        return answer, trace
+
+    def _frames(self, image: Image.Image, trace: Trace | None) -> list[Image.Image]:
+        assert trace is not None
+        small = image.copy()
+        small.thumbnail((600, 600))
+        return [small, *(fade(small, kept_patches(trace, layer)) for layer in range(len(trace)))]
