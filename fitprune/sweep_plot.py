@@ -1,6 +1,6 @@
 """A sweep as a picture: a row per benchmark, its score against prefill FLOPs, time and key-value cache, a line per method.
 
-The dense run is a point of its own, and its score a dashed line across. Colours and marks are draw.py's.
+The dense run is a point of its own, and its score a dashed line across. Colours and marks are draw/style.py's.
 
     fitprune sweep --ratios 30,60 --benchmarks gqa --limit 50 --output /tmp/sweep
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import draw
+from .draw import style
 from .files import write_atomically
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def curves(points: Sequence[Point]) -> Figure:
     }
     titles = list(dict.fromkeys(point.row.benchmark for point in points))
     methods = [name for name in dict.fromkeys(point.method for point in points) if name != "dense"]
-    figure = draw._figure(10.5, 0.6 + 2.9 * len(titles))
+    figure = style.figure(10.5, 0.6 + 2.9 * len(titles))
     panels: Any = figure.subplots(len(titles), len(costs), squeeze=False)
     shown: dict[str, Any] = {}
     for title, line in zip(titles, panels, strict=True):
@@ -62,13 +62,13 @@ def curves(points: Sequence[Point]) -> Figure:
                 placed = sorted(pair for pair in found if pair[0] is not None)
                 if not placed:
                     continue
-                colour = "#888888" if not index else draw.COLOURS[(index - 1) % len(draw.COLOURS)]
-                style = "--" if index > len(draw.COLOURS) else "-"  # more methods than colours
+                colour = "#888888" if not index else style.COLOURS[(index - 1) % len(style.COLOURS)]
+                dashes = "--" if index > len(style.COLOURS) else "-"  # more methods than colours
                 if method == "dense":
                     panel.axhline(placed[0][1], color=colour, linewidth=1, linestyle="--")
                 (shown[method],) = panel.plot(
-                    *zip(*placed, strict=True), color=colour, linestyle=style, linewidth=1.5, markersize=4,
-                    marker="*" if not index else draw.MARKS[(index - 1) % len(draw.MARKS)], label=method,
+                    *zip(*placed, strict=True), color=colour, linestyle=dashes, linewidth=1.5, markersize=4,
+                    marker="*" if not index else style.MARKS[(index - 1) % len(style.MARKS)], label=method,
                 )  # fmt: skip
             panel.set_xlabel(label)
             panel.grid(alpha=0.3, linewidth=0.6)

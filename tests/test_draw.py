@@ -1,4 +1,4 @@
-"""Pictures: that what is drawn is what survived, and that a figure comes out without a display."""
+"""Figures: that a panel shows what survived and a curve what the recipe says, without a display and without pyplot."""
 
 import sys
 
@@ -10,6 +10,9 @@ from PIL import Image
 
 import fitprune
 from fitprune import Recipe, draw
+from fitprune.draw.frames import alive
+from fitprune.draw.panels import deleting_layers
+from fitprune.draw.places import places
 from fitprune.errors import FitPruneError
 from fitprune.trace import Trace
 
@@ -29,59 +32,6 @@ def image() -> Image.Image:
     return Image.new("RGB", (40, 20), (10, 60, 200))
 
 
-def test_kept_patches_are_the_survivors_in_reading_order(trace):
-    for layer in range(tiny.LAYERS):
-        kept = draw.kept_patches(trace, layer)
-        assert kept.shape == (4, 4)
-        alive = {int(position) - FIRST for position in trace.visual[layer][0]}
-        assert {4 * row + column for row, column in np.argwhere(kept).tolist()} == alive
-    assert draw.kept_patches(trace, 0).sum() == 13
-    assert draw.kept_patches(trace, tiny.LAYERS - 1).sum() == 6
-
-
-def test_the_first_patch_is_found_even_when_it_was_deleted(trace):
-    group = trace._group
-    assert group is not None
-    for first in range(FIRST):
-        moved = Trace()
-        steps = moved.clear(0, torch.zeros_like(group), torch.roll(group, first - FIRST, 1))
-        keep = torch.tensor([[p for p in range(group.shape[1]) if p != first]])
-        steps.append((keep, torch.zeros_like(keep)))
-        kept = draw.kept_patches(moved, 0)
-        assert not kept[0, 0]
-        assert kept.sum() == 15
-
-
-def test_an_image_of_a_later_turn_and_one_of_several(llava):
-    with torch.no_grad(), fitprune.prune(llava, tiny.RECIPE) as trace:
-        llava(**tiny.prompt(2, "image", 3, "image", 4))
-    first, second = (draw.kept_patches(trace, 3, grid=(4, 4), patches_first=at) for at in (2, 2 + 16 + 3))
-    assert first.sum() == second.sum() == 6
-    assert sum(map(len, trace.visual[3])) == 12
-    with pytest.raises(FitPruneError, match="patches_first"):
-        draw.kept_patches(trace, 3)
-    past = Trace()
-    past.clear(100, torch.zeros(1, 20), torch.tensor([[0] * 4 + [1] * 16])).append((None, None))
-    assert draw.kept_patches(past, 0).all()
-
-
-def test_fade_leaves_survivors_alone_and_lightens_the_rest():
-    picture = Image.new("RGB", (8, 4), (10, 60, 200))
-    kept = np.array([[True, False], [False, True]])
-    pixels = np.asarray(draw.fade(picture, kept)).astype(int)
-    for row, column in np.ndindex(4, 8):
-        patch = kept[row // 2, column // 4]
-        assert (pixels[row, column] == (10, 60, 200)).all() if patch else (pixels[row, column] > 225).all()
-
-
-def test_outline_runs_around_what_is_kept():
-    kept = np.zeros((3, 3), dtype=bool)
-    assert draw.outline(kept) == []
-    kept[1, 1] = True
-    assert len(draw.outline(kept)) == 4
-    assert {point for edge in draw.outline(kept) for point in edge} == {(x / 3, y / 3) for x in (1, 2) for y in (1, 2)}
-
-
 def test_survivors_titles_and_panels(trace, image, tmp_path):
     figure = draw.survivors(image, trace, layers=(0, 3), title="a title")
     titles = [panel.get_title() for panel in figure.axes]
@@ -89,9 +39,7 @@ def test_survivors_titles_and_panels(trace, image, tmp_path):
     assert figure._suptitle.get_text() == "a title"
     shown = np.asarray(figure.axes[0].images[0].get_array())
     assert shown.shape[0] == shown.shape[1]  # padded to a square
-    assert tuple(shown[0, 0]) == draw.MEAN_COLOUR
-    assert not figure.axes[0].lines
-    assert len(figure.axes[2].lines) == len(draw.outline(draw.kept_patches(trace, 3)))
+    assert tuple(shown[0, 0]) == (122, 116, 104)  # with CLIP's mean colour
     figure.savefig(tmp_path / "out.png")
     assert Image.open(tmp_path / "out.png").width > 500
 
@@ -103,14 +51,30 @@ def test_a_grid_that_is_not_square_leaves_the_picture_as_it_is(trace, image):
     assert figure.axes[1].get_title().endswith("6 of 16 tokens")
 
 
-def test_layers_are_those_that_delete(trace, image):
-    assert draw.deleting_layers(trace) == [0, 2, 3]
-    assert draw.deleting_layers(trace, count=2) == [0, 3]
-    assert draw.deleting_layers(trace, count=1) == [0]
+def test_a_checkpoint_says_where_its_tokens_lie():
+    llava, image = fitprune.load("embedded-next", device="cpu", dtype="float32"), Image.new("RGB", (300, 100), "red")
+    with torch.inference_mode(), fitprune.prune(llava.model, Recipe.step(layer=3, keep=0.25)) as trace:
+        llava.model(**llava.encode([(llava.prompt("What?"), [image])]))
+    figure, where = draw.survivors(image, trace, loaded=llava), places(llava, image)
+    shown = np.asarray(figure.axes[1].images[0].get_array())
+    assert shown.shape[1] / shown.shape[0] == where.canvas.width / where.canvas.height
+    assert figure.axes[1].get_title() == f"after layer 3\n{where.tokens // 4} of {where.tokens} tokens"
+    with pytest.raises(FitPruneError, match=f"{where.tokens} visual tokens do not make a grid.*loaded="):
+        draw.survivors(image, trace)
+
+
+def test_layers_are_those_that_delete_and_many_make_rows(trace, image):
+    kept = alive(trace, 16)
+    assert deleting_layers(kept) == [0, 2, 3]
+    assert deleting_layers(kept, count=2) == [0, 3]
+    assert deleting_layers(kept, count=1) == [0]
+    assert deleting_layers(np.ones((3, 4), dtype=bool)) == [2]
     assert len(draw.survivors(image, trace).axes) == 4
-    still = Trace()
-    still.clear(0, torch.zeros(1, 4), torch.ones(1, 4)).extend([(None, None)] * 3)
-    assert draw.deleting_layers(still) == [2]
+    many = draw.survivors(image, trace, layers=[0, 1, 2, 3] * 8)
+    titled = [panel for panel in many.axes if panel.get_title()]
+    assert len(titled) == 33
+    assert len(many.axes) - 33 < 6
+    assert not any(panel.axison for panel in many.axes[33:])
 
 
 @pytest.mark.parametrize(
@@ -119,6 +83,7 @@ def test_layers_are_those_that_delete(trace, image):
         ({"layers": [4]}, "no layer 4.*0 to 3"),
         ({"layers": [-1]}, "no layer -1"),
         ({"row": 1}, "no row 1"),
+        ({"picture": 1}, "no picture 1"),
         ({"grid": (5, 5)}, "16 visual tokens do not make a grid of 5 × 5"),
         ({"grid": (2, 2)}, "2 × 2"),
     ],

@@ -37,7 +37,9 @@ def loaded() -> Loaded:
     model: Any = nn.Module()
     model.config = SimpleNamespace(image_token_id=IMAGE_ID)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer(), **names)
-    return Loaded("test", model, fast, tokens.TEMPLATE, Pictures(lambda image: {}, lambda image: PATCHES))
+    return Loaded(
+        "test", model, fast, tokens.TEMPLATE, Pictures(lambda image: {}, lambda image: PATCHES, lambda image: [])
+    )
 
 
 def test_special_tokens_come_first() -> None:

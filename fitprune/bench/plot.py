@@ -1,6 +1,6 @@
 """The prefill's times as a picture: a bar per kind with its quartiles, and the ideal as a line across each recipe's bars.
 
-The ideal is the best dense time divided by the ideal speed-up. Colours are draw.py's, which colour-blind readers can tell
+The ideal is the best dense time divided by the ideal speed-up. Colours are draw/style.py's, which colour-blind readers can tell
 apart; every bar is also named below it and has its figure above it.
 
     fitprune bench --repeats 3 --skip vision decode --plot /tmp/bench.png
@@ -12,20 +12,20 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import draw
+from ..draw import style
 from ..files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS = ("flash", "compiled", "pruned", "graphs", "bare", "eager-maps")
-COLOURS = {"dense": "#999999", **dict(zip(KINDS, draw.COLOURS, strict=False))}  # each kind has its own for good
+COLOURS = {"dense": "#999999", **dict(zip(KINDS, style.COLOURS, strict=False))}  # each kind has its own for good
 GAP = 0.7  # between groups of bars, in bars
 
 
 def check() -> None:
     """Finds out before anything is timed whether a picture can be made; FitPruneError if not."""
-    draw._figure(1, 1)
+    style.figure(1, 1)
 
 
 def save(figures: dict[str, Any], path: str | Path) -> None:
@@ -49,7 +49,7 @@ def prefill(figures: dict[str, Any]) -> Figure:
     unit, scale = ("s", 1.0) if figures["dense"]["dense"]["seconds"]["median"] >= 1 else ("ms", 1000.0)
     base = figures["dense"][figures["best_dense"]]["seconds"]["median"] * scale
 
-    figure = draw._figure(2.2 + 0.85 * bars + 0.5 * len(groups), 4.4)
+    figure = style.figure(2.2 + 0.85 * bars + 0.5 * len(groups), 4.4)
     panel: Any = figure.subplots()
     at, ticks, labels, line = 0.0, [], [], None
     top = scale * max(row["seconds"]["high"] for _, rows, _ in groups for row in rows.values())

@@ -20,18 +20,39 @@ from ..checkpoints.original import Original
 
 
 @dataclass(frozen=True)
+class View:
+    """A part of a picture as the model reads it, and which of its visual tokens lie there: rows of patches, in reading order.
+
+    pixels: that part, at the model's resolution; rows and columns: of patches, which divide it evenly.
+    before: tokens ahead of the first patch, newlines: whether each row ends with one more; neither is a patch.
+    """
+
+    pixels: Image.Image
+    rows: int
+    columns: int
+    before: int = 0
+    newlines: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.before + self.rows * (self.columns + self.newlines)
+
+
+@dataclass(frozen=True)
 class Pictures:
     """How one picture becomes model inputs.
 
     prepare: its tensors, each with a first dimension of 1 (one picture), such as pixel_values [1, 3, side, side].
     tokens_for: how many visual tokens it takes.
+    views: where these tokens lie, view by view in the order of the tokens, for drawing (fitprune/draw/).
     """
 
     prepare: Callable[[Image.Image], dict[str, Tensor]]
     tokens_for: Callable[[Image.Image], int]
+    views: Callable[[Image.Image], list[View]]
 
 
-__all__ = ["Family", "Original", "Pictures"]
+__all__ = ["Family", "Original", "Pictures", "View"]
 
 
 class Family(Protocol):

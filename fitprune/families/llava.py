@@ -4,8 +4,8 @@ Checkpoints come in transformers' layout (`llava-hf/llava-1.5-7b-hf`) and in the
 Where transformers' own processor differs from the original, the original is followed: the picture is padded to a square
 with the mean colour (the processor crops the edges away) unless the checkpoint was trained on cropped ones.
 
-What other families share with it is here too: squaring, the Pillow-backed CLIP processor, and the checks of an original
-config's projector and feature selection.
+What other families share with it is here too: squaring, the Pillow-backed CLIP processor and its way back to pixels, and
+the checks of an original config's projector and feature selection.
 
     fitprune eval --model-path llava-hf/llava-1.5-7b-hf --help
 """
@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from ..errors import FitPruneError
-from .family import Original, Pictures
+from .family import Original, Pictures, View
 
 RULES: Sequence[tuple[str, str]] = ()
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -158,18 +159,30 @@ def squared(config: Any) -> bool:
     return getattr(config, "image_aspect_ratio", "pad") == "pad"
 
 
-def squared_pictures(config: Any, image_processor: Any, tokens: int) -> Pictures:
+def as_read(pixels: Tensor, image_processor: Any) -> Image.Image:
+    """A prepared square as the picture that it was before it was normalised.
+
+    Args:
+        pixels: [3, height, width] as the image processor made them.
+    """
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (image_processor.image_mean, image_processor.image_std)
+    )
+    levels = (pixels.float().cpu() * std + mean) / image_processor.rescale_factor
+    return Image.fromarray(levels.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+
+
+def pictures(config: Any, image_processor: Any) -> Pictures:
     """Pictures that are squared, resized, and always take the same number of tokens."""
+    side = config.vision_config.image_size // config.vision_config.patch_size  # in patches
+    before = int(config.vision_feature_select_strategy == "full")  # CLIP's class token
     colour = tuple(int(mean * 255) for mean in image_processor.image_mean)
 
     def prepare(image: Image.Image) -> dict[str, Tensor]:
         whole = pad_to_square(image, colour) if squared(config) else image
         return {"pixel_values": image_processor(whole, return_tensors="pt")["pixel_values"]}
 
-    return Pictures(prepare, lambda image: tokens)
+    def views(image: Image.Image) -> list[View]:
+        return [View(as_read(prepare(image)["pixel_values"][0], image_processor), side, side, before)]
 
-
-def pictures(config: Any, image_processor: Any) -> Pictures:
-    vision = config.vision_config
-    tokens = (vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full")
-    return squared_pictures(config, image_processor, tokens)
+    return Pictures(prepare, lambda image: before + side**2, views)

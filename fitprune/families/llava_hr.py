@@ -10,6 +10,7 @@ stage, which hold a projector and no towers.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import FitPruneError
-from .family import Original, Pictures
-from .llava import ASPECTS, check_supported, image_settings, squared
+from .family import Original, Pictures, View
+from .llava import ASPECTS, as_read, check_supported, image_settings, squared
 
 _TOWER = r"model\.vision_tower\."
 _CLIP = _TOWER + r"fast_vision_tower\.vision_tower\.vision_model\."
@@ -140,4 +141,8 @@ def pictures(config: Any, image_processor: Any) -> Pictures:
     def prepare(image: Image.Image) -> dict[str, Tensor]:
         return {"pixel_values": image_processor(image, return_tensors="pt")["pixel_values"]}
 
-    return Pictures(prepare, lambda image: config.image_seq_length)
+    def views(image: Image.Image) -> list[View]:
+        side = math.isqrt(config.image_seq_length)  # in tokens
+        return [View(as_read(prepare(image)["pixel_values"][0], image_processor), side, side)]
+
+    return Pictures(prepare, lambda image: config.image_seq_length, views)

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from .. import anyres
 from ..errors import FitPruneError
-from .family import Original, Pictures
-from .llava import check_supported, image_settings, selection
+from .family import Original, Pictures, View
+from .llava import as_read, check_supported, image_settings, selection
 
 RULES = ((r"model\.image_newline$", "model.image_newline"),)  # not part of the language model, as its name suggests
 TURNED = "height_width"  # image_grid_order of a config whose pinpoints are in transformers' order
@@ -130,4 +130,17 @@ def pictures(config: Any, image_processor: Any) -> Pictures:
         width, height = grid.reported(image.size)
         return {"pixel_values": made["pixel_values"], "image_sizes": torch.tensor([[height, width]])}
 
-    return Pictures(prepare, lambda image: grid.tokens(grid.reported(image.size)))
+    def views(image: Image.Image) -> list[View]:
+        whole, *tiles = (as_read(square, image_processor) for square in prepare(image)["pixel_values"][0])
+        across, down = grid.tiles(image.size)
+        joined = Image.new("RGB", (across * grid.side, down * grid.side))
+        for index, tile in enumerate(tiles):
+            joined.paste(tile, (index % across * grid.side, index // across * grid.side))
+        rows, columns = grid.kept(grid.reported(image.size))
+        left, top = (
+            (count * grid.patches - kept) // 2 * grid.patch for count, kept in ((across, columns), (down, rows))
+        )
+        unpadded = joined.crop((left, top, left + columns * grid.patch, top + rows * grid.patch))
+        return [View(whole, grid.patches, grid.patches), View(unpadded, rows, columns, newlines=True)]
+
+    return Pictures(prepare, lambda image: grid.tokens(grid.reported(image.size)), views)

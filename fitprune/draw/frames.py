@@ -1,0 +1,126 @@
+"""What is left of a picture after each layer, as pictures: deleted patches faded, survivors outlined.
+
+python -c "import fitprune; help(__import__('fitprune.draw.frames', fromlist=['frames']).frames)"
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..errors import FitPruneError
+from ..families import Loaded
+from ..trace import Trace
+from .places import PAPER, Box, Places, places
+
+OUTLINE, MARK = "#D55E00", "#0072B2"  # Okabe and Ito's vermilion and blue, which colour-blind readers can tell apart
+FADED = 0.88  # how far a deleted patch goes
+FADED_TO = (222, 222, 222)  # a grey, so that white patches that are kept look another
+AT_LEAST = 700  # pixels along the longer side of a frame, so that edges come out sharp
+
+Edge = tuple[int, int, int, int]  # from x0, y0 to x1, y1
+
+
+def frames(loaded: Loaded, image: Image.Image, trace: Trace, row: int = 0, picture: int = 0) -> list[Image.Image]:
+    """The whole picture, then what is left of it after each of the L layers: L + 1 pictures of one size.
+
+    Args:
+        loaded: The checkpoint that was asked; its family says where tokens lie.
+        image: The picture that was asked about.
+        trace: From `prune`, after the forward.
+        row: Row of the batch.
+        picture: Which of the pictures of that row, from 0.
+    Raises:
+        FitPruneError: an empty trace, a row or picture that it does not have, another picture than was asked about.
+    """
+    where = places(loaded, image)
+    survived = alive(trace, where.tokens, row, picture)
+    return [fade(where, np.ones(where.tokens, dtype=bool)), *(fade(where, kept) for kept in survived)]
+
+
+def alive(trace: Trace, tokens: int, row: int = 0, picture: int = 0) -> np.ndarray:
+    """Which of a picture's visual tokens are alive after each layer; arguments and errors as `frames`.
+
+    Args:
+        tokens: n, how many the picture has.
+    Returns:
+        bool [L, n]
+    """
+    first, end = span(trace, row, picture)
+    if end - first != tokens:
+        raise FitPruneError(
+            f"the trace has {end - first} visual tokens where the picture would have {tokens}: "
+            "draw the picture that was asked about, with the model that was asked"
+        )
+    kept = np.zeros((len(trace), tokens), dtype=bool)
+    for layer, rows in enumerate(trace.visual):
+        at = rows[row].numpy() - first
+        kept[layer, at[(at >= 0) & (at < tokens)]] = True
+    return kept
+
+
+def span(trace: Trace, row: int = 0, picture: int = 0) -> tuple[int, int]:
+    """First position of a picture in its row and one past its last; errors as `frames`."""
+    if not len(trace):
+        raise FitPruneError("this trace is empty: draw it after a forward with an image inside prune()")
+    images = trace.images
+    if not 0 <= row < len(images):
+        raise FitPruneError(f"there is no row {row} to draw: this trace has rows 0 to {len(images) - 1}")
+    if not 0 <= picture < len(images[row]):
+        raise FitPruneError(
+            f"there is no picture {picture} to draw: row {row} has pictures 0 to {len(images[row]) - 1}"
+        )
+    return images[row][picture]
+
+
+def fade(where: Places, kept: np.ndarray, at_least: int = AT_LEAST) -> Image.Image:
+    """The canvas enlarged, with every patch that is not kept faded and an outline around what is kept.
+
+    Args:
+        kept: bool [n], True where the token survives.
+        at_least: Pixels along the longer side.
+    """
+    times = max(1, math.ceil(at_least / max(where.canvas.size)))
+    size = (where.canvas.width * times, where.canvas.height * times)
+    picture, mask = Image.new("RGB", size, PAPER), Image.new("L", size)
+    for view in where.views:  # each by itself, so that none is blurred into the white beside it
+        if view[0] < view[2] and view[1] < view[3]:
+            part = where.canvas.crop(view)
+            part = part.resize((part.width * times, part.height * times), Image.Resampling.BICUBIC)
+            picture.paste(part, (view[0] * times, view[1] * times))
+    pen = ImageDraw.Draw(mask)
+    for box, stays in zip(where.boxes, kept.tolist(), strict=True):
+        if box is not None and not stays:
+            pen.rectangle(_pixels(box, times), fill=round(255 * FADED))
+    picture.paste(Image.new("RGB", size, FADED_TO), mask=mask)
+    pen = ImageDraw.Draw(picture)
+    thick = max(2, round(max(size) / 350))
+    for x0, y0, x1, y1 in outline(where, kept):
+        half = thick // 2
+        pen.rectangle(
+            (x0 * times - half, y0 * times - half, x1 * times - half + thick - 1, y1 * times - half + thick - 1),
+            fill=OUTLINE,
+        )
+    for mark, stays in zip(where.marks, kept.tolist(), strict=True):
+        if mark is not None:
+            x0, y0, x1, y1 = _pixels(mark, times)
+            pen.rectangle((x0, y0 + times, x1, y1 - times), fill=MARK if stays else "#E4E4E4")
+    return picture
+
+
+def outline(where: Places, kept: np.ndarray) -> list[Edge]:
+    """The edges between patches that are kept and patches that are not, in pixels of the canvas, sorted."""
+    sides: dict[bool, set[Edge]] = {True: set(), False: set()}
+    for box, stays in zip(where.boxes, kept.tolist(), strict=True):
+        if box is not None:
+            x0, y0, x1, y1 = box
+            sides[stays] |= {(x0, y0, x1, y0), (x0, y1, x1, y1), (x0, y0, x0, y1), (x1, y0, x1, y1)}
+    return sorted(sides[True] & sides[False])
+
+
+def _pixels(box: Box, times: int) -> Box:
+    """A box of an enlarged canvas with its last pixels included, as Pillow's rectangles are."""
+    x0, y0, x1, y1 = (edge * times for edge in box)
+    return x0, y0, x1 - 1, y1 - 1

@@ -1,0 +1,118 @@
+"""Survivors side by side: the picture as the model reads it, then what is left of it after each of some layers.
+
+    with fitprune.prune(llava.model, recipe) as trace:
+        llava.generate(inputs)
+    draw.survivors(image, trace, loaded=llava).savefig("survivors.png")
+
+Without `loaded` the tokens are taken for one square grid over the padded picture, as LLaVA-1.5's are.
+
+    fitprune draw --formats png
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from ..errors import FitPruneError
+from ..families import Loaded
+from ..trace import Trace
+from . import style
+from .frames import alive, fade, span
+from .places import Places, on_grid, places
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIDE = 2.35  # inches along a square panel
+WIDEST = 14.2  # inches of a row of panels
+
+
+def survivors(
+    image: Image.Image,
+    trace: Trace,
+    row: int = 0,
+    layers: Sequence[int] | None = None,
+    grid: tuple[int, int] | None = None,
+    picture: int = 0,
+    title: str | None = None,
+    loaded: Loaded | None = None,
+) -> Figure:
+    """The picture as the model sees it, then what is left of it after a few layers: deleted patches are faded.
+
+    Args:
+        image: The picture that was asked about.
+        trace: From `prune`, after the forward.
+        row: Row of the batch.
+        layers: Layers to draw, from 0; default four, spread from the first layer that deletes to the last one.
+        grid: (rows, columns) of patches, where `loaded` does not say it; default a square.
+        picture: Which of the pictures of the row, from 0.
+        title: Lines above the panels.
+        loaded: The checkpoint that was asked; its family says where tokens lie.
+    Returns:
+        A matplotlib figure, one panel for the whole picture and one per layer.
+    Raises:
+        FitPruneError: no matplotlib, an empty trace, a layer, row or picture that it does not have, a picture or a grid
+            that does not fit.
+    """
+    where = _placed(image, trace, row, picture, grid, loaded)
+    kept = alive(trace, where.tokens, row, picture)
+    shown = deleting_layers(kept) if layers is None else list(layers)
+    for layer in shown:
+        if not 0 <= layer < len(kept):
+            raise FitPruneError(f"there is no layer {layer} to draw: this trace has layers 0 to {len(kept) - 1}")
+    stages = [("the picture", np.ones(where.tokens, dtype=bool)), *((f"after layer {at}", kept[at]) for at in shown)]
+    aspect = where.canvas.width / where.canvas.height
+    wide = SIDE * math.sqrt(max(aspect, 1.0))
+    columns = _columns(len(stages), max(1, int(WIDEST / wide)))
+    rows = -(-len(stages) // columns)
+    heading = 0.24 * len(title.splitlines()) + 0.05 if title else 0.0
+    figure = style.figure(wide * columns, rows * (wide / aspect + 0.52) + heading)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, (caption, living) in zip(panels, stages, strict=False):
+        style.picture(panel, fade(where, living))
+        panel.set_title(f"{caption}\n{int(living.sum())} of {where.tokens} tokens", fontsize=11, linespacing=1.35)
+    for panel in list(panels)[len(stages) :]:
+        panel.set_axis_off()
+    if title:
+        figure.suptitle(title, fontsize=13)
+    return figure
+
+
+def deleting_layers(kept: np.ndarray, count: int = 4) -> list[int]:
+    """Up to `count` layers that delete tokens, evenly spread from the first to the last; the last layer if none do.
+
+    Args:
+        kept: bool [L, n], the tokens alive after each layer.
+    """
+    living = [kept.shape[1], *kept.sum(1).tolist()]
+    deleting = [layer for layer in range(len(kept)) if living[layer + 1] < living[layer]] or [len(kept) - 1]
+    count = min(count, len(deleting))
+    return [deleting[round(index * (len(deleting) - 1) / max(count - 1, 1))] for index in range(count)]
+
+
+def _placed(
+    image: Image.Image, trace: Trace, row: int, picture: int, grid: tuple[int, int] | None, loaded: Loaded | None
+) -> Places:
+    if loaded is not None:
+        return places(loaded, image)
+    first, end = span(trace, row, picture)
+    side = math.isqrt(end - first)
+    rows, columns = grid or (side, side)
+    if rows * columns != end - first:
+        raise FitPruneError(
+            f"{end - first} visual tokens do not make a grid of {rows} × {columns}: pass loaded=, the checkpoint that was "
+            "asked, or grid=(rows, columns)"
+        )
+    return on_grid(image, rows, columns)
+
+
+def _columns(panels: int, most: int) -> int:
+    """How many panels to put into a row: all of them if they fit, else the number that leaves the fewest gaps."""
+    if panels <= most:
+        return panels
+    return min(range(most, max(1, most // 2), -1), key=lambda columns: -panels % columns, default=1)
