@@ -12,7 +12,6 @@ out, as it is the same for both. The bytes of the cache are those of the tensors
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..bench.clock import now
-from ..draw import fade, kept_patches
+from ..draw.frames import frames
 from ..errors import FitPruneError
 from ..families import Loaded
 from ..families.pieces import IMAGE
@@ -123,10 +122,11 @@ class Engine:
         with self._lock:
             inputs = self.loaded.encode([(self.loaded.prompt(question), [image])])
             recipe, score = self.recipe(method, ratio, self.loaded.tokens_for(image))
-            dense, _ = self._answer(inputs, None, score)
-            pruned, trace = self._answer(inputs, recipe, score)
-            saved = self.loaded.cost.visual_reduction_of_alive(pruned.alive[1:], pruned.alive[0])
-            return Comparison(dense, pruned, saved, self._frames(image, trace))
+            dense = self._answer(inputs)
+            with prune(self.loaded.model, recipe, score=score) as trace:
+                pruned = self._answer(inputs, trace)
+        saved = self.loaded.cost.visual_reduction_of_alive(pruned.alive[1:], pruned.alive[0])
+        return Comparison(dense, pruned, saved, frames(self.loaded, image, trace))
 
     def warm_up(self) -> None:
         """One question about an empty picture: the first forwards of a process pay for what no other does."""
@@ -141,24 +141,16 @@ class Engine:
             raise FitPruneError(f"{IMAGE} stands for the picture and cannot be in a question: leave it out.")
         return question.strip()
 
-    def _answer(self, inputs: dict[str, Tensor], recipe: Recipe | None, score: str) -> tuple[Answer, Trace | None]:
+    def _answer(self, inputs: dict[str, Tensor], trace: Trace | None = None) -> Answer:
         model, device = self.loaded.model, self.loaded.device
-        with prune(model, recipe, score=score) if recipe else nullcontext() as trace:
-            watch = _Watch(device)
-            handle = model.register_forward_hook(watch)
-            try:
-                start = now(device)
-                (text,) = self.loaded.generate(inputs, max_new_tokens=self.max_new_tokens)
-                end = now(device)
-            finally:
-                handle.remove()
+        watch = _Watch(device)
+        handle = model.register_forward_hook(watch)
+        try:
+            start = now(device)
+            (text,) = self.loaded.generate(inputs, max_new_tokens=self.max_new_tokens)
+            end = now(device)
+        finally:
+            handle.remove()
         visual = int((inputs["input_ids"] == self.loaded.image_token).sum())
         after = [len(rows[0]) for rows in trace.visual] if trace else [visual] * self.loaded.cost.layers
-        answer = Answer(text, watch.forwards, watch.first - start, end - start, [visual, *after], watch.kv_bytes)
-        return answer, trace
-
-    def _frames(self, image: Image.Image, trace: Trace | None) -> list[Image.Image]:
-        assert trace is not None
-        small = image.copy()
-        small.thumbnail((600, 600))
-        return [small, *(fade(small, kept_patches(trace, layer)) for layer in range(len(trace)))]
+        return Answer(text, watch.forwards, watch.first - start, end - start, [visual, *after], watch.kv_bytes)
