@@ -9,8 +9,8 @@ is known. The layer slider runs in the browser.
 
 from __future__ import annotations
 
+import shutil
 import traceback
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ..embedded import MODELS, embedded
 from ..errors import FitPruneError
 from . import figures
 from .engine import MAX_QUESTION, MAX_RATIO, Engine
-from .upload import FORMATS, MAX_BYTES, read_upload
+from .upload import MAX_BYTES, read_upload
 
 QUEUE = 16  # questions that may wait
 CLEANED, KEPT = 600, 3600  # seconds: how often uploads are looked through, how old they may become
@@ -27,19 +27,22 @@ SESSIONS = 32  # pages whose state is kept
 CSS = Path(__file__).with_name("page.css")
 
 EXPLAINED = {
-    "fitprune": "fitted schedule; keeps what text and picture attend to (the paper's)",
-    "cross": "fitted schedule; keeps what the text attends to",
-    "self": "fitted schedule; keeps what the picture itself attends to",
-    "last": "fitted schedule; keeps what the last token attends to (FastV's ranking)",
-    "random": "fitted schedule; deletes at random: the control",
-    "uniform": "the same share in every layer, the paper's ranking: the other control",
-    "fastv": "FastV: deletes once, after the second layer, by the last token's attention",
-    "vtw": "VTW: deletes everything in one late layer",
-    "pyramiddrop": "PyramidDrop: deletes in three steps, by the last token's attention",
-}
+    "fitprune": "attention of text × picture",
+    "cross": "attention of the text only",
+    "self": "attention of the picture only",
+    "last": "attention of the last token",
+    "random": "no ranking, by lot",
+    "uniform": "the same share in every layer",
+    "fastv": "one cut, after two layers",
+    "vtw": "everything, in one late layer",
+    "pyramiddrop": "three cuts, evenly spread",
+}  # of `METHODS`
 EXAMPLES = (  # embedded pictures, and questions about them
-    ("5eed000000000000", "What number is written?"),
-    ("5eed000000000000", "What word is written?"),
+    ("5eed000000000000.jpg", "What number is written?"),
+    ("5eed000000000008.jpg", "What word is written?"),
+    ("5eed000000000006.jpg", "What color is the circle?"),
+    ("5eed00000000000b.jpg", "How many shapes are there?"),
+    ("5eed000000000002.jpg", "What is the second letter of the word?"),
 )
 
 SHOW_LAYER = """(layer) => {
@@ -56,6 +59,7 @@ def build(gradio: Any, engine: Engine, uploads: Path) -> Any:
     """
     loaded, gr = engine.loaded, gradio
     layers = loaded.cost.layers
+    samples = _samples(uploads)
 
     def check(picture: Any) -> tuple[Any, str]:
         """Looks at a picture as soon as it is there; one that cannot be used is taken away again."""
@@ -76,6 +80,9 @@ def build(gradio: Any, engine: Engine, uploads: Path) -> Any:
         except Exception as error:
             return _problem(error), "", "", "", ""
 
+    def choose(index: Any) -> tuple[Any, Any]:
+        return tuple(samples[index]) if index in range(len(samples)) else (gr.skip(), gr.skip())
+
     with gr.Blocks(title="FitPrune", analytics_enabled=False, delete_cache=(CLEANED, KEPT)) as page:
         gr.HTML(
             "<h1>FitPrune</h1><p>One question, answered with all visual tokens and with most of them pruned.</p>",
@@ -85,8 +92,13 @@ def build(gradio: Any, engine: Engine, uploads: Path) -> Any:
         with gr.Row():
             with gr.Column(min_width=280):
                 picture = gr.Image(
-                    label=f"Picture ({', '.join(FORMATS)}; at most {MAX_BYTES // 2**20} MB)", type="filepath",
-                    sources=["upload", "clipboard"], buttons=[], height=300, elem_id="fitprune-picture",
+                    label=f"Picture, at most {MAX_BYTES // 2**20} MB", type="filepath",
+                    sources=["upload", "clipboard"], buttons=[], height=280, elem_id="fitprune-picture",
+                )  # fmt: skip
+                examples = gr.Dataset(
+                    components=[picture], samples=[[name] for name, _ in samples], type="index", layout="gallery",
+                    label="Examples, each with a question (none was used in training)",
+                    samples_per_page=len(samples), elem_id="fitprune-examples",
                 )  # fmt: skip
             with gr.Column(min_width=280):
                 question = gr.Textbox(
@@ -100,29 +112,25 @@ def build(gradio: Any, engine: Engine, uploads: Path) -> Any:
                 method = gr.Dropdown(
                     [(f"{name}: {said}", name) for name, said in EXPLAINED.items()], value="fitprune",
                     label="Method", filterable=False, elem_id="fitprune-method",
+                    info="The first five delete on the fitted schedule, each by its own ranking; the rest have other schedules.",
                 )  # fmt: skip
                 ask = gr.Button("Ask", variant="primary", elem_id="fitprune-ask")
         message = gr.HTML("", elem_id="fitprune-message")
         with gr.Row():
-            dense = gr.Textbox(label="Dense: every visual token", interactive=False, elem_id="fitprune-dense")
+            dense = gr.Textbox(label="Dense", interactive=False, elem_id="fitprune-dense")
             pruned = gr.Textbox(label="Pruned", interactive=False, elem_id="fitprune-pruned")
         with gr.Row():
-            table = gr.HTML("", elem_id="fitprune-table", min_width=280)
+            with gr.Column(min_width=280):
+                table = gr.HTML("", elem_id="fitprune-figures", apply_default_css=False)
             with gr.Column(min_width=280):
                 layer = gr.Slider(
                     0, layers, value=layers, step=1, label="Layers passed (0: before the first)",
                     elem_id="fitprune-layer",
                 )  # fmt: skip
                 shown = gr.HTML("", elem_id="fitprune-frames")
-        gr.Examples(
-            [[str(embedded().images / f"{name}.jpg"), text] for name, text in EXAMPLES],
-            [picture, question],
-            label="Examples: drawn pictures that the embedded model was not trained on",
-            api_name="example",
-            api_visibility="private",
-        )
         closed: dict[str, Any] = {"preprocess": False, "api_visibility": "private"}
         picture.input(check, [picture], [picture, message], concurrency_limit=4, show_progress="hidden", **closed)
+        examples.click(choose, examples, [picture, question], show_progress="hidden", **closed)
         given, results = [picture, question, ratio, method, layer], [message, dense, pruned, table, shown]
         gr.on([ask.click, question.submit], answer, given, results, concurrency_limit=1, **closed)
         layer.input(None, [layer], [], js=SHOW_LAYER)
@@ -140,8 +148,7 @@ def about(engine: Engine) -> str:
     if loaded.name in MODELS:
         said += (
             " It was trained on drawn pictures of coloured shapes, numbers and words and reads nothing else: about a "
-            "photograph it answers something, but knows nothing. It is too small for its times to mean much; tokens and "
-            "memory are what they are."
+            "photograph it answers something, but knows nothing. It is too small for its times to mean much."
         )
     return said
 
@@ -169,4 +176,8 @@ def _problem(error: Exception) -> str:
     return f"<div class='fitprune-problem' role='alert'>{escape(said)}</div>"
 
 
-Show = Callable[[int], None]
+def _samples(uploads: Path) -> list[tuple[str, str]]:
+    """The examples, their pictures copied to where pictures may be read from."""
+    for name, _ in EXAMPLES:
+        shutil.copy(embedded().images / name, uploads / name)
+    return [(str(uploads / name), text) for name, text in EXAMPLES]

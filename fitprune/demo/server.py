@@ -118,8 +118,9 @@ def server(engine: Engine, uploads: Path, host: str) -> Any:
 
 
 def _theme(gr: Any) -> Any:
-    """Gradio's own theme in the system's fonts: none is loaded from anywhere."""
-    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    """Gradio's own theme in the system's fonts (none is loaded from anywhere), with hints dark enough to read."""
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return theme.set(body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600")
 
 
 class Guard:
