@@ -25,7 +25,9 @@ from .server import gradio, is_loopback, listen, server
 
 def port(text: str) -> int:
     """argparse type of a port, 0 for a free one."""
-    return int(options.number(0, 65535)(text))
+    if text.isdecimal() and int(text) < 2**16:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a port: a whole number from 0 to {2**16 - 1}")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

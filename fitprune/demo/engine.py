@@ -141,7 +141,9 @@ class Engine:
         if not isinstance(question, str) or not question.strip():
             raise FitPruneError("There is no question: type one.")
         if len(question) > MAX_QUESTION:
-            raise FitPruneError(f"The question has {len(question)} characters: {MAX_QUESTION} at most are answered here.")
+            raise FitPruneError(
+                f"The question has {len(question)} characters: {MAX_QUESTION} at most are answered here."
+            )
         if IMAGE in question:
             raise FitPruneError(f"{IMAGE} stands for the picture and cannot be in a question: leave it out.")
         return question.strip()

@@ -29,9 +29,7 @@ def table(made: Comparison) -> str:
         ("Tokens of the answer", str(dense.tokens), str(pruned.tokens), ""),
     ]  # fmt: skip
     head = "<thead><tr><td></td><th>dense</th><th>pruned</th><td></td></tr></thead>"
-    body = "".join(
-        f"<tr><th>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for name, *cells in rows
-    )
+    body = "".join(f"<tr><th>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for name, *cells in rows)
     return f"<table class='fitprune-table'>{head}<tbody>{body}</tbody></table>"
 
 
