@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -28,7 +27,10 @@ from test_demo_engine import NUMBER, WORD, picture, png, saved
 
 import fitprune
 from fitprune.calibrate import Calibration, observe_questions
-from fitprune.demo.engine import Engine
+from fitprune.demo import engine as engine_module
+from fitprune.demo.engine import Comparison, Engine
+from fitprune.demo.figures import size
+from fitprune.demo.page import QUEUE
 from fitprune.demo.server import API, listen, server
 from fitprune.demo.upload import MAX_BYTES
 from fitprune.embedded import embedded
@@ -40,7 +42,10 @@ FLAGS = (
 )
 pytest.importorskip("gradio", reason="needs Gradio: pip install 'fitprune[demo]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+    pytest.mark.filterwarnings("ignore:.*(no_silent_downcasting|copy keyword)"),  # Gradio's, of pandas
+]
 
 
 @dataclass
@@ -58,9 +63,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     loaded = fitprune.load("embedded", device="cpu")
     calibration = Calibration(embedded().calibration, embedded().calibration_images, samples=8)
     engine = Engine(loaded, observe_questions(loaded, calibration, progress=False), max_new_tokens=8)
-    engine.warm_up()
     uploads = tmp_path_factory.mktemp("uploads")
     patch = pytest.MonkeyPatch()
+    patch.setattr(engine_module, "TIMING", 0.1)  # seconds of repeated prefills: enough to have been there
     with listen("127.0.0.1", 0) as opened:
         here = Served(engine, f"http://127.0.0.1:{opened.getsockname()[1]}", uploads)
         connect, look_up = socket.socket.connect, socket.getaddrinfo
@@ -70,6 +75,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [opened]}, daemon=True)
         thread.start()
         yield here
+        engine.stop()
         serving.should_exit = True
         thread.join(20)
         patch.undo()
@@ -158,7 +164,7 @@ def test_from_upload_to_answer(user: User, served: Served) -> None:
     assert rows[0].split() == ["dense", "pruned"]
     assert re.fullmatch(r"Time to first token\s+\S+ m?s\s+\S+ m?s\s+\S+× (faster|slower)", rows[1])
     assert re.split(r"\s{2,}|\t", rows[2])[:3] == ["Visual tokens at the end", "144", str(want.pruned.alive[-1])]
-    assert "2.02 MiB" in rows[4] or "MiB" in rows[4]
+    assert re.split(r"\s{2,}|\t", rows[4])[:3] == ["KV memory", size(want.dense.kv_bytes), size(want.pruned.kv_bytes)]
     assert user.caption() == f"After 9 of 9 layers: {want.pruned.alive[9]} of 144 visual tokens"
 
     slider = user.page.locator("#fitprune-layer input[type=range]")
@@ -204,20 +210,18 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(browser: Any, served: S
 # ---- what goes wrong is said
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("text.png", b"Just text, whatever it is called.\n" * 9, "This file is not a picture, whatever its name says"),
-        ("broken.png", saved(picture("0"), "PNG")[:9000], "This picture is damaged and cannot be read"),
-        ("bomb.png", png(60000, 60000), "This picture has far too many pixels"),
-        ("wide.png", png(30000, 900), "This picture has 30000 × 900 pixels, and at most 8192 a side"),
-        ("drawn.svg", b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "This file is not a picture"),
-    ],
-)
-def test_a_bad_picture_is_refused_and_a_good_one_still_works(user: User, name: str, content: bytes, said: str) -> None:
-    user.upload(name, content)
-    assert "Traceback" not in user.problem(said)
-    assert user.page.locator("#fitprune-picture img").count() == 0
+def test_bad_pictures_are_refused_and_a_good_one_still_works(user: User) -> None:
+    bad = {
+        "This file is not a picture, whatever its name says": ("text.png", b"Just text, whatever it is called.\n" * 9),
+        "This picture is damaged and cannot be read": ("broken.png", saved(picture("0"), "PNG")[:9000]),
+        "This picture has far too many pixels": ("bomb.png", png(60000, 60000)),
+        "This picture has 30000 × 900 pixels, and at most 8192 a side": ("wide.png", png(30000, 900)),
+        "This file is not a picture": ("drawn.svg", b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"),
+    }
+    for said, (name, content) in bad.items():
+        user.upload(name, content)
+        assert "Traceback" not in user.problem(said)
+        assert user.page.locator("#fitprune-picture img").count() == 0
     user.question(NUMBER)
     user.ask()
     user.problem("There is no picture")
@@ -227,9 +231,12 @@ def test_a_bad_picture_is_refused_and_a_good_one_still_works(user: User, name: s
     assert user.answers()[0] == "57"
 
 
-def test_a_picture_of_too_many_bytes_is_refused(user: User, served: Served) -> None:
+def test_a_picture_of_too_many_bytes_is_refused(user: User, served: Served, tmp_path: Path) -> None:
     before = set(served.uploads.rglob("*"))
-    user.upload("enormous.png", png(8, 8) + bytes(MAX_BYTES))
+    with open(tmp_path / "enormous.png", "wb") as file:
+        file.write(png(8, 8))
+        file.truncate(MAX_BYTES + 1)
+    user.page.locator("#fitprune-picture input[type=file]").set_input_files(tmp_path / "enormous.png")
     toast = user.page.get_by_text("exceed the maximum allowed size")
     toast.wait_for()
     assert "20" in toast.inner_text()
@@ -237,14 +244,10 @@ def test_a_picture_of_too_many_bytes_is_refused(user: User, served: Served) -> N
     assert set(served.uploads.rglob("*")) == before
 
 
-def test_a_missing_question_is_said(user: User) -> None:
+def test_a_bad_question_is_said_and_what_is_typed_is_not_run(user: User) -> None:
     user.uploaded("mine.png", saved(picture("0"), "PNG"))
     user.ask()
     assert user.problem("There is no question") == "There is no question: type one."
-
-
-def test_what_is_typed_is_not_run(user: User) -> None:
-    user.uploaded("mine.png", saved(picture("0"), "PNG"))
     user.question("<img src=x onerror=\"document.title='run'\"> <image>")
     user.ask()
     user.problem("stands for the picture")
@@ -269,20 +272,56 @@ def test_a_fault_of_ours_tells_the_page_nothing(
 # ---- several users
 
 
-def test_two_users_at_once_get_their_own_answers(browser: Any, served: Served) -> None:
+@dataclass
+class Gate:
+    """Stands before the engine and lets nobody through until it is opened."""
+
+    engine: Engine
+    opened: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, *asked: Any) -> Comparison:
+        assert self.opened.wait(30)
+        return Engine.compare(self.engine, *asked)
+
+
+@pytest.fixture
+def gate(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    gate = Gate(served.engine)
+    monkeypatch.setattr(served.engine, "compare", gate)
+    yield gate.opened
+    gate.opened.set()
+
+
+def test_two_users_at_once_get_their_own_answers(browser: Any, served: Served, gate: threading.Event) -> None:
     users = [User(browser, served.address) for _ in range(2)]
     for one, name, question in zip(users, "80", (WORD, NUMBER), strict=True):
         one.uploaded("mine.png", saved(picture(name), "PNG"))
         one.question(question)
         one.ratio(40)
-    for one in users:  # neither waits for the other's answer
-        one.ask()
-    made = [served.engine.compare(picture(n), q, 0.4, "fitprune") for n, q in (("8", WORD), ("0", NUMBER))]
-    for one, want in zip(users, made, strict=True):
-        assert one.answers() == (want.dense.text, want.pruned.text)
-    assert [want.dense.text for want in made] == ["vvu", "57"]
     for one in users:
+        with one.page.expect_response(lambda answer: "queue/join" in answer.url):
+            one.ask()
+    gate.set()  # both wait by now
+    for one, name, question in zip(users, "80", (WORD, NUMBER), strict=True):
+        want = Engine.compare(served.engine, picture(name), question, 0.4, "fitprune")
+        assert one.answers() == (want.dense.text, want.pruned.text)
+        assert want.dense.text == {"8": "vvu", "0": "57"}[name]
         one.page.context.close()
+
+
+def test_more_users_than_may_wait_are_told_so(user: User, served: Served, gate: threading.Event) -> None:
+    call = {
+        "data": [{"path": str(next(served.uploads.glob("*.jpg")))}, NUMBER, 60, "fitprune", 9],
+        "fn_index": answering(served),
+    }
+    said = [http(served, f"{API}/queue/join", {**call, "session_hash": f"crowd{at}"}) for at in range(QUEUE + 4)]
+    assert [status for status, _ in said[:QUEUE]] == [200] * QUEUE
+    assert said[-1][0] == 503
+    assert b"Queue is full" in said[-1][1]
+    user.uploaded("mine.png", saved(picture("0"), "PNG"))
+    user.question(NUMBER)
+    user.ask()
+    user.page.get_by_text("Please try again").first.wait_for()
 
 
 # ---- what the server gives away
@@ -297,6 +336,12 @@ def http(served: Served, path: str, data: Any = None, **headers: str) -> tuple[i
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
+
+
+def answering(served: Served) -> int:
+    """The number of the call that answers."""
+    config = json.loads(http(served, "/config")[1])
+    return max(call["id"] for call in config["dependencies"] if len(call["inputs"]) == 5)
 
 
 def test_files_of_this_machine_are_not_served(served: Served, tmp_path: Path) -> None:
@@ -339,8 +384,7 @@ def test_the_page_names_no_telemetry(served: Served) -> None:
 
 def test_strange_calls_are_answered_in_words(served: Served) -> None:
     """What a page never sends; the handler is called as the queue calls it."""
-    config = json.loads(http(served, "/config")[1])
-    index = max(call["id"] for call in config["dependencies"] if len(call["inputs"]) == 5)
+    index = answering(served)
     strange = ([None] * 5, [{"no": "path"}, {}, "sixty", [], {}], ["x", 7, True, None, "layer"], [7, "", 1e400, "", 1])
     for at, data in enumerate(strange):
         session = f"strange{at}"
@@ -360,23 +404,28 @@ def test_the_process_reached_nobody(served: Served) -> None:
 
 
 def test_ctrl_c_stops_it_and_takes_uploads_away(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fitprune", "demo", "--port", "0", "--samples", "1", "--max-new-tokens", "1"]
+    command = [sys.executable, "-m", "fitprune", "demo", "--port", "0", "--samples", "1"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         line = started.stdout.readline()
         address = re.fullmatch(r"fitprune demo: open (http://127\.0\.0\.1:\d+) \(Ctrl-C stops\)\n", line)[1]
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        deadline = time.monotonic() + 20
-        assert b"FitPrune" in opener.open(address, timeout=20).read()
-        assert time.monotonic() < deadline
         (uploads,) = tmp_path.glob("fitprune-demo-*")
         assert uploads.stat().st_mode & 0o077 == 0
+        here = Served(None, address, uploads)
+        assert b"FitPrune" in http(here, "/")[1]
+        call = {
+            "data": [{"path": str(next(uploads.glob("*.jpg")))}, NUMBER, 60, "fitprune", 9],
+            "fn_index": answering(here),
+        }
+        for at in range(3):  # in the middle of answers
+            assert http(here, f"{API}/queue/join", {**call, "session_hash": f"last{at}"})[0] == 200
         started.send_signal(signal.SIGINT)
-        out, err = started.communicate(timeout=20)
+        out, err = started.communicate(timeout=30)
     finally:
         started.kill()
     assert started.returncode == 130
     assert out == "\nfitprune demo: stopped\n"
     assert "Traceback" not in err
+    assert "terminate" not in err
     assert not list(tmp_path.glob("fitprune-demo-*"))

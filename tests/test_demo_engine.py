@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import signal
 import struct
 import sys
 import threading
@@ -169,6 +170,28 @@ def test_what_cannot_be_answered_is_said(engine: Engine, question: Any, ratio: f
         engine.compare(picture("0"), question, ratio, method)
     assert "\n" not in str(caught.value)
     assert engine.compare(picture("0"), NUMBER, 0, "fitprune").dense.text == "57"  # nothing is locked or attached
+
+
+def test_stopping_ends_an_answer_at_the_next_token(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Engine(engine.loaded, engine.stats, max_new_tokens=8)
+    forwards, stopped = list[bool](), threading.Thread(target=other.stop)
+    called = engine_module._Watch.__call__
+
+    def watched(self: Any, *args: Any) -> None:
+        called(self, *args)
+        forwards.append(True)
+        stopped.start()
+        other._stopping.wait(10)
+
+    monkeypatch.setattr(engine_module._Watch, "__call__", watched)
+    with pytest.raises(FitPruneError, match="being stopped"):
+        other.compare(picture("0"), NUMBER, 0.5, "fitprune")
+    stopped.join(10)
+    assert not stopped.is_alive()
+    assert len(forwards) == 1
+    with pytest.raises(FitPruneError, match="being stopped"):
+        other.compare(picture("0"), NUMBER, 0.5, "fitprune")
+    assert len(forwards) == 1
 
 
 # ---- uploads
@@ -438,6 +461,14 @@ def test_what_cannot_start_is_one_line(
         with pytest.raises(SystemExit):
             main(["demo", "--port", port])
         assert "is not a port" in capsys.readouterr().err
+
+
+def test_sigterm_ends_it_as_an_exception_does() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught, command._terminable():
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_no_option_shares_the_page(capsys: pytest.CaptureFixture[str]) -> None:

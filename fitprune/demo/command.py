@@ -9,8 +9,12 @@ own, readable by this user only, which goes when the server does.
 from __future__ import annotations
 
 import argparse
+import signal
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .. import options
 from ..calibrate import Calibration, observe_questions
@@ -49,7 +53,11 @@ def run(args: argparse.Namespace) -> int:
     """Serves until it is interrupted; returns the exit code."""
     gradio()  # not installed: said before anything is loaded
     calibration = _calibration(args)
-    with listen(args.host, args.port) as socket, tempfile.TemporaryDirectory(prefix="fitprune-demo-") as uploads:
+    with (
+        _terminable(),
+        listen(args.host, args.port) as socket,
+        tempfile.TemporaryDirectory(prefix="fitprune-demo-") as uploads,
+    ):
         if not is_loopback(args.host):
             print(
                 f"fitprune demo: warning: {args.host} is not loopback: whoever reaches this machine can use the page, "
@@ -62,11 +70,28 @@ def run(args: argparse.Namespace) -> int:
             serving = server(engine, Path(uploads), args.host)
             shown = f"[{args.host}]" if ":" in args.host else args.host
             print(f"fitprune demo: open http://{shown}:{socket.getsockname()[1]} (Ctrl-C stops)", flush=True)
-            serving.run(sockets=[socket])
+            try:
+                serving.run(sockets=[socket])
+            finally:
+                engine.stop()
         except KeyboardInterrupt:
             print("\nfitprune demo: stopped")
             return 130
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Lets SIGTERM end the process as an exception does, so that uploads are taken away then, too."""
+
+    def end(*_: Any) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _calibration(args: argparse.Namespace) -> Calibration | None:

@@ -36,6 +36,7 @@ from ..trace import Trace
 
 MAX_QUESTION = 500  # characters
 MAX_RATIO = 0.9
+STOPPING = "The demo is being stopped."
 TIMING, ROUNDS = 0.5, 9  # seconds after which prefills are repeated no more, and how many there are of each at most
 
 
@@ -66,14 +67,20 @@ class Comparison:
 
 @dataclass
 class _Watch:
-    """A forward hook: when the first forward was done, what its cache held, how many forwards there were."""
+    """A forward hook: when the first forward was done, what its cache held, how many forwards there were.
+
+    It is also where an answer ends early when the demo stops.
+    """
 
     device: torch.device
+    stopping: threading.Event
     forwards: int = 0
     first: float = 0.0
     kv_bytes: int = 0
 
     def __call__(self, module: Any, args: Any, output: Any) -> None:
+        if self.stopping.is_set():
+            raise FitPruneError(STOPPING)
         self.forwards += 1
         if self.forwards == 1:
             self.first = now(self.device)
@@ -89,6 +96,7 @@ class Engine:
     max_new_tokens: int = 64
     _recipes: dict[tuple[str, float], tuple[Recipe, str]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stopping: threading.Event = field(default_factory=threading.Event)
 
     def recipe(self, method: str, ratio: float, visual_tokens: int) -> tuple[Recipe, str]:
         """The recipe of a method at a ratio, and its score.
@@ -120,7 +128,8 @@ class Engine:
         """Both answers to one question; waits while another one is being answered.
 
         Raises:
-            FitPruneError: no question, one that is too long or has the picture's placeholder in it, and as `recipe`.
+            FitPruneError: no question, one that is too long or has the picture's placeholder in it; after `stop`; and as
+                `recipe`.
         """
         question = self._checked(question)
         with self._lock:
@@ -136,6 +145,12 @@ class Engine:
     def warm_up(self) -> None:
         """One question about an empty picture: the first forwards of a process pay for what no other does."""
         self.compare(Image.new("RGB", (64, 64), "white"), "What is this?", 0.5, "random" if self.stats else "uniform")
+
+    def stop(self) -> None:
+        """Answers nothing more; waits until the forward that runs is over, as a process must not end in the middle of one."""
+        self._stopping.set()
+        with self._lock:
+            pass
 
     def _checked(self, question: str) -> str:
         if not isinstance(question, str) or not question.strip():
@@ -163,7 +178,7 @@ class Engine:
         self, inputs: dict[str, Tensor], recipe: Recipe | None, score: str, max_new_tokens: int
     ) -> tuple[Answer, Trace]:
         """One answer, by the model as it is if there is no recipe (the trace is empty then)."""
-        model, watch = self.loaded.model, _Watch(self.loaded.device)
+        model, watch = self.loaded.model, _Watch(self.loaded.device, self._stopping)
         visual = int((inputs["input_ids"] == self.loaded.image_token).sum())
         with prune(model, recipe, score=score) if recipe else nullcontext(Trace()) as trace:
             handle = model.register_forward_hook(watch)
