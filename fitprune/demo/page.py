@@ -83,7 +83,7 @@ def build(gradio: Any, engine: Engine, uploads: Path) -> Any:
     def choose(index: Any) -> tuple[Any, Any]:
         return tuple(samples[index]) if index in range(len(samples)) else (gr.skip(), gr.skip())
 
-    with gr.Blocks(title="FitPrune", analytics_enabled=False, delete_cache=(CLEANED, KEPT)) as page:
+    with gr.Blocks(title="FitPrune", analytics_enabled=False, delete_cache=(CLEANED, KEPT), fill_width=True) as page:
         gr.HTML(
             "<h1>FitPrune</h1><p>One question, answered with all visual tokens and with most of them pruned.</p>",
             elem_id="fitprune-title",
