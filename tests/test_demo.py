@@ -34,6 +34,7 @@ from fitprune.demo.page import QUEUE
 from fitprune.demo.server import API, listen, server
 from fitprune.demo.upload import MAX_BYTES
 from fitprune.embedded import embedded
+from fitprune.errors import FitPruneError
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -278,21 +279,24 @@ class Gate:
 
     engine: Engine
     opened: threading.Event = field(default_factory=threading.Event)
+    closed: bool = False
 
     def __call__(self, *asked: Any) -> Comparison:
-        assert self.opened.wait(30)
+        assert self.opened.wait(60)
+        if self.closed:
+            raise FitPruneError("We have closed.")
         return Engine.compare(self.engine, *asked)
 
 
 @pytest.fixture
-def gate(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+def gate(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate = Gate(served.engine)
     monkeypatch.setattr(served.engine, "compare", gate)
-    yield gate.opened
+    yield gate
     gate.opened.set()
 
 
-def test_two_users_at_once_get_their_own_answers(browser: Any, served: Served, gate: threading.Event) -> None:
+def test_two_users_at_once_get_their_own_answers(browser: Any, served: Served, gate: Gate) -> None:
     users = [User(browser, served.address) for _ in range(2)]
     for one, name, question in zip(users, "80", (WORD, NUMBER), strict=True):
         one.uploaded("mine.png", saved(picture(name), "PNG"))
@@ -301,7 +305,7 @@ def test_two_users_at_once_get_their_own_answers(browser: Any, served: Served, g
     for one in users:
         with one.page.expect_response(lambda answer: "queue/join" in answer.url):
             one.ask()
-    gate.set()  # both wait by now
+    gate.opened.set()  # both wait by now
     for one, name, question in zip(users, "80", (WORD, NUMBER), strict=True):
         want = Engine.compare(served.engine, picture(name), question, 0.4, "fitprune")
         assert one.answers() == (want.dense.text, want.pruned.text)
@@ -309,7 +313,7 @@ def test_two_users_at_once_get_their_own_answers(browser: Any, served: Served, g
         one.page.context.close()
 
 
-def test_more_users_than_may_wait_are_told_so(user: User, served: Served, gate: threading.Event) -> None:
+def test_more_users_than_may_wait_are_told_so(user: User, served: Served, gate: Gate) -> None:
     call = {
         "data": [{"path": str(next(served.uploads.glob("*.jpg")))}, NUMBER, 60, "fitprune", 9],
         "fn_index": answering(served),
@@ -322,6 +326,10 @@ def test_more_users_than_may_wait_are_told_so(user: User, served: Served, gate: 
     user.question(NUMBER)
     user.ask()
     user.page.get_by_text("Please try again").first.wait_for()
+    gate.closed = True
+    gate.opened.set()
+    for at in range(QUEUE):  # nobody is left for the next test
+        assert b"We have closed" in http(served, f"{API}/queue/data?session_hash=crowd{at}")[1]
 
 
 # ---- what the server gives away

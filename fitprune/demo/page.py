@@ -133,7 +133,7 @@ def build(gradio: Any, engine: Engine, uploads: Path) -> Any:
         examples.click(choose, examples, [picture, question], show_progress="hidden", **closed)
         given, results = [picture, question, ratio, method, layer], [message, dense, pruned, table, shown]
         gr.on([ask.click, question.submit], answer, given, results, concurrency_limit=1, **closed)
-        layer.input(None, [layer], [], js=SHOW_LAYER)
+        layer.input(None, [layer], [], js=SHOW_LAYER, trigger_mode="multiple")  # else fast moves are lost
     page.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
     page.state_session_capacity = SESSIONS
     return page
