@@ -1,9 +1,10 @@
-"""The `fitprune` command: fit, eval, sweep, report, show, convert, bench, demo.
+"""The `fitprune` command: fit, eval, sweep, report, draw, show, convert, bench, demo.
 
 fitprune fit                                         fit a recipe for the embedded model, print and save it
 fitprune eval --benchmark gqa                        dense against pruned on a benchmark, the embedded one for embedded models
 fitprune report --question-file Q --image-folder I   drift of pruned from dense on questions of one's own, no labels needed
 fitprune sweep --benchmarks textvqa,gqa              methods × ratios × benchmarks at equal cost, in a table and a picture
+fitprune draw --image P --question Q                 which patches survive each layer: PNG, GIF, HTML page, heat maps
 fitprune show llava-v1.5-7b 0.6                      print a published recipe
 fitprune convert liuhaotian/llava-v1.5-7b DST        an original checkpoint in transformers layout
 fitprune bench                                       time and memory of dense and pruned runs against the FLOPs ideal
@@ -24,6 +25,7 @@ from .calibrate import file_name, observe_questions
 from .checkpoints.convert import convert
 from .cost import CostModel
 from .demo import command as command_demo
+from .draw import command as draw
 from .embedded import MODEL_NAME
 from .errors import FitPruneError
 from .evaluation import command as command_eval
@@ -58,6 +60,12 @@ EXAMPLES = {
   fitprune sweep --limit 100                               the embedded model on embedded TextVQA and GQA, 10 to 90%
   fitprune sweep --ratios 0,20,...,80 --methods fitprune,fastv,vtw --benchmarks gqa,pope
   fitprune sweep --methods cross,self,fitprune --ratios 50,70 --benchmarks mme --output runs/scores
+""",
+    "draw": """examples:
+  fitprune draw                                            an embedded question, ratio 0.6, everything into runs/draw
+  fitprune draw --image photo.jpg --question "What is this?" --model-path llava-hf/llava-1.5-7b-hf --reduction-ratio 60
+  fitprune draw --formats html --output page.html --recipe my.recipe.json --score last
+  fitprune draw --recipes llava-v1.5-7b:0.2,0.4,0.6,0.8 my.recipe.json --output recipes.png
 """,
     "show": """examples:
   fitprune show llava-v1.5-7b 0.6                          a published recipe
@@ -176,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     top.add_argument("--version", action="version", version=f"fitprune {__version__}")
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="fit | eval | sweep | report | show | convert | bench | demo"
+        dest="command", required=True, metavar="fit | eval | sweep | report | draw | show | convert | bench | demo"
     )
 
     def command(name: str, help: str) -> argparse.ArgumentParser:
@@ -199,6 +207,9 @@ def parser() -> argparse.ArgumentParser:
 
     sweeping = command("sweep", "compare methods at several ratios on several benchmarks, at equal cost")
     sweep.add_options(sweeping)
+
+    drawing = command("draw", "draw what a recipe deletes from a picture, layer by layer, and what was attended to")
+    draw.add_options(drawing)
 
     show = command("show", "print a recipe: a file, or a published one by model and ratio")
     show.add_argument("recipe", help="a recipe file, or the name of a published model")
@@ -262,6 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "eval": command_eval.run,
         "sweep": sweep.run,
         "report": command_report.run,
+        "draw": draw.run,
         "show": _show,
         "convert": _convert,
         "bench": bench.run,

@@ -46,6 +46,12 @@ def nearest_existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
+def writable(path: Path) -> bool:
+    """Whether a file can be made there: found out before a model runs for minutes."""
+    nearest = nearest_existing(path.absolute().parent)
+    return nearest.is_dir() and os.access(nearest, os.W_OK)
+
+
 def current_umask() -> int:
     """The process's file mode mask, which can only be read by setting it."""
     mask = os.umask(0)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from .errors import FitPruneError
 from .evaluation.answer import DEFAULTS
 from .evaluation.questions import read_questions
 from .families import Loaded, load
-from .files import nearest_existing, write_atomically
+from .files import writable, write_atomically
 from .fit import fit_all
 from .follow import Drift, follow
 from .recipe import Recipe
@@ -79,7 +78,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; returns the exit code."""
-    if args.json and (Path(args.json).is_dir() or not _writable(Path(args.json))):
+    if args.json and (Path(args.json).is_dir() or not writable(Path(args.json))):
         raise FitPruneError(f"--json {args.json} cannot be written: name a file in a folder of yours")
     given = read_questions(args.question_file)[: args.limit]
     questions = [question for question in given if question.image]
@@ -224,12 +223,6 @@ def advice(advised: Row | None, at_most: float) -> str:
         f"advice: {advised.name} is the largest that changes at most {100 * at_most:.6g}% of the answers "
         f"({advised.answers.share:.1%}{caution})"
     )
-
-
-def _writable(path: Path) -> bool:
-    """Whether a file can be made there: found out before the model runs."""
-    nearest = nearest_existing(path.absolute().parent)
-    return nearest.is_dir() and os.access(nearest, os.W_OK)
 
 
 def _means(values: Sequence[Sequence[float]]) -> list[float]:

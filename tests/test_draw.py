@@ -10,6 +10,7 @@ from PIL import Image
 
 import fitprune
 from fitprune import Recipe, draw
+from fitprune.draw import style
 from fitprune.draw.frames import alive
 from fitprune.draw.panels import deleting_layers
 from fitprune.draw.places import places
@@ -99,19 +100,23 @@ def test_an_empty_trace_says_so(image):
             draw.survivors(image, Trace(), layers=layers)
 
 
-def curves(figure):
-    return {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines if line.get_label() != "dense"}
+def curves(figure, panel=1):
+    """What a panel has drawn: 0 the tokens deleted in each layer, 1 those alive after it."""
+    lines = figure.axes[panel].lines
+    return {line.get_label(): list(line.get_ydata()) for line in lines if line.get_label() != "dense"}
 
 
 def test_recipes_of_one_reference_are_drawn_in_tokens():
     published = [Recipe.published("llava-v1.5-7b", ratio) for ratio in (20, 60)]
     figure = draw.recipes([*published, Recipe.step(layer=2, keep=0.5)])
-    drawn = curves(figure)
-    assert drawn["published llava-v1.5-7b 60%, saves 59.7%"] == published[1].alive(576)
-    assert drawn["step: keep 50% after layer 2"] == [576, 576] + [288] * 30
-    assert "of 576" in figure.axes[0].get_ylabel()
-    assert figure.axes[0].get_xlabel() == "decoder layer"
-    looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
+    name = "published llava-v1.5-7b 60%, saves 59.7%"
+    assert curves(figure)[name] == published[1].alive(576)
+    assert curves(figure, 0)[name] == published[1].deletions(576)
+    assert curves(figure)["step: keep 50% after layer 2"] == [576, 576] + [288] * 30
+    assert curves(figure, 0)["step: keep 50% after layer 2"] == [0, 0, 288] + [0] * 29
+    assert ["of 576" in panel.get_ylabel() for panel in figure.axes] == [True, True]
+    assert figure.axes[1].get_xlabel() == "decoder layer, counted from 0"
+    looks = {(line.get_color(), line.get_marker()) for line in figure.axes[1].lines}
     assert len(looks) == 4  # the dashed dense line too
 
 
@@ -119,8 +124,14 @@ def test_recipes_of_different_references_are_drawn_as_shares():
     small = Recipe.from_deletions([4, 0, 4], visual_tokens=16)
     figure = draw.recipes([small, Recipe.published("llava-v1.5-7b", 60)], ["ours", "theirs"])
     assert curves(figure)["ours"] == [75, 75, 50]
-    assert figure.axes[0].get_ylabel().endswith("%")
-    assert figure.axes[0].get_ylim()[1] > 100
+    assert curves(figure, 0)["ours"] == [25, 0, 25]
+    assert figure.axes[1].get_ylabel().endswith("%")
+    assert figure.axes[1].get_ylim()[1] > 100
+
+
+def test_recipes_for_a_picture_of_another_size():
+    figure = draw.recipes([Recipe.from_deletions([4, 0, 4], visual_tokens=16)], ["ours"], visual_tokens=32)
+    assert curves(figure)["ours"] == [24, 24, 16]
 
 
 def test_recipes_needs_something_to_draw():
@@ -138,6 +149,28 @@ def test_without_matplotlib_one_line_says_what_to_install(monkeypatch, trace, im
         with pytest.raises(FitPruneError, match=r"pip install 'fitprune\[draw\]'") as caught:
             picture()
         assert "\n" not in str(caught.value)
+
+
+def test_foreign_letters_and_formulas_are_drawn_without_a_word(trace, image, tmp_path, recwarn):
+    title = style.plain("图片里有什么 $x^2 {\n  and more " + "x" * 200)
+    assert "\n" not in title
+    assert title.endswith("…")
+    style.save(draw.survivors(image, trace, layers=[0], title=title), tmp_path / "out.png")
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_titles_are_broken_to_the_figures_width(trace, image):
+    assert style.wrapped(None, 5, 11) == style.wrapped("", 5, 11) == []
+    lines = style.wrapped("many words " * 20 + "\nanswers", 5, 11)
+    assert lines[-1] == "answers"
+    assert all(len(line) < 60 for line in lines)
+    assert " ".join(lines[:-1]) == ("many words " * 20).strip()
+    assert max(map(len, style.wrapped("图片里有什么" * 9, 5, 11))) < 35
+    figure = draw.survivors(image, trace, layers=[0], title="many words " * 20)
+    figure.canvas.draw()
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
 
 
 def test_drawing_leaves_pyplot_and_its_backend_alone(trace, image):

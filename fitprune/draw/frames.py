@@ -1,6 +1,6 @@
 """What is left of a picture after each layer, as pictures: deleted patches faded, survivors outlined.
 
-python -c "import fitprune; help(__import__('fitprune.draw.frames', fromlist=['frames']).frames)"
+pytest tests/test_draw_frames.py
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def fade(where: Places, kept: np.ndarray, at_least: int = AT_LEAST) -> Image.Ima
             pen.rectangle(_pixels(box, times), fill=round(255 * FADED))
     picture.paste(Image.new("RGB", size, FADED_TO), mask=mask)
     pen = ImageDraw.Draw(picture)
-    thick = max(2, round(max(size) / 350))
+    thick = max(2, round(max(size) / 220))
     for x0, y0, x1, y1 in outline(where, kept):
         half = thick // 2
         pen.rectangle(

@@ -61,25 +61,32 @@ def survivors(
     """
     where = _placed(image, trace, row, picture, grid, loaded)
     kept = alive(trace, where.tokens, row, picture)
-    shown = deleting_layers(kept) if layers is None else list(layers)
-    for layer in shown:
+    return panels(where, kept, deleting_layers(kept) if layers is None else layers, title)
+
+
+def panels(where: Places, kept: np.ndarray, layers: Sequence[int], title: str | None = None) -> Figure:
+    """`survivors` of what is known already.
+
+    Args:
+        kept: bool [L, n], the tokens alive after each layer.
+    """
+    for layer in layers:
         if not 0 <= layer < len(kept):
-            raise FitPruneError(f"there is no layer {layer} to draw: this trace has layers 0 to {len(kept) - 1}")
-    stages = [("the picture", np.ones(where.tokens, dtype=bool)), *((f"after layer {at}", kept[at]) for at in shown)]
+            raise FitPruneError(f"there is no layer {layer} to draw: there are layers 0 to {len(kept) - 1}")
+    stages = [("the picture", np.ones(where.tokens, dtype=bool)), *((f"after layer {at}", kept[at]) for at in layers)]
     aspect = where.canvas.width / where.canvas.height
     wide = SIDE * math.sqrt(max(aspect, 1.0))
     columns = _columns(len(stages), max(1, int(WIDEST / wide)))
     rows = -(-len(stages) // columns)
-    heading = 0.24 * len(title.splitlines()) + 0.05 if title else 0.0
-    figure = style.figure(wide * columns, rows * (wide / aspect + 0.52) + heading)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for panel, (caption, living) in zip(panels, stages, strict=False):
-        style.picture(panel, fade(where, living))
-        panel.set_title(f"{caption}\n{int(living.sum())} of {where.tokens} tokens", fontsize=11, linespacing=1.35)
-    for panel in list(panels)[len(stages) :]:
-        panel.set_axis_off()
-    if title:
-        figure.suptitle(title, fontsize=13)
+    lines = style.wrapped(title, wide * columns, 13)
+    figure = style.figure(wide * columns, rows * (wide / aspect + 0.52) + 0.24 * len(lines) + 0.05 * bool(lines))
+    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for cell, (caption, living) in zip(cells, stages, strict=False):
+        style.picture(cell, fade(where, living))
+        cell.set_title(f"{caption}\n{int(living.sum())} of {where.tokens} tokens", fontsize=11, linespacing=1.35)
+    for cell in cells[len(stages) :]:
+        cell.set_axis_off()
+    style.title(figure, lines, 13)
     return figure
 
 

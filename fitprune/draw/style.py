@@ -11,6 +11,11 @@ from __future__ import annotations
 
 import io
 import os
+import textwrap
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FitPruneError
@@ -23,6 +28,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKS = "osD^vPX"
 BORDER = "#888888"
 DPI = 150
+EASTERN = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
+           "Microsoft YaHei", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS")  # fmt: skip
 
 
 def figure(width: float, height: float) -> Figure:
@@ -42,6 +49,33 @@ def figure(width: float, height: float) -> Figure:
     return made
 
 
+def title(drawn: Any, lines: Sequence[str], size: float) -> None:
+    """Lines above a figure or a part of one, in fonts that have Chinese, Japanese and Korean as well, if any is installed."""
+    from matplotlib import font_manager
+
+    if not lines:
+        return
+    installed = set(font_manager.get_font_names())
+    drawn.suptitle(
+        "\n".join(lines), fontsize=size, fontfamily=["DejaVu Sans", *(name for name in EASTERN if name in installed)]
+    )
+
+
+def wrapped(text: str | None, width: float, size: float) -> list[str]:
+    """Lines of a title in letters of that many points, broken to fit into that many inches; none for no text."""
+    wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in text or "")
+    letters = max(10, int(72 * width / size / (1.05 if wide else 0.58)))
+    return [part for line in (text or "").splitlines() for part in textwrap.wrap(line, letters) or [""]]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without a warning for every letter that no font has: it shows as a box."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
 def save(drawn: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a figure as PNG, without the version of what made it: the same bytes wherever the libraries are the same.
 
@@ -49,8 +83,19 @@ def save(drawn: Figure, path: str | os.PathLike[str]) -> None:
         FitPruneError: if the file cannot be written.
     """
     data = io.BytesIO()
-    drawn.savefig(data, format="png", metadata={"Software": None})
+    with quiet():
+        drawn.savefig(data, format="png", metadata={"Software": None})
     write_atomically(path, data.getvalue())
+
+
+def curve(index: int) -> dict[str, Any]:
+    """Colour and mark of the index-th curve."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKS[index % len(MARKS)],
+        "linewidth": 1.6,
+        "markersize": 4,
+    }
 
 
 def picture(panel: Any, shown: Any, **more: Any) -> Any:

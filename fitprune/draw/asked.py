@@ -1,0 +1,86 @@
+"""One question about one picture, answered by the dense model and by the pruned one: everything that is drawn of it.
+
+    python -c "import fitprune; from PIL import Image; from fitprune.draw.asked import ask; llava = fitprune.load('embedded'); \
+        print(ask(llava, Image.new('RGB', (9, 9)), 'What?', fitprune.Recipe.step(layer=2, keep=0.5)))"
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..families import Loaded
+from ..observe import observe
+from ..prune import prune
+from ..recipe import Recipe
+from ..stats import AttentionStats
+from .frames import alive, fade
+from .places import Places, places
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked, of whom, and what became of the picture's n visual tokens in the L layers.
+
+    kept: bool [L, n], the tokens alive after each layer. saved: share of the visual compute that this picture's deletions
+    save (multiply-accumulates of its tokens in all layers).
+    """
+
+    model: str
+    question: str
+    dense: str
+    pruned: str
+    score: str
+    saved: float
+    where: Places = field(repr=False)
+    kept: np.ndarray = field(repr=False)
+
+    @property
+    def alive(self) -> list[int]:
+        """Visual tokens of the whole picture, then after each layer, [L + 1]."""
+        return [self.where.tokens, *(int(count) for count in self.kept.sum(1))]
+
+    @property
+    def stages(self) -> list[np.ndarray]:
+        """Which tokens are there in the whole picture, then after each layer, [L + 1] of bool [n]."""
+        return [np.ones(self.where.tokens, dtype=bool), *self.kept]
+
+    def frames(self) -> list[Image.Image]:
+        """A picture of each stage."""
+        return [fade(self.where, kept) for kept in self.stages]
+
+
+def ask(
+    loaded: Loaded,
+    image: Image.Image,
+    question: str,
+    recipe: Recipe,
+    score: str = "fitprune",
+    max_new_tokens: int = 128,
+) -> Asked:
+    """Asks twice, greedily.
+
+    Args:
+        question: All that the user says, instructions included, without `<image>`.
+    Raises:
+        FitPruneError: a recipe for another model.
+    """
+    inputs = loaded.encode([(loaded.prompt(question), [image])])
+    dense = loaded.generate(inputs, max_new_tokens=max_new_tokens)[0]
+    with prune(loaded.model, recipe, score=score) as trace:
+        pruned = loaded.generate(inputs, max_new_tokens=max_new_tokens)[0]
+    where = places(loaded, image)
+    kept = alive(trace, where.tokens)
+    saved = loaded.cost.visual_reduction_of_alive(kept.sum(1).tolist(), where.tokens)
+    return Asked(loaded.name, question, dense, pruned, score, saved, where, kept)
+
+
+@torch.inference_mode()
+def watch(loaded: Loaded, image: Image.Image, question: str) -> AttentionStats:
+    """The attention that the picture's tokens receive from the question and from each other in the dense model; one sample."""
+    return observe(
+        loaded.model, [loaded.encode([(loaded.prompt(question), [image])], "right")], name=loaded.name, progress=False
+    )
