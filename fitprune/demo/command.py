@@ -109,8 +109,10 @@ def _calibration(args: argparse.Namespace) -> Calibration | None:
         return Calibration(embedded().calibration, embedded().calibration_images, args.samples)
     try:
         published_ratios(args.model_path)
-    except FitPruneError as error:
-        raise FitPruneError(f"{error} here: give --calibration-file and --calibration-images") from None
+    except FitPruneError:
+        raise FitPruneError(
+            f"no recipe is published for {args.model_path}: give --calibration-file and --calibration-images to fit some"
+        ) from None
     return None
 
 

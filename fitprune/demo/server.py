@@ -90,7 +90,8 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        said = getattr(error, "strerror", None) or str(error)
+        number = getattr(error, "errno", None) or 0
+        said = os.strerror(number) if number > 0 else str(error)
         raise FitPruneError(
             f"cannot listen on port {port} of {host} ({said}): give another --port, 0 for a free one"
         ) from None
