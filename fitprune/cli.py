@@ -1,4 +1,4 @@
-"""The `fitprune` command: fit, eval, sweep, report, draw, show, convert, serve, bench.
+"""The `fitprune` command: fit, eval, sweep, report, draw, show, convert, serve, bench, demo.
 
 fitprune fit                                         fit a recipe for the embedded model, print and save it
 fitprune eval --benchmark gqa                        dense against pruned on a benchmark, the embedded one for embedded models
@@ -9,6 +9,7 @@ fitprune show llava-v1.5-7b 0.6                      print a published recipe
 fitprune convert liuhaotian/llava-v1.5-7b DST        an original checkpoint in transformers layout
 fitprune serve --reduction-ratio 0.6                 a pruned model behind transformers' HTTP server
 fitprune bench                                       time and memory of dense and pruned runs against the FLOPs ideal
+fitprune demo                                        a page on this machine: dense and pruned answers side by side
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from . import report as command_report
 from .calibrate import file_name, observe_questions
 from .checkpoints.convert import convert
 from .cost import CostModel
+from .demo import command as command_demo
 from .draw import command as draw
 from .embedded import MODEL_NAME
 from .errors import FitPruneError
@@ -89,6 +91,11 @@ EXAMPLES = {
   fitprune bench --reduction-ratio 0.4 0.6 0.8 --baseline eager-maps --json bench.json --plot bench.png
   fitprune bench --shape llava-1.5-7b --dtype bfloat16 --batch-size 8 --merge-steps --break-even
   fitprune bench --shape small-long --repeats 3 --skip vision decode
+""",
+    "demo": """examples:
+  fitprune demo                                            the embedded model on http://127.0.0.1:7860
+  fitprune demo --port 0 --model-path liuhaotian/llava-v1.5-7b
+  fitprune demo --model-path llava-hf/llava-1.5-13b-hf --calibration-file questions.jsonl --calibration-images images
 """,
 }
 
@@ -193,7 +200,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     top.add_argument("--version", action="version", version=f"fitprune {__version__}")
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="fit | eval | sweep | report | draw | show | convert | serve | bench"
+        dest="command", required=True, metavar="fit | eval | sweep | report | draw | show | convert | serve | bench | demo"
     )
 
     def command(name: str, help: str) -> argparse.ArgumentParser:
@@ -241,6 +248,9 @@ def parser() -> argparse.ArgumentParser:
 
     timing = command("bench", "time random weights, dense and pruned in turn, against the ideal from FLOPs")
     bench.add_options(timing)
+
+    showing = command("demo", "serve a page on this machine that answers dense and pruned side by side")
+    command_demo.add_options(showing)
     return top
 
 
@@ -287,6 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "convert": _convert,
         "serve": serve.run,
         "bench": bench.run,
+        "demo": command_demo.run,
     }
 
     def run(args: argparse.Namespace) -> int:

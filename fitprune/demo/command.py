@@ -1,0 +1,120 @@
+"""`fitprune demo`: options, start and stop.
+
+The port is taken before the model is loaded, so that a taken one is an error at once; uploads live in a folder of their
+own, readable by this user only, which goes when the server does.
+
+    fitprune demo --port 0 --samples 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .. import options
+from ..calibrate import Calibration, observe_questions
+from ..embedded import MODELS, embedded
+from ..errors import FitPruneError
+from ..families import Loaded, load
+from ..recipe import published_ratios
+from ..stats import AttentionStats
+from .engine import Engine
+from .server import gradio, is_loopback, listen, server
+
+
+def port(text: str) -> int:
+    """argparse type of a port, 0 for a free one."""
+    if text.isdecimal() and int(text) < 2**16:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a port: a whole number from 0 to {2**16 - 1}")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `fitprune demo`."""
+    options.add_model(parser)
+    group = parser.add_argument_group("page")
+    group.add_argument("--host", default="127.0.0.1", help="where to listen; anything but loopback lets others in")
+    group.add_argument("--port", type=port, default=7860, help="0 takes a free one")
+    group.add_argument("--max-new-tokens", type=options.positive, default=64, help="of an answer")
+    group = parser.add_argument_group("recipes", "Published recipes where there are any, unless a file is given.")
+    group.add_argument(
+        "--calibration-file", default=None, help="questions to fit on; embedded models have their own (JSON lines)"
+    )
+    group.add_argument("--calibration-images", default=None, help="where the calibration file's images are")
+    group.add_argument("--samples", type=options.positive, default=128, help="how many of them to observe")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until it is interrupted; returns the exit code."""
+    gradio()  # not installed: said before anything is loaded
+    calibration = _calibration(args)
+    with (
+        _terminable(),
+        listen(args.host, args.port) as socket,
+        tempfile.TemporaryDirectory(prefix="fitprune-demo-") as uploads,
+    ):
+        if not is_loopback(args.host):
+            print(
+                f"fitprune demo: warning: {args.host} is not loopback: whoever reaches this machine can use the page, "
+                "without a password and unencrypted"
+            )
+        try:
+            loaded = load(args.model_path, **options.load_options(args))
+            engine = Engine(loaded, _statistics(loaded, calibration), args.max_new_tokens)
+            engine.warm_up()
+            serving = server(engine, Path(uploads), args.host)
+            shown = f"[{args.host}]" if ":" in args.host else args.host
+            print(f"fitprune demo: open http://{shown}:{socket.getsockname()[1]} (Ctrl-C stops)", flush=True)
+            try:
+                serving.run(sockets=[socket])
+            finally:
+                engine.stop()
+        except KeyboardInterrupt:
+            print("\nfitprune demo: stopped")
+            return 130
+    return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Lets SIGTERM end the process as an exception does, so that uploads are taken away then, too."""
+
+    def end(*_: Any) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _calibration(args: argparse.Namespace) -> Calibration | None:
+    """What to fit on, None where the published recipes have to do.
+
+    Raises:
+        FitPruneError: if there is neither.
+    """
+    if args.calibration_file:
+        images = args.calibration_images or Path(args.calibration_file).parent
+        made = Calibration(args.calibration_file, images, args.samples)
+        made.questions()  # a file that cannot be used is said before the model is loaded
+        return made
+    if args.model_path in MODELS:
+        return Calibration(embedded().calibration, embedded().calibration_images, args.samples)
+    try:
+        published_ratios(args.model_path)
+    except FitPruneError:
+        raise FitPruneError(
+            f"no recipe is published for {args.model_path}: give --calibration-file and --calibration-images to fit some"
+        ) from None
+    return None
+
+
+def _statistics(loaded: Loaded, calibration: Calibration | None) -> AttentionStats | None:
+    return None if calibration is None else observe_questions(loaded, calibration)
