@@ -16,10 +16,10 @@ BENCH_ARGS ?=
 override VENV := .venv
 STAMP := $(VENV)/.stamp
 
-.PHONY: help setup run test check bench embedded evaluate docs clean distclean
+.PHONY: help setup run test test-demo test-lmms check bench embedded evaluate docs clean distclean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt scripts/setup_venv.sh
 	@PYTHON='$(PYTHON)' TORCH_ARGS='$(TORCH_ARGS)' bash scripts/setup_venv.sh $(VENV)
@@ -32,6 +32,12 @@ run: $(STAMP) ## fit a recipe, answer the embedded questions dense and pruned, p
 
 test: $(STAMP) ## the test suite, in two processes (WORKERS=0 for one, PYTEST_ARGS for the rest)
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+test-demo: $(STAMP) ## the demo's page in a real browser, in an environment beside .venv (needs Debian's chromium)
+	@bash scripts/beside.sh $(VENV) demo $(PYTEST_ARGS)
+
+test-lmms: $(STAMP) ## the plugin with the real lmms-eval, in an environment beside .venv
+	@bash scripts/beside.sh $(VENV) lmms-eval $(PYTEST_ARGS)
 
 check: $(STAMP) ## ruff (lint and format) and mypy
 	@$(VENV)/bin/ruff check
@@ -47,13 +53,12 @@ embedded: $(STAMP) ## remake the embedded model and its data (two hours on 2 cor
 evaluate: $(STAMP) ## exact answers of the embedded model by family of question, dense and pruned, against other methods
 	@$(VENV)/bin/python -m embedded.evaluate
 
-docs: $(STAMP) ## the documentation as a site, into site/ (the first time, what makes it is installed)
-	@test -x $(VENV)/bin/zensical || $(VENV)/bin/pip install --quiet --editable '.[docs]'
+docs: $(STAMP) ## the documentation as a site, into site/
 	@$(VENV)/bin/zensical build --clean --strict
 
 clean: ## remove caches and build leftovers (.venv and runs/ stay)
 	rm -rf build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './$(VENV)*/*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and .venv as well
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-demo $(VENV)-lmms-eval

@@ -19,7 +19,7 @@ from torch import Tensor
 from .embedded import embedded
 from .errors import FitPruneError
 from .evaluation.answer import encode_questions
-from .evaluation.questions import Question, read_questions
+from .evaluation.questions import Question, read_questions, told_apart
 from .families import Loaded
 from .fit import fit
 from .observe import observe
@@ -62,6 +62,7 @@ def observe_questions(
     calibration = calibration or Calibration(embedded().calibration, embedded().calibration_images)
     questions = calibration.questions()
     size = calibration.batch_size
+    ranks.agree("calibration questions", told_apart(questions))
     batches = [questions[at : at + size] for at in range(0, len(questions), size)]
 
     def prepare(batch: Sequence[Question]) -> dict[str, Tensor]:
@@ -103,10 +104,10 @@ def choose(
             where = f", saved as {keep_at}"
         return recipe, f"recipe fitted now on {recipe.samples} samples of {calibration.question_file}{where}"
 
-    found = ranks.first(lambda: _known(loaded, ratio, calibration, recipe_file, keep_at, refit), _packed, _unpacked)
+    found = ranks.first(lambda: _known(loaded, ratio, calibration, recipe_file, keep_at, refit), packed, unpacked)
     if found is None:
         stats = observe_questions(loaded, calibration, progress, ranks)
-        found = ranks.first(lambda: fitted(stats), _packed, _unpacked)
+        found = ranks.first(lambda: fitted(stats), packed, unpacked)
         assert found is not None
     return found
 
@@ -142,11 +143,13 @@ def _known(
     return None
 
 
-def _packed(found: tuple[Recipe, str] | None) -> bytes:
+def packed(found: tuple[Recipe, str] | None) -> bytes:
+    """A recipe and where it came from, for the other processes of a run."""
     return b"" if found is None else json.dumps(found[1]).encode() + b"\n" + found[0].to_bytes()
 
 
-def _unpacked(data: bytes) -> tuple[Recipe, str] | None:
+def unpacked(data: bytes) -> tuple[Recipe, str] | None:
+    """What `packed` made."""
     source, _, recipe = data.partition(b"\n")
     return (Recipe.from_bytes(recipe), json.loads(source)) if data else None
 

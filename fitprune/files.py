@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import FitPruneError
 
@@ -39,6 +40,22 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def lock(file: BinaryIO) -> bool:
+    """Locks an open file for this process until it is closed; False if another process has it.
+
+    True as well where files cannot be locked (some network disks, Windows).
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
 
 
 def nearest_existing(path: Path) -> Path:

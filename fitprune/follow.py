@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .attach import Attachment
 from .drift import divergence, kept
 from .evaluation.answer import encode_questions
-from .evaluation.questions import Question
+from .evaluation.questions import Question, told_apart
 from .families import Loaded
 from .observe import Observation, per_image
 from .prune import prune
@@ -81,6 +81,7 @@ def follow(
         FitPruneError: unreadable picture, recipe for another model.
     """
     found: list[list[Drift]] = [[] for _ in recipes]
+    ranks.agree("questions", told_apart(questions))
     batches = [questions[at : at + batch_size] for at in range(0, len(questions), batch_size)]
 
     def prepare(batch: Sequence[Question]) -> tuple[Sequence[Question], dict[str, Tensor]]:

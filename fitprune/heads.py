@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .errors import UnsupportedError
+from .ranks import noticed
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,22 @@ class Heads:
 
     def maximum(self, tensor: Tensor) -> Tensor:
         """The elementwise maximum over all processes, in place."""
-        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
+        with noticed():
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The parts [B, H / size, …] of all processes as one, [B, H, …]."""
         tensor = tensor.contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor, group=self.group)
+        with noticed():
+            dist.all_gather(parts, tensor, group=self.group)
         return torch.cat(parts, 1)
 
     def agree(self, tensor: Tensor) -> Tensor:
         """The first process's tensor, in place."""
-        dist.broadcast(tensor, dist.get_global_rank(self.group, 0), group=self.group)
+        with noticed():
+            dist.broadcast(tensor, dist.get_global_rank(self.group, 0), group=self.group)
         return tensor
 
 

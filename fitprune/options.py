@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,28 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", type=positive, default=1, help="questions at a time")
 
 
+def add_merging(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--merge-steps",
+        type=number(0, math.inf),
+        default=0.0,
+        metavar="TOKEN_LAYERS",
+        help="fold small deletions into fewer steps of the same budget: how many tokens pass one layer in the time of a step",
+    )
+
+
 def load_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of `families.load` that were given."""
+    """Options of `families.load` that were given; under a launcher, the GPU that it means for this process.
+
+    Raises:
+        FitPruneError: for options that place one model in two ways.
+    """
+    if args.tensor_parallel and args.device:
+        raise FitPruneError("tensor parallelism places the model itself: leave out --device")
+    if args.device_map and started() > 1 and not args.tensor_parallel:
+        raise FitPruneError(
+            "--device-map lets one process use all GPUs: start it without torchrun or accelerate launch"
+        )
     given = {
         "model_base": args.model_base,
         "vision_tower": args.vision_tower,
@@ -177,36 +198,34 @@ def guarded(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
     *,
-    together: bool = False,
+    together: Callable[[argparse.Namespace], bool] = lambda args: False,
 ) -> int:
     """Runs a command: bad input is one line on stderr and exit code 2, an interruption 130; anything else is a bug.
 
     Args:
-        together: Whether the command can be shared by the processes of a launcher. It finds them in `args.ranks`; only the
-            first of them prints.
+        together: Whether the processes of a launcher share this command's work. It finds them in `args.ranks`, and only
+            the first of them prints.
     """
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a bar or an accent shows a question mark
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     with ExitStack() as stack:
-        if together and own_rank():
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            stack.enter_context(redirect_stdout(nowhere))
-            with redirect_stderr(nowhere):
-                args = parser.parse_args(argv)
-        else:
+        nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        with redirect_stderr(nowhere) if own_rank() else nullcontext():
             args = parser.parse_args(argv)
         args.ranks = ALONE
         try:
-            if together:
+            if together(args):
+                if own_rank():
+                    stack.enter_context(redirect_stdout(nowhere))
                 args.ranks = stack.enter_context(joined(getattr(args, "tensor_parallel", False)))
             return run(args)
         except FitPruneError as error:
-            if not together or says(error):
+            if says(error):
                 print(f"{parser.prog}: error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            if not together or not own_rank():
+            if not own_rank():
                 print(
                     f"\n{parser.prog}: interrupted; what was written stays, run the same command again to continue",
                     file=sys.stderr,
@@ -214,6 +233,11 @@ def guarded(
             return 130
         except BrokenPipeError:
             return 141
+
+
+def always(args: argparse.Namespace) -> bool:
+    """`together` of a command that always shares its work."""
+    return True
 
 
 def alone(command: str) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -35,7 +36,14 @@ Prepared = TypeVar("Prepared")
 Result = TypeVar("Result")
 
 DONE, FAILED = b"+", b"-"  # what the first byte of a message says of the rest: a result, or an error's text
-TALK = timedelta(seconds=10)  # to wait for the store when an error is to be said
+GONE = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "Connection refused",
+)  # gloo's words for a process that has left
+PATIENCE = timedelta(days=7)  # between exchanges: one machine may load or score for long; who leaves is noticed at once
+TALK = timedelta(seconds=3)  # to wait for the store when an error is to be said
 
 
 class LostError(FitPruneError):
@@ -78,7 +86,7 @@ class Ranks:
         if self.size == 1:
             return [data]
         mine = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-        with _noticed():
+        with noticed():
             lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
             dist.all_gather(lengths, torch.tensor([len(mine)]), group=self.group)
             longest = max(int(length) for length in lengths)
@@ -101,7 +109,7 @@ class Ranks:
         if self.size == 1:
             return work()
         said = _attempt(lambda: encode(work())) if self.leads else b""
-        with _noticed():
+        with noticed():
             length = torch.tensor([len(said)])
             dist.broadcast(length, 0, group=self.group)
             data = (
@@ -111,6 +119,20 @@ class Ranks:
             )
             dist.broadcast(data, 0, group=self.group)
         return decode(_opened(data.numpy().tobytes()))
+
+    def agree(self, what: str, data: bytes) -> None:
+        """Makes sure that all processes have read the same.
+
+        Args:
+            what: Its name in the error: "questions".
+            data: What stands for it, of any length.
+        Raises:
+            FitPruneError: in all of them, if they have not.
+        """
+        if self.size > 1 and len(set(self.gather(hashlib.sha256(data).digest()))) > 1:
+            raise FitPruneError(
+                f"the processes of this run were given different {what}: use the same command and the same files on every machine"
+            )
 
     def in_order(
         self,
@@ -127,35 +149,71 @@ class Ranks:
         Raises:
             FitPruneError: in all processes, at the item where one of them met it; the results before it have come.
         """
-        if self.size == 1 or self.one_model:
+        if self.size == 1:
             for item in items:
                 yield work(prepare(item))
             return
+        if self.one_model:
+            for item in items:
+                ready = self.ready(prepare, item)
+                with noticed():
+                    result = work(ready)
+                yield result
+            return
         for start in range(0, len(items), self.size):
             here = items[start : start + self.size]
-            mine = here[self.rank] if self.rank < len(here) else here[-1] if self.lockstep else None
-            if mine is None:
-                said = b""
-            elif self.lockstep:  # nobody may begin a forward that another will not join
-                ready: list[Prepared] = []
-                for other in self.gather(_attempt(lambda mine=mine, ready=ready: ready.append(prepare(mine)) or b"")):  # type: ignore[misc]
-                    _opened(other)
-                said = DONE + encode(work(ready[0]))
+            if self.lockstep:
+                said = DONE + encode(work(self.ready(prepare, here[min(self.rank, len(here) - 1)])))
+            elif self.rank < len(here):
+                said = _attempt(partial(_whole, here[self.rank], prepare, work, encode))
             else:
-                said = _attempt(lambda mine=mine: encode(work(prepare(mine))))  # type: ignore[misc]
+                said = b""
             for message in self.gather(said)[: len(here)]:
                 yield decode(_opened(message))
+
+    def ready(self, prepare: Callable[[Item], Prepared], item: Item) -> Prepared:
+        """A prepared item, once all processes have theirs: nobody begins a forward that another will not join.
+
+        Raises:
+            FitPruneError: in all of them, if it did in one.
+        """
+        if self.size == 1:
+            return prepare(item)
+        made: list[Prepared] = []
+
+        def attempt() -> bytes:
+            made.append(prepare(item))
+            return b""
+
+        for message in self.gather(_attempt(attempt)):
+            _opened(message)
+        return made[0]
+
+
+def _whole(
+    item: Item,
+    prepare: Callable[[Item], Prepared],
+    work: Callable[[Prepared], Result],
+    encode: Callable[[Result], bytes],
+) -> bytes:
+    return encode(work(prepare(item)))
 
 
 ALONE = Ranks()
 
 
 @contextmanager
-def _noticed() -> Iterator[None]:
-    """Says so when another process has left in the middle of an exchange."""
+def noticed() -> Iterator[None]:
+    """Says so when another process has left in the middle of an exchange.
+
+    Raises:
+        LostError: then; any other error passes.
+    """
     try:
         yield
-    except RuntimeError:  # gloo's word for a connection that was closed at the other end
+    except RuntimeError as error:
+        if not any(word in str(error) for word in GONE):
+            raise
         raise LostError(
             "another process of this run has stopped: what was written stays, run the same command again to continue"
         ) from None
@@ -179,20 +237,21 @@ def _opened(message: bytes) -> bytes:
 
 def started() -> int:
     """How many processes the launcher started; 1 without a launcher."""
-    said = os.environ.get("WORLD_SIZE", "")
-    return int(said) if said.isdecimal() and int(said) else 1
+    told = [os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")]
+    return int(told[0]) if all(told) and told[0].isdecimal() and told[1].isdecimal() and int(told[0]) else 1
 
 
 def own_rank() -> int:
     """Which of them this is, as the launcher says."""
-    return int(os.environ.get("RANK", "0")) if started() > 1 else 0
+    return int(os.environ["RANK"]) if started() > 1 else 0
 
 
 def own_device() -> str | None:
     """The GPU that the launcher means for this process; None where it leaves the choice."""
     if started() == 1 or not torch.cuda.is_available():
         return None
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+    local = os.environ.get("LOCAL_RANK", "")
+    return f"cuda:{(int(local) if local.isdecimal() else own_rank()) % torch.cuda.device_count()}"
 
 
 def zero_stage() -> int:
@@ -237,10 +296,11 @@ def joined(one_model: bool = False) -> Iterator[Ranks]:
         if device := own_device():
             torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device else "gloo")
+        group = dist.new_group(backend="gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise FitPruneError(f"the processes of this run cannot meet: {str(error).splitlines()[0]}") from None
     try:
-        met = Ranks(dist.get_rank(), dist.get_world_size(), one_model, lockstep=bool(stage))
+        met = Ranks(dist.get_rank(), dist.get_world_size(), one_model, lockstep=bool(stage), group=group)
         if one_model:  # who draws lots over the same logits has to draw the same
             torch.manual_seed(met.first(torch.initial_seed))
         yield met
@@ -256,19 +316,17 @@ def company() -> Ranks:
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return ALONE
-    return Ranks(dist.get_rank(), dist.get_world_size(), group=dist.new_group(backend="gloo"))
+    return Ranks(dist.get_rank(), dist.get_world_size(), group=dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
 def says(error: FitPruneError) -> bool:
     """Whether this process is the one that prints an error: the first of those that met the same one."""
     if started() == 1:
         return True
-    if isinstance(error, LostError):
-        return own_rank() == 0
     key = f"fitprune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{hashlib.sha256(str(error).encode()).hexdigest()}"
     try:
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(*address, is_master=False, wait_for_workers=False, timeout=TALK)
         return store.add(key, 1) == 1
-    except (RuntimeError, KeyError, ValueError):
-        return own_rank() == 0
+    except (RuntimeError, ValueError):  # gone with the first process
+        return isinstance(error, LostError) or own_rank() == 0

@@ -15,12 +15,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import options
 from .bench.report import aligned
-from .calibrate import Calibration, observe_questions
+from .calibrate import Calibration, observe_questions, packed, unpacked
 from .cost import CostModel
 from .drift import CONFIDENCE, Mean, Share, bootstrap, wilson
 from .errors import FitPruneError
@@ -79,8 +80,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; returns the exit code."""
-    if args.json and (Path(args.json).is_dir() or not writable(Path(args.json))):
-        raise FitPruneError(f"--json {args.json} cannot be written: name a file in a folder of yours")
+    ranks: Ranks = args.ranks
+    ranks.first(partial(_check_json, args.json))
     given = read_questions(args.question_file)[: args.limit]
     questions = [question for question in given if question.image]
     if not questions:
@@ -88,17 +89,17 @@ def run(args: argparse.Namespace) -> int:
             f"{args.question_file} has no question with a picture, so there is nothing to prune: give others"
         )
     loaded = load(args.model_path, **options.load_options(args))
-    recipes = choose_all(loaded, args.reduction_ratio, options.calibration(args), args.recipe, args.ranks)
+    recipes = choose_all(loaded, args.reduction_ratio, options.calibration(args), args.recipe, ranks)
     drifts = follow(
         loaded, questions, args.image_folder, [recipe for _, recipe, _ in recipes], score=args.score,
-        max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, ranks=args.ranks,
+        max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, ranks=ranks,
     )  # fmt: skip
     rows = [
         summarise(name, recipe, source, found, loaded.cost)
         for (name, recipe, source), found in zip(recipes, drifts, strict=True)
     ]
     advised = advise(rows, args.at_most)
-    if args.json and args.ranks.leads:
+    if args.json and ranks.leads:
         figures = {
             "model": loaded.name, "question_file": str(args.question_file), "questions": len(questions),
             "without_picture": len(given) - len(questions), "score": args.score, "max_new_tokens": args.max_new_tokens,
@@ -120,6 +121,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_json(path: str | None) -> None:
+    """Finds out before the model runs whether the figures can be kept."""
+    if path and (Path(path).is_dir() or not writable(Path(path))):
+        raise FitPruneError(f"--json {path} cannot be written: name a file in a folder of yours")
+
+
 def choose_all(
     loaded: Loaded,
     ratios: Sequence[float],
@@ -133,9 +140,15 @@ def choose_all(
         FitPruneError: unreadable recipe, recipe for another model, nothing to fit on.
     """
     if recipe_file is not None:
-        recipe = Recipe.load(recipe_file)
-        recipe.check_model(loaded.cost)
-        return [(Path(recipe_file).name.removesuffix(".json"), recipe, f"recipe from {recipe_file}")]
+
+        def named() -> tuple[Recipe, str] | None:
+            recipe = Recipe.load(recipe_file)
+            recipe.check_model(loaded.cost)
+            return recipe, f"recipe from {recipe_file}"
+
+        known = ranks.first(named, packed, unpacked)
+        assert known is not None
+        return [(Path(recipe_file).name.removesuffix(".json"), *known)]
     found: dict[float, tuple[Recipe | None, str]] = {}
     for ratio in ratios:
         try:
@@ -147,8 +160,14 @@ def choose_all(
             pass  # nothing published for this model and ratio: fitted below
     missing = [ratio for ratio in ratios if ratio not in found]
     if missing:
-        for ratio, fitted in fit_all(observe_questions(loaded, calibration, ranks=ranks), None, missing).items():
-            found[ratio] = fitted, f"recipe fitted now on {fitted.samples} samples of {calibration.question_file}"
+        stats = observe_questions(loaded, calibration, ranks=ranks)
+
+        def fitted() -> list[str]:
+            return [recipe.to_bytes().decode() for recipe in fit_all(stats, None, missing).values()]
+
+        where = f"recipe fitted now on {stats.samples} samples of {calibration.question_file}"
+        for ratio, text in zip(dict.fromkeys(missing), ranks.first(fitted), strict=True):
+            found[ratio] = Recipe.from_bytes(text.encode()), where
     return [(f"{100 * ratio:.6g}%", *found[ratio]) for ratio in sorted(set(ratios))]
 
 

@@ -34,7 +34,7 @@ from . import ablate, options, sweep_plot
 from .calibrate import Calibration, observe_questions
 from .embedded import MODELS, embedded
 from .errors import FitPruneError
-from .evaluation.answer import AnswerRun, answer, encode_questions
+from .evaluation.answer import AnswerRun, answer, warm_up
 from .evaluation.benchmark import Benchmark
 from .evaluation.benchmarks import BENCHMARKS
 from .evaluation.benchmarks import find as find_benchmark
@@ -277,8 +277,7 @@ def _benchmark(
             return settings["overwrite"] or not path.exists() or path.read_bytes().count(b"\n") < len(questions)
 
         if not warm and ranks.first(unfinished):
-            inputs = encode_questions(loaded, illustrated[: settings["batch_size"]], images)
-            loaded.generate(inputs, max_new_tokens=1)  # the first forward of a process pays for what no other does
+            warm_up(loaded, illustrated[: settings["batch_size"]], images, ranks)
             warm = True
         now = answer(loaded, questions, images, path, recipe=plan.recipe, score=plan.score, ranks=ranks, **settings)
 

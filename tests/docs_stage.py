@@ -20,11 +20,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from multimodal import PARITY, Recorded
+from processes import ZERO3, together
 from test_checkpoint_lora import adapter, base_and_projector
 
 import fitprune.calibrate
@@ -33,6 +35,7 @@ from fitprune import bench, serve
 from fitprune.checkpoints.convert import convert
 from fitprune.embedded import Embedded, embedded
 from fitprune.errors import FitPruneError
+from fitprune.lmms.arguments import Arguments
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,6 +45,8 @@ SMALL = {
     "eval": "--limit 2 --samples 2 --max_new_tokens 2",
     "sweep": "--limit 1 --samples 2 --max_new_tokens 1",
     "report": "--limit 2 --samples 2 --max_new_tokens 2",
+    "draw": "",
+    "demo": "",
     "show": "",
     "convert": "",
     "bench": "--repeats 1 --decode-tokens 1",
@@ -53,7 +58,7 @@ SMALL_MODULES = {
     "eval_textvqa": "",
 }
 # Targets that take too long or would replace the environment: `make -n` must know what to do.
-LONG_TARGETS = {"run", "test", "check", "setup", "bench", "embedded", "evaluate", "docs"}
+LONG_TARGETS = {"run", "test", "test-demo", "test-lmms", "check", "setup", "bench", "embedded", "evaluate", "docs"}
 # Modules that take hours: their flags are checked.
 LONG_MODULES = {"embedded.make", "embedded.train", "embedded.evaluate"}
 
@@ -159,6 +164,7 @@ class Stage:
         self.patch.chdir(place)
         runners: dict[str, Callable[[list[str], dict[str, str]], None]] = {
             "fitprune": self._fitprune, "python": self._python, "bash": self._bash, "make": self._make, "pip": self._pip,
+            "torchrun": self._launched, "accelerate": self._launched,
         }  # fmt: skip
         if not words or words[0] not in runners:
             pytest.fail(f"no way to run {line!r}: tell {Path(__file__).name} how")
@@ -169,12 +175,46 @@ class Stage:
             pytest.fail(f"no way to make `fitprune {words[0]}` small: tell {Path(__file__).name} how")
         if words[0] == "serve":
             return self._serve(words)
+        if words[0] == "demo":
+            return self._demo(words)
         assert fitprune.cli.main([*words, *shlex.split(SMALL[words[0]])]) == 0, words
+
+    def _launched(self, words: list[str], variables: dict[str, str]) -> None:
+        """By a launcher: as many processes as it says, forked here."""
+        at = words.index("-m")
+        flags, module, command = words[:at], words[at + 1], words[at + 2 :]
+        assert module == "fitprune", words
+        (size,) = (
+            int(flags[flags.index(name) + 1]) for name in ("--nproc-per-node", "--num_processes") if name in flags
+        )
+        assert size > 1
+        zero3 = flags[flags.index("--zero_stage") :][:2] == ["--zero_stage", "3"] if "--zero_stage" in flags else False
+        if zero3 and find_spec("deepspeed") is None:
+            return self.skipped.append("needs deepspeed")
+        argv = [*command, *shlex.split(SMALL[command[0]])]
+        assert together(size, lambda rank: fitprune.cli.main(argv), **(ZERO3 if zero3 else {})) == [0] * size, words
+
+    def _demo(self, words: list[str]) -> None:
+        """Without Gradio, which does not go with the other packages (tests/test_demo.py has it), it says what to install."""
+        fitprune.cli.parser().parse_args(words)
+        if find_spec("gradio") is None:
+            said = io.StringIO()
+            with contextlib.redirect_stderr(said):
+                assert fitprune.cli.main(words) == 2
+            assert "pip install 'fitprune[demo]'" in said.getvalue()
+
+    def _lmms_eval(self, words: list[str]) -> None:
+        """Not here (tests/test_lmms_eval.py): what of the command is ours."""
+        assert words[words.index("--model") + 1] == "fitprune"
+        pairs = dict(pair.split("=", 1) for pair in words[words.index("--model_args") + 1].split(","))
+        Arguments.read(pairs)
 
     def _python(self, words: list[str], variables: dict[str, str]) -> None:
         name = words.pop(0)
         if module := name == "-m":
             name = words.pop(0)
+        if name == "lmms_eval":
+            return self._lmms_eval(words)
         if name in LONG_MODULES:
             return self.flags(name, words)
         self._script(name, words, module)

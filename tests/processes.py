@@ -11,10 +11,15 @@ import pickle
 import socket
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
+import torch
+
+ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "DS_ACCELERATOR": "cpu"}
 TIMEOUT = 120  # seconds until a hanging process is a failed test
 
 
@@ -25,7 +30,12 @@ def free_port() -> int:
 
 
 def together(size: int, work: Callable[[int], Any], **environment: str) -> list[Any]:
-    """What `work(rank)` returned in each process; None for one that was killed. An exception in any fails the test."""
+    """What `work(rank)` returned in each process; None for one that was killed. An exception in any fails the test.
+
+    Skips the test where a GPU is seen: CUDA does not survive a fork.
+    """
+    if torch.cuda.is_available():
+        pytest.skip("forks processes: run it with CUDA_VISIBLE_DEVICES= (nothing) as well")
     context = multiprocessing.get_context("fork")
     port = free_port()
     with TemporaryDirectory() as folder:
@@ -36,6 +46,12 @@ def together(size: int, work: Callable[[int], Any], **environment: str) -> list[
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), **environment,
             )  # fmt: skip
             try:
+                if "ACCELERATE_USE_DEEPSPEED" in environment and find_spec("deepspeed"):
+                    import deepspeed
+
+                    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
+                        False  # gloo does it, and nothing is compiled for it
+                    )
                 result = True, work(rank)
             except BaseException:
                 result = False, traceback.format_exc()

@@ -274,3 +274,16 @@ def test_a_full_disk_is_said_and_resumed_from(tmp_path, monkeypatch):
 def test_a_string_is_not_a_list_of_answers(tmp_path):
     with AnswersFile(tmp_path / "a.jsonl", QUESTIONS, "m") as answers, pytest.raises(ValueError, match="list"):
         answers.write("abc")
+
+
+def test_two_runs_on_one_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    with AnswersFile(path, QUESTIONS, "m") as first:
+        first.write(["one"])
+        before = path.read_bytes()
+        for overwrite in (False, True):
+            with pytest.raises(FitPruneError, match="another run is writing"):
+                AnswersFile(path, QUESTIONS, "m", overwrite)
+        assert path.read_bytes() == before
+    with AnswersFile(path, QUESTIONS, "m") as again:
+        assert again.done == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from processes import together
 
 from fitprune import ranks
@@ -24,6 +25,7 @@ def shared(work: Callable[[Ranks], Any]) -> Callable[[int], Any]:
     """For `together`: work with the ranks that met."""
 
     def run(rank: int) -> Any:
+        torch.manual_seed(rank)
         with joined() as met:
             assert (met.rank, met.leads) == (rank, rank == 0)
             return work(met)
@@ -75,9 +77,9 @@ def test_each_item_once_and_all_results_in_order(size: int) -> None:
         assert set(items[:until]) <= set(done)
 
 
-def test_alone_and_with_one_model_everything_is_done_here() -> None:
-    for met in (ALONE, Ranks(1, 4, one_model=True)):
-        assert deal(met, 4, None, "work") == ([0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 4, 9], None)
+def test_alone_everything_is_done_here() -> None:
+    assert deal(ALONE, 4, None, "work") == ([0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 4, 9], None)
+    assert ALONE.ready(str, 3) == "3"
     assert list(ALONE.in_order(iter("ab"), str, str.upper)) == ["A", "B"]  # type: ignore[arg-type]
     value = object()
     assert ALONE.first(lambda: value) is value  # not by way of JSON
@@ -139,7 +141,41 @@ def test_a_killed_process_is_noticed(gone: int, tmp_path: Path) -> None:
     came, said, prints = found[1 - gone]
     assert came == [0, 1, 2, 3]
     assert "run the same command again" in said
-    assert prints == (gone == 1)  # of those that are left the first one says so
+    assert prints  # nobody else is there to say it
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_what_was_read_is_compared(alike: bool) -> None:
+    def work(met: Ranks) -> str | None:
+        try:
+            met.agree("questions", b"the same" if alike or met.leads else b"others")
+        except FitPruneError as error:
+            return str(error)
+        return None
+
+    said = together(2, shared(work))
+    assert said[0] == said[1]
+    assert (said[0] is None) == alike
+    assert alike or "different questions" in str(said[0])
+
+
+def test_with_one_model_nobody_begins_what_another_cannot() -> None:
+    def work(rank: int) -> Any:
+        torch.manual_seed(rank)
+        with joined(one_model=True) as met:
+            return deal(met, 3, 1 if met.leads else None, "prepare"), torch.rand(2).tolist()
+
+    (one, drawn), (other, also) = together(2, work)
+    assert one[1] == other[1] == [0]
+    assert one[3] == other[3] == "no 1"
+    assert drawn == also  # the same lots
+
+
+def test_other_errors_of_an_exchange_are_not_taken_for_a_loss() -> None:
+    with pytest.raises(RuntimeError, match="out of memory"), ranks.noticed():
+        raise RuntimeError("out of memory")
+    with pytest.raises(LostError), ranks.noticed():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
 
 
 def test_an_error_that_all_meet_is_said_once_and_other_ones_too() -> None:
@@ -155,14 +191,16 @@ def test_an_error_that_all_meet_is_said_once_and_other_ones_too() -> None:
 
 
 def test_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     assert (ranks.started(), ranks.own_rank(), ranks.own_device()) == (1, 0, None)
     with joined() as met:
         assert met is ALONE
-    monkeypatch.setenv("WORLD_SIZE", "many")
-    monkeypatch.setenv("RANK", "3")
-    assert (ranks.started(), ranks.own_rank()) == (1, 0)
+    for told in ({"WORLD_SIZE": "2"}, {"WORLD_SIZE": "many", "RANK": "3"}, {"WORLD_SIZE": "2", "RANK": "x"}):
+        with monkeypatch.context() as patch:
+            for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", **told}.items():
+                patch.setenv(name, value)
+            assert (ranks.started(), ranks.own_rank()) == (1, 0), told
 
 
 @pytest.mark.parametrize(

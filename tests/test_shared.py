@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import together
+from processes import ZERO3, together
 
 import fitprune
 from fitprune.embedded import embedded
@@ -18,7 +18,6 @@ from fitprune.evaluation.questions import read_questions
 from fitprune.ranks import joined
 
 ORIGINAL = Path(__file__).parent / "parity" / "llava15" / "checkpoint"
-ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "DS_ACCELERATOR": "cpu"}
 QUESTIONS = read_questions(embedded().questions)[:5]
 
 
@@ -51,9 +50,6 @@ def texts(folder: Path) -> list[list[Any]]:
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed: pip install 'fitprune[deepspeed]'")
 def test_zero3_answers_as_one_process(tmp_path: Path) -> None:
     def shared(rank: int) -> dict[str, Any]:
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does it, and nothing is compiled for it
         with joined() as ranks:
             assert ranks.lockstep
             return ask(tmp_path / "two", ranks)

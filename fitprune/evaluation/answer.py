@@ -24,10 +24,10 @@ from tqdm import tqdm
 from ..families import Loaded
 from ..families.loaded import read_image
 from ..prune import prune
-from ..ranks import ALONE, Ranks
+from ..ranks import ALONE, Ranks, noticed
 from ..recipe import Recipe
 from .answers import AnswersFile, model_id
-from .questions import Question
+from .questions import Question, told_apart
 
 DEFAULTS = {"max_new_tokens": 128, "temperature": 0.0, "top_p": None, "num_beams": 1}  # anything else is noted per line
 
@@ -76,6 +76,19 @@ def encode_questions(
         for q in questions
     )
     return loaded.encode(list(asked), padding_side)
+
+
+def warm_up(
+    loaded: Loaded, questions: Sequence[Question], image_folder: str | Path, ranks: Ranks = ALONE
+) -> None:
+    """One token for a batch of questions: the first forward of a process pays for what no other does.
+
+    Raises:
+        FitPruneError: unreadable image.
+    """
+    inputs = ranks.ready(lambda batch: encode_questions(loaded, batch, image_folder), questions)
+    with noticed():
+        loaded.generate(inputs, max_new_tokens=1)
 
 
 def answer(
@@ -130,6 +143,8 @@ def answer(
             visual = sum(trace.visual_tokens) if trace and seen else 0
             return {"texts": texts, "seconds": seconds, "kept": kept, "visual": visual}
 
+        ranks.agree("questions", told_apart(questions))
+        ranks.agree("options", repr((batch_size, settings)).encode())
         run.resumed = ranks.first(opened)
         left = list(questions[run.resumed :])
         batches = [left[at : at + batch_size] for at in range(0, len(left), batch_size)]

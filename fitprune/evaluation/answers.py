@@ -9,7 +9,7 @@ A line: {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}, 
 `prompt` is the question's text byte for byte, because scorers look answers up by it (ScienceQA and MMBench keep another
 one, `Question.prompt`; MMBench's further fields follow the text).
 
-Left out: locking (two runs on one file are not supported; give each chunk its own file and concatenate them).
+The file is locked while it is open, where the system and the disk can do that: a second run on it is refused.
 
     python -c "from fitprune.evaluation.answers import *; print(model_id('checkpoints/llava/checkpoint-500/'))"
 """
@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import shortuuid
 
 from ..errors import FitPruneError
+from ..files import lock
 from .questions import Question
 
 
@@ -74,16 +75,20 @@ class AnswersFile:
         self._metadata: dict[str, Any] = json.loads(json.dumps(dict(metadata or {})))
         self._file: BinaryIO | None = None
         try:
-            content = b"" if overwrite or not self.path.exists() else self.path.read_bytes()
-            kept = self._resume(content)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # unbuffered: a failed write leaves nothing behind that closing the file would write again
-            self._file = open(self.path, "r+b" if content else "w+b", buffering=0)  # noqa: SIM115
-            if len(content) != kept:
-                self._file.truncate(kept)
+            self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+            if not lock(self._file):
+                raise FitPruneError(f"another run is writing {self.path}: wait for it, or stop it")
+            content = b"" if overwrite else self._file.read()
+            kept = self._resume(content)
+            self._file.truncate(kept)
             self._file.seek(0, os.SEEK_END)
             if kept and content[kept - 1 : kept] != b"\n":  # whole but for its newline
                 self._append(b"\n")
+        except FitPruneError:
+            self.close()
+            raise
         except OSError as problem:
             self.close()
             raise FitPruneError(f"cannot open answers file {self.path}: {problem.strerror or problem}") from None

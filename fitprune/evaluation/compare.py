@@ -24,7 +24,7 @@ from ..families import Loaded
 from ..files import write_atomically
 from ..ranks import ALONE, Ranks
 from ..recipe import Recipe
-from .answer import AnswerRun, answer, encode_questions, open_picture
+from .answer import AnswerRun, answer, open_picture, warm_up
 from .benchmark import Benchmark, Result
 from .chunks import chunk_file, merge, slices
 from .questions import Question
@@ -177,8 +177,7 @@ def compare(
     illustrated = [question for question in questions if question.image]
     prompts = prompt_sizes(loaded, illustrated, image_folder, ranks)
     if illustrated and num_chunks == 1:
-        inputs = encode_questions(loaded, illustrated[:batch_size], image_folder)
-        loaded.generate(inputs, max_new_tokens=1)  # warm up: the first forward of a process pays for what no other does
+        warm_up(loaded, illustrated[:batch_size], image_folder, ranks)
 
     rows = []
     for one in plans:

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_
 
 def main(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
     """Entry point, with a family's default model; 0, or 2 with one line on stderr for bad input."""
-    return options.guarded(run, parser(model), argv, together=True)
+    return options.guarded(run, parser(model), argv, together=options.always)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def science(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
 
         return loader.run(args, read)
 
-    return options.guarded(run, parser, argv, together=True)
+    return options.guarded(run, parser, argv, together=options.always)
 
 
 def for_mmbench(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
@@ -57,7 +57,7 @@ def for_mmbench(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> i
 
         return loader.run(args, read)
 
-    return options.guarded(run, parser, argv, together=True)
+    return options.guarded(run, parser, argv, together=options.always)
 
 
 def _parser(prog: str, model: str, benchmark: Benchmark) -> argparse.ArgumentParser:

@@ -52,6 +52,11 @@ class Question:
         return self.text if self.prompt is None else self.prompt
 
 
+def told_apart(questions: Sequence[Question]) -> bytes:
+    """What tells lists of questions apart: ids, pictures and texts."""
+    return json.dumps([(question.question_id, question.image, question.text) for question in questions]).encode()
+
+
 def read_questions(path: str | os.PathLike[str]) -> list[Question]:
     """All questions of a JSON-lines file, in file order.
 

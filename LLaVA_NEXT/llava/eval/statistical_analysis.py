@@ -1,6 +1,6 @@
-"""The authors' fitting script: `python llava/eval/statistical_analysis.py --reduction_ratio 0.6 …` (fitprune/cli.py)."""
+"""The authors' fitting script: `python llava/eval/statistical_analysis.py --reduction_ratio 0.6 …` (fitprune/fit_command.py)."""
 
-from fitprune.cli import statistical_analysis
+from fitprune.fit_command import statistical_analysis
 
 if __name__ == "__main__":
     raise SystemExit(statistical_analysis(model="embedded-next"))

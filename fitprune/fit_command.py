@@ -1,0 +1,135 @@
+"""`fitprune fit`, and the authors' fitting script with its flags: calibration questions → recipes, one file per ratio.
+
+The model runs once, densely (observe.py), and all ratios are fitted from what was seen; kept statistics make further
+recipes without it. `--replay` is the released script's search instead, step by step (replay.py).
+
+    fitprune fit --reduction-ratio 0.4 0.6 --samples 16 --output /tmp/recipes
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import options
+from .calibrate import file_name, observe_questions
+from .cost import CostModel
+from .embedded import MODEL_NAME
+from .errors import FitPruneError
+from .evaluation.answer import encode_questions
+from .families import load
+from .files import nearest_existing
+from .fit import CRITERIA, fit_all
+from .ranks import Ranks
+from .recipe import Recipe
+from .replay import replay
+from .stats import AttentionStats
+
+
+def add_options(fit: argparse.ArgumentParser, model: str = MODEL_NAME) -> None:
+    """Options of `fitprune fit` and of `statistical_analysis.py`."""
+    options.add_model(fit, model)
+    options.add_data(fit)
+    options.add_ratio(
+        fit,
+        "share of the visual compute to save, 0.6 or 60; several are fitted from one pass",
+        nargs="+",
+        default=[0.6],
+    )
+    options.add_calibration(fit.add_argument_group("calibration"))
+    options.add_merging(fit)
+    fit.add_argument("--batch-size", type=options.positive, default=8, help="samples observed at a time")
+    fit.add_argument("--output", default=None, help="recipe file (.json) or folder; default the current folder")
+    fit.add_argument("--stats", default=None, help="also keep the statistics in this file")
+    fit.add_argument("--from-stats", default=None, help="fit from kept statistics, without the model")
+    fit.add_argument(
+        "--criterion",
+        default=CRITERIA[0],
+        choices=CRITERIA,
+        help="which list of the least attended tokens a token has to be on to go: the paper's is both",
+    )
+    fit.add_argument(
+        "--replay", action="store_true", help="the released script's search, which runs the model again at every step"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fits, prints and keeps the recipes; returns the exit code."""
+    ranks: Ranks = args.ranks
+    ranks.first(lambda: _check_output(args))
+    if args.replay:
+        options.alone("--replay")
+        return _replay(args)
+    if args.from_stats:
+        options.alone("--from-stats, which needs no model,")
+        stats = AttentionStats.load(args.from_stats)
+    else:
+        loaded = load(args.model_path, **options.load_options(args))
+        stats = observe_questions(loaded, options.calibration(args), ranks=ranks)
+
+    def keep() -> None:
+        if args.stats and not args.from_stats:
+            stats.save(args.stats)
+            print(f"statistics of {stats.samples} samples saved as {args.stats}")
+        by = [] if args.criterion == CRITERIA[0] else [args.criterion]
+        for ratio, recipe in fit_all(stats, None, args.reduction_ratio, args.criterion).items():
+            _keep(recipe, args, file_name(stats.model or "model", ratio, *by))
+
+    ranks.first(keep)
+    return 0
+
+
+def _replay(args: argparse.Namespace) -> int:
+    loaded = load(args.model_path, **options.load_options(args))
+    calibration = options.calibration(args)
+    samples = [encode_questions(loaded, [q], calibration.image_folder) for q in calibration.questions()]
+    for ratio in args.reduction_ratio:
+        recipe, _ = replay(loaded.model, samples, ratio)
+        _keep(recipe, args, file_name(loaded.name, ratio, "replayed"), loaded.cost)
+    return 0
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Finds out before the model runs whether its results can be kept."""
+    if args.output and len(args.reduction_ratio) > 1 and Path(args.output).suffix == ".json":
+        raise FitPruneError(
+            f"--output {args.output} is one file but there are {len(args.reduction_ratio)} ratios: name a folder"
+        )
+    folder = Path(args.output or ".")
+    folder = folder.parent if folder.suffix == ".json" else folder
+    for needed in (folder, *([Path(args.stats).parent] if args.stats else [])):
+        there = nearest_existing(needed)
+        if not there.is_dir():
+            raise FitPruneError(f"{there} is a file, not a folder: choose another place for the results")
+        if not os.access(there, os.W_OK):
+            raise FitPruneError(f"{there} cannot be written to: choose another place for the results")
+
+
+def _keep(recipe: Recipe, args: argparse.Namespace, stem: str, cost: CostModel | None = None) -> None:
+    """Prints the scheme and the recipe, and saves it, its steps merged first if that was asked for."""
+    if args.merge_steps:
+        recipe, stem = recipe.merge_steps(args.merge_steps, cost), f"{stem}-merged"
+    path = Path(args.output or ".")
+    if path.suffix != ".json":
+        path /= f"{stem}.recipe.json"
+    recipe.save(path)
+    print(list(recipe.counts))  # the scheme, as the released script prints it
+    print(recipe)
+    print(f"saved as {path}")
+
+
+def statistical_analysis(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
+    """The authors' fitting script, `llava/eval/statistical_analysis.py`: their flags and a family's default model,
+    `fitprune fit` behind them."""
+    made = argparse.ArgumentParser(
+        prog="statistical_analysis.py", description="Fit a recipe: how many visual tokens each layer deletes.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    add_options(made, model)
+    made.add_argument(
+        "--num-chunks", type=options.positive, default=1, help="kept for compatibility; fitting uses all of --samples"
+    )
+    made.add_argument("--chunk-idx", type=int, default=0, help="kept for compatibility")
+    return options.guarded(run, made, argv, together=options.always)

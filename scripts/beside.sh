@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Run tests that need packages which do not go with the others, in an environment of its own on top of .venv.
+#
+#   bash scripts/beside.sh .venv demo [pytest arguments]           the demo's page: Gradio, a browser driver; needs Debian's chromium
+#   bash scripts/beside.sh .venv lmms-eval [pytest arguments]      the real lmms-eval
+#
+# Everything of .venv is seen from there, and stays as it is. Made anew when this script or pyproject.toml changes.
+#
+# demo: Gradio 6 wants a Pillow below 13, which shrinks tall pictures by other roundings than constraints.txt's.
+# lmms-eval: it requires some sixty packages for all its tasks and models; its evaluator imports few. These are installed, and
+#   lmms-eval without its list. torchvision, whose build has to fit torch's, is not needed. filelock: lmms-eval 0.7.3 imports
+#   filelock._api, which version 4 does not have.
+set -euo pipefail
+
+usage="usage: beside.sh FOLDER of the environment made by setup_venv.sh, then demo or lmms-eval"
+venv=$(cd "${1:?$usage}" && pwd)
+alone=() # installed without what they require
+case ${2:?$usage} in
+demo)
+    packages=('gradio>=6.31,<7' 'pillow<13' playwright)
+    tests=tests/test_demo.py
+    probe='import gradio, playwright'
+    ;;
+lmms-eval)
+    packages=(datasets evaluate 'filelock<4' loguru pytablewriter pytz sacrebleu tenacity)
+    alone=('lmms-eval==0.7.3')
+    tests=tests/test_lmms_eval.py
+    probe='import lmms_eval'
+    ;;
+*) echo "$usage" >&2 && exit 2 ;;
+esac
+own=$venv-$2
+python=$own/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+
+if [ ! -e "$own/.done" ] || [ "$own/.done" -ot scripts/beside.sh ] || [ "$own/.done" -ot pyproject.toml ]; then
+    echo "setup: making $own on top of $venv"
+    rm -rf "$own"
+    outside=() # a GPU machine's own torch is seen from there as well
+    ! grep -q 'include-system-site-packages = true' "$venv/pyvenv.cfg" || outside=(--system-site-packages)
+    "$(realpath "$venv/bin/python")" -m venv ${outside[@]+"${outside[@]}"} "$own"
+    site='import sysconfig; print(sysconfig.get_path("purelib"))'
+    "$venv/bin/python" -c "$site" >"$("$python" -c "$site")/below.pth"
+    grep -v '^pillow' constraints.txt >"$own/constraints.txt"
+    "$python" -m pip install -qq -c "$own/constraints.txt" "${packages[@]}"
+    [ ${#alone[@]} -eq 0 ] || "$python" -m pip install -qq --no-deps "${alone[@]}"
+    "$python" -m pip install -qq --no-deps -e . # below.pth does not reach .venv's editable fitprune
+    touch "$own/.done"
+fi
+"$python" -c "$probe"
+"$python" -m pytest "$tests" "${@:3}"
