@@ -3,7 +3,7 @@
 `sweep.md` has a table per benchmark and, after an ablation, one of the recipes; `sweep.csv` a line per run; `sweep.json` all
 that is known of each run, and what was left out. The picture is sweep_plot.py's.
 
-    fitprune sweep --ratios 30,60 --benchmarks gqa --limit 50 --output /tmp/sweep && cat /tmp/sweep/sweep.md
+    fitprune sweep --ratios 30,60 --benchmarks gqa --limit 50 --output /tmp/sweep
 """
 
 from __future__ import annotations

@@ -129,8 +129,9 @@ class Stage:
         pictures = sorted(data.images.iterdir())
         for name, picture in zip(("a.jpg", "b.jpg"), pictures, strict=False):
             (place / "images" / name).symlink_to(picture)
-        for name in ("picture.jpg", "picture.png"):
+        for name in ("picture.jpg", "picture.png", "photo.jpg"):
             (place / name).symlink_to(pictures[0])
+        fitprune.Recipe.published("llava-v1.5-7b", 0.6).save(place / "my.recipe.json")
         (place / "TextVQA_0.5.1_val.json").symlink_to(data.annotations)
         for benchmark in ("textvqa", "MME"):
             linked(data.data / benchmark, place / "playground" / "data" / "eval" / benchmark)
@@ -177,6 +178,7 @@ class Stage:
             return self._serve(words)
         if words[0] == "demo":
             return self._demo(words)
+        words = [re.sub(r"^samples=[\d,]+$", "samples=1,2", word) for word in words]  # there are few to observe
         assert fitprune.cli.main([*words, *shlex.split(SMALL[words[0]])]) == 0, words
 
     def _launched(self, words: list[str], variables: dict[str, str]) -> None:
@@ -256,7 +258,7 @@ class Stage:
     def _pip(self, words: list[str], variables: dict[str, str]) -> None:
         """Installing is not tried: what is named must be here, or an extra of ours."""
         assert words[0] == "install"
-        extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+        extras = re.findall(r"^([\w-]+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
         for word in (word for word in words[1:] if not word.startswith("-")):
             name, _, extra = word.partition("[")
             assert name == "fitprune" or (Path(name) / "pyproject.toml").exists() or name in (".", ".."), word

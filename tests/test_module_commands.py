@@ -75,7 +75,7 @@ def test_a_command_can_be_tried(
         assert (ROOT / next(word for word in words if word.startswith("tests/"))).exists()
     elif words[:2] == ["python", "-m"]:
         monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
-        assert find_spec(words[2]), command
+        assert words[2] == "lmms_eval" or find_spec(words[2]), command  # which has an environment of its own
     elif words[0] == "bash":
         assert (ROOT / words[1]).exists() or list(ROOT.glob(f"LLaVA_*/{words[1]}")), command
     else:

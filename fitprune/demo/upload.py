@@ -3,7 +3,8 @@
 A file is judged by its content, never by its name. Size in pixels is read from the header and bounded before anything is
 decoded: a file of a few kilobytes can unpack to gigabytes. The bound is on the longer side, as LLaVA-1.5 pads to a square of it.
 
-    python -c "from fitprune.demo.upload import read_upload; read_upload('README.md')"
+    python -c "from fitprune.demo.upload import read_upload as r; from fitprune.embedded import embedded as e; \
+        print(r(next(e().images.iterdir())).size)"
 """
 
 from __future__ import annotations

@@ -78,9 +78,7 @@ def encode_questions(
     return loaded.encode(list(asked), padding_side)
 
 
-def warm_up(
-    loaded: Loaded, questions: Sequence[Question], image_folder: str | Path, ranks: Ranks = ALONE
-) -> None:
+def warm_up(loaded: Loaded, questions: Sequence[Question], image_folder: str | Path, ranks: Ranks = ALONE) -> None:
     """One token for a batch of questions: the first forward of a process pays for what no other does.
 
     Raises:
