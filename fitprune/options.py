@@ -22,7 +22,7 @@ from .calibrate import SAMPLES, Calibration
 from .embedded import MODEL_NAME, embedded
 from .errors import FitPruneError
 from .families.conversation import names
-from .ranks import ALONE, joined, own_device, own_rank, says, started
+from .ranks import joined, own_device, own_rank, says, started
 from .ratio import parse_ratio
 from .scores import SCORES
 
@@ -213,7 +213,6 @@ def guarded(
         nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         with redirect_stderr(nowhere) if own_rank() else nullcontext():
             args = parser.parse_args(argv)
-        args.ranks = ALONE
         try:
             if together(args):
                 if own_rank():

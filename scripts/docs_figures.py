@@ -20,6 +20,7 @@ import fitprune
 from fitprune import Recipe, draw
 from fitprune.calibrate import Calibration, observe_questions
 from fitprune.cost import VICUNA_7B
+from fitprune.draw import style
 from fitprune.embedded import embedded
 from fitprune.files import write_atomically
 from fitprune.fit import alive_fractions, fit_all
@@ -55,11 +56,10 @@ def alpha() -> tuple[Figure, Data]:
     axis = [index / 40 for index in range(1, 40)]
     saved = [cost.visual_reduction_of_alive((fractions(value).mean(0) * tokens).tolist(), tokens) for value in axis]
     fitted = {ratio: recipe.alpha or 0.0 for ratio, recipe in fit_all(stats, None, (0.3, 0.5, 0.7, 0.9)).items()}
-    figure = draw._figure(9.0, 3.9)
+    figure = style.figure(9.0, 3.9)
     left, right = figure.subplots(1, 2)
     for index, (value, alive) in enumerate(curves.items()):
-        style = {"color": draw.COLOURS[index], "marker": draw.MARKS[index], "markersize": 4, "linewidth": 1.8}
-        left.plot(range(len(alive)), alive, **style)
+        left.plot(range(len(alive)), alive, **style.curve(index))
         left.annotate(
             f"α = {value:g}", (len(alive) - 1, alive[-1]), xytext=(8, -3), textcoords="offset points", fontsize=8.5
         )
@@ -68,10 +68,10 @@ def alpha() -> tuple[Figure, Data]:
     )
     left.set_xlim(-0.3, 1.2 * cost.layers)
     left.set_xticks(range(cost.layers))
-    right.plot(axis, saved, color=draw.COLOURS[0], linewidth=1.8)
+    right.plot(axis, saved, color=style.COLOURS[0], linewidth=1.8)
     for index, (ratio, value) in enumerate(fitted.items(), 1):
-        right.plot([0, value, value], [ratio, ratio, 0], color=draw.COLOURS[index], linewidth=1, linestyle="--")
-        right.plot([value], [ratio], color=draw.COLOURS[index], marker="o", markersize=5)
+        right.plot([0, value, value], [ratio, ratio, 0], color=style.COLOURS[index], linewidth=1, linestyle="--")
+        right.plot([value], [ratio], color=style.COLOURS[index], marker="o", markersize=5)
         right.annotate(f"{ratio:.0%}", (value, ratio), xytext=(6, -10), textcoords="offset points", fontsize=8.5)
     right.set(
         xlabel="α, the share of attention that may be lost", ylabel="visual compute saved", xlim=(0, 1), ylim=(0, 1)
@@ -92,11 +92,11 @@ def cost() -> tuple[Figure, Data]:
         "output projection and MLP, of tokens that leave": [VICUNA_7B.rest_macs(count) / 1e9 for count in alive],
     }
     dense = VICUNA_7B.visual_macs([tokens] * VICUNA_7B.layers, tokens)[0] / 1e9
-    figure = draw._figure(7.0, 3.9)
+    figure = style.figure(7.0, 3.9)
     panel: Any = figure.subplots()
     bottom = [0.0] * len(alive)
     for index, (label, values) in enumerate(parts.items()):
-        panel.bar(range(len(alive)), values, bottom=bottom, color=draw.COLOURS[index], label=label)
+        panel.bar(range(len(alive)), values, bottom=bottom, color=style.COLOURS[index], label=label)
         bottom = [below + value for below, value in zip(bottom, values, strict=True)]
     panel.axhline(dense, color=INK, linewidth=1, linestyle="--", label="dense")
     panel.set(xlabel="decoder layer", ylabel="visual multiply-accumulates, 10⁹", ylim=(0, 1.06 * dense))

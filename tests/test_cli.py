@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from fitprune import load
-from fitprune.cli import main, statistical_analysis
+from fitprune.cli import main
 from fitprune.embedded import embedded
 from fitprune.evaluation.benchmark import Benchmark, Result
 from fitprune.evaluation.benchmarks import BENCHMARKS
 from fitprune.evaluation.loader import main as loader
+from fitprune.fit_command import statistical_analysis
 from fitprune.recipe import Recipe
 from fitprune.stats import AttentionStats
 

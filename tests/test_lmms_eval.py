@@ -41,6 +41,7 @@ from fitprune.lmms.arguments import Arguments
 from fitprune.lmms.conversation import conversation, user_message
 from fitprune.lmms.settings import MAX_NEW_TOKENS, Settings, read_settings
 
+LAUNCHED = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 ROOT = Path(__file__).parent.parent
 INSTALLED = importlib.util.find_spec("lmms_eval") is not None
 GREEDY = {"until": ["ASSISTANT:"], "max_new_tokens": 16, "temperature": 0, "do_sample": False}
@@ -283,7 +284,7 @@ def test_errors_name_the_document_and_leave_nothing_attached(adapter: Any, recip
 def test_workers_have_their_rank(
     adapter: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+    for name, value in (LAUNCHED | {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}).items():
         monkeypatch.setenv(name, value)
     made = model(adapter.FitPruneChat, QUESTIONS)
     assert (made._rank, made._world_size) == (1, 2)
@@ -443,7 +444,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         Arguments.read({"pretrained": "embedded", **given}).load()
         return devices[-1]
 
-    for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
+    for name, value in (LAUNCHED | {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [loaded_on(device=named) for named in (None, "cuda", "cuda:3", "cpu")] == [
