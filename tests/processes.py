@@ -45,6 +45,7 @@ def together(size: int, work: Callable[[int], Any], **environment: str) -> list[
                 RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), **environment,
             )  # fmt: skip
+            torch.set_num_threads(1)  # makes torch's pool anew before several threads ask for it at once
             try:
                 if "ACCELERATE_USE_DEEPSPEED" in environment and find_spec("deepspeed"):
                     import deepspeed
