@@ -69,6 +69,19 @@ def writable(path: Path) -> bool:
     return nearest.is_dir() and os.access(nearest, os.W_OK)
 
 
+def check_writable(folder: Path) -> None:
+    """Finds out before a model runs whether results can be kept in a folder, which need not be there yet.
+
+    Raises:
+        FitPruneError: if it is a file, or cannot be written to.
+    """
+    there = nearest_existing(folder)
+    if not there.is_dir():
+        raise FitPruneError(f"{there} is a file: name a folder for the results")
+    if not os.access(there, os.W_OK):
+        raise FitPruneError(f"{there} cannot be written to: choose another place for the results")
+
+
 def current_umask() -> int:
     """The process's file mode mask, which can only be read by setting it."""
     mask = os.umask(0)

@@ -9,7 +9,6 @@ recipes without it. `--replay` is the released script's search instead, step by 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from .embedded import MODEL_NAME
 from .errors import FitPruneError
 from .evaluation.answer import encode_questions
 from .families import load
-from .files import nearest_existing
+from .files import check_writable
 from .fit import CRITERIA, fit_all
 from .ranks import Ranks
 from .recipe import Recipe
@@ -100,11 +99,7 @@ def _check_output(args: argparse.Namespace) -> None:
     folder = Path(args.output or ".")
     folder = folder.parent if folder.suffix == ".json" else folder
     for needed in (folder, *([Path(args.stats).parent] if args.stats else [])):
-        there = nearest_existing(needed)
-        if not there.is_dir():
-            raise FitPruneError(f"{there} is a file, not a folder: choose another place for the results")
-        if not os.access(there, os.W_OK):
-            raise FitPruneError(f"{there} cannot be written to: choose another place for the results")
+        check_writable(needed)
 
 
 def _keep(recipe: Recipe, args: argparse.Namespace, stem: str, cost: CostModel | None = None) -> None:

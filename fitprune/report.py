@@ -56,6 +56,18 @@ class Row:
     changed: list[dict[str, Any]]
 
 
+def share(text: str) -> float:
+    """argparse type of a share of answers: 0.05, 5%, 5 (from 1 on a percentage)."""
+    try:
+        value = float(text.strip().removesuffix("%"))
+        value = value / 100 if "%" in text or value >= 1 else value
+        if 0 <= value <= 1:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text} is not a share of the answers: give 0.05 or 5%")
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of `fitprune report`."""
     options.add_model(parser)
@@ -64,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(reduction_ratio=[0.3, 0.5, 0.7])
     parser.add_argument(
         "--at-most",
-        type=options.ratio,
+        type=share,
         default=0.05,
         help="advise the largest ratio that changes no larger share of the answers, 0.05 or 5%%",
     )

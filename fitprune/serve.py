@@ -31,6 +31,7 @@ from .families import Loaded, load
 from .families.conversation import build_prompt
 from .families.loaded import read_image
 from .families.pieces import IMAGE
+from .ports import listen, port, shown
 from .prune import attach
 from .recipe import Recipe
 from .scores import SCORES
@@ -47,17 +48,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--score", default="fitprune", choices=list(SCORES), help="how tokens are ranked")
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help="address to listen at")
-    group.add_argument("--port", type=options.positive, default=8000)
+    group.add_argument("--port", type=port, default=8000, help="0 takes a free one")
 
 
 def run(args: argparse.Namespace) -> int:
     """Loads, attaches and serves until interrupted."""
     needed()
-    loaded = load(args.model_path, **options.load_options(args))
-    recipe, source = recipe_for(loaded, args.reduction_ratio, args.recipe)
-    made = server(loaded, recipe, score=args.score, host=args.host, port=args.port)
-    print(f"{source}\nserving {file_name(loaded.name)} at http://{args.host}:{args.port}/v1", flush=True)
-    made.run()
+    with listen(args.host, args.port) as socket:
+        loaded = load(args.model_path, **options.load_options(args))
+        recipe, source = recipe_for(loaded, args.reduction_ratio, args.recipe)
+        made = server(loaded, recipe, score=args.score, host=args.host, port=args.port)
+        print(f"{source}\nserving {file_name(loaded.name)} at {shown(socket)}/v1", flush=True)
+        made.run(sockets=[socket])
     return 0
 
 

@@ -42,7 +42,7 @@ from .evaluation.command import PLAYGROUND, default_data
 from .evaluation.compare import Plan, prompt_sizes, row_of
 from .evaluation.questions import Question
 from .families import Loaded, load
-from .files import write_atomically
+from .files import check_writable, write_atomically
 from .methods import CONTROLS, METHODS, recipes
 from .methods import find as find_method
 from .ranks import ALONE, Ranks, to_json
@@ -61,6 +61,8 @@ def names(text: str) -> list[str]:
 def ratios(text: str) -> list[float]:
     """argparse type of reduction ratios with commas, where `0,10,...,90` goes on in the same steps."""
     parts = names(text.replace("…", "..."))
+    if not parts:
+        raise argparse.ArgumentTypeError("no ratio: give some, such as 0,30,60")
     if "..." not in parts:
         return [options.ratio(part) for part in parts]
     at = parts.index("...")
@@ -68,8 +70,8 @@ def ratios(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text}: give two ratios, ... and the last one, such as 0,10,...,90")
     known = [options.ratio(part) for part in (*parts[:at], parts[-1])]
     step, last = known[-2] - known[-3], known.pop()
-    if step <= 0:
-        raise argparse.ArgumentTypeError(f"{text}: ratios before ... must rise")
+    if step <= 0 or last <= known[-1]:
+        raise argparse.ArgumentTypeError(f"{text}: ratios before ... must rise, and the last one be above them")
     while known[-1] + step < last - 1e-9:
         known.append(round(known[-1] + step, 9))
     return [*known, last]
@@ -111,8 +113,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answers, scores, writes sweep.md, sweep.csv, sweep.json and pictures; returns the exit code."""
     output = Path(args.output)
-    if output.exists() and not output.is_dir():
-        raise FitPruneError(f"--output {output} is a file: name a folder")
+    args.ranks.first(partial(check_writable, output))
     if not args.benchmarks:
         raise FitPruneError(f"no benchmark to run: give --benchmarks some of {', '.join(BENCHMARKS)}")
     benchmarks = {name: find_benchmark(name) for name in args.benchmarks}
@@ -150,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     for name, benchmark in benchmarks.items():
         settings = {"batch_size": args.batch_size, "overwrite": args.overwrite, **decoding}
         settings["max_new_tokens"] = args.max_new_tokens or benchmark.max_new_tokens
-        questions = benchmark.read(folders[name] / benchmark.questions)[: args.limit]
+        questions = benchmark.first(benchmark.read(folders[name] / benchmark.questions), args.limit)
         points += _benchmark(loaded, benchmark, folders[name], questions, plans, output, notes, settings, ranks)
         ranks.first(partial(write, output, points, notes, about, compared))  # as far as it goes
     if ranks.leads:
@@ -186,6 +187,8 @@ def _methods(args: argparse.Namespace, calibration: Calibration) -> list[str]:
     Raises:
         FitPruneError: for unknown ones, and for more samples than there are.
     """
+    if args.methods == []:
+        raise FitPruneError(f"no method to run: give --methods some of {', '.join(METHODS)}")
     found = list(SHOWN if args.methods is None and not args.ablate else args.methods or [])
     if args.ablate:
         observed = len(calibration.questions())

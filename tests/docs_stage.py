@@ -53,6 +53,7 @@ SMALL = {
     "serve": "",
 }
 SMALL_MODULES = {
+    "embedded": "--overwrite",
     "statistical_analysis": "--samples 2",
     "model_vqa_loader": "--samples 2 --max_new_tokens 2",
     "eval_textvqa": "",

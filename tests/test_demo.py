@@ -31,10 +31,11 @@ from fitprune.demo import engine as engine_module
 from fitprune.demo.engine import Comparison, Engine
 from fitprune.demo.figures import size
 from fitprune.demo.page import QUEUE
-from fitprune.demo.server import API, listen, server
+from fitprune.demo.server import API, server
 from fitprune.demo.upload import MAX_BYTES
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
+from fitprune.ports import listen
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (

@@ -120,6 +120,8 @@ def test_recipes_are_published_given_or_fitted_for_embedded_models(tmp_path: Any
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers.utils import import_utils
 
+    if not hasattr(import_utils, "is_serve_available"):
+        pytest.skip("transformers before 5.8 has no such server, which is what the command says there")
     monkeypatch.setattr(import_utils, "is_serve_available", lambda: False)
     assert main(["serve"]) == 2
     assert "fitprune[serve]" in capsys.readouterr().err

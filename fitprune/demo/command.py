@@ -21,17 +21,11 @@ from ..calibrate import Calibration, observe_questions
 from ..embedded import MODELS, embedded
 from ..errors import FitPruneError
 from ..families import Loaded, load
+from ..ports import is_loopback, listen, port, shown
 from ..recipe import published_ratios
 from ..stats import AttentionStats
 from .engine import Engine
-from .server import gradio, is_loopback, listen, server
-
-
-def port(text: str) -> int:
-    """argparse type of a port, 0 for a free one."""
-    if text.isdecimal() and int(text) < 2**16:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text} is not a port: a whole number from 0 to {2**16 - 1}")
+from .server import gradio, server
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
             engine = Engine(loaded, _statistics(loaded, calibration), args.max_new_tokens)
             engine.warm_up()
             serving = server(engine, Path(uploads), args.host)
-            shown = f"[{args.host}]" if ":" in args.host else args.host
-            print(f"fitprune demo: open http://{shown}:{socket.getsockname()[1]} (Ctrl-C stops)", flush=True)
+            print(f"fitprune demo: open {shown(socket)} (Ctrl-C stops)", flush=True)
             try:
                 serving.run(sockets=[socket])
             finally:

@@ -15,16 +15,15 @@ imported, and a guard in front of it (plain ASGI) lets through what the page its
 from __future__ import annotations
 
 import importlib
-import ipaddress
 import json
 import os
 import re
-import socket
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import FitPruneError
+from ..ports import is_loopback
 from .engine import Engine
 from .page import CSS, build
 from .upload import MAX_BYTES
@@ -70,31 +69,6 @@ def gradio() -> Any:
         return importlib.import_module("gradio")
     except ImportError:
         raise FitPruneError("the demo needs Gradio: pip install 'fitprune[demo]'") from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches that host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
-
-    Raises:
-        FitPruneError: for a host that is not this machine's, and a port that is taken or not allowed.
-    """
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        number = getattr(error, "errno", None) or 0
-        said = os.strerror(number) if number > 0 else str(error)
-        raise FitPruneError(
-            f"cannot listen on port {port} of {host} ({said}): give another --port, 0 for a free one"
-        ) from None
 
 
 def server(engine: Engine, uploads: Path, host: str) -> Any:

@@ -46,6 +46,11 @@ class Embedded:
         return self.data / "textvqa" / "train_images"
 
     @property
+    def picture(self) -> Path:
+        """A picture with a number and a word in it."""
+        return self.images / "5eed000000000006.jpg"
+
+    @property
     def calibration(self) -> Path:
         return self.data / "calibration" / "statistical_analysis_data.jsonl"
 

@@ -8,7 +8,7 @@ the shell scripts' driver and the tables take it from there. Files have the layo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class Benchmark:
         score: (benchmark folder, answers file, folder for what is written) → Result.
         read: How the question file is read.
         max_new_tokens: The longest answer, unless the command line says otherwise.
+        group: How many questions in a row are scored together (MME: the two about a picture).
     """
 
     name: str
@@ -62,6 +63,11 @@ class Benchmark:
     score: Callable[[Path, Path, Path], Result]
     read: Callable[[Path], list[Question]] = read_questions
     max_new_tokens: int = 128
+    group: int = 1
+
+    def first(self, questions: Sequence[Question], limit: int | None) -> list[Question]:
+        """About so many of the questions, the first ones, with none that needs another left alone; None for all."""
+        return list(questions if limit is None else questions[: max(limit // self.group, 1) * self.group])
 
     def check(self, data: Path) -> None:
         """Looks for everything that a run and its scoring need.

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from .. import options
 from ..embedded import MODELS, embedded
 from ..errors import FitPruneError
 from ..families import load
+from ..files import check_writable
 from ..ranks import Ranks
 from .answer import DEFAULTS
 from .benchmark import Benchmark
@@ -91,8 +93,11 @@ def run(args: argparse.Namespace) -> int:
     """Answers, scores and prints; returns the exit code."""
     benchmark, data = _where(args)
     output = _output(args, benchmark)
+    ranks: Ranks = args.ranks
+    ranks.first(partial(check_writable, output))
     read = benchmark.read if benchmark else read_questions
-    questions = read(Path(args.question_file))[: args.limit]
+    given = read(Path(args.question_file))
+    questions = benchmark.first(given, args.limit) if benchmark else given[: args.limit]
     if args.scores and args.score != "fitprune":
         raise FitPruneError("give either --score or --scores, not both")
     if args.max_new_tokens is None:
@@ -101,7 +106,6 @@ def run(args: argparse.Namespace) -> int:
     calibration = options.calibration(args)
     if calibration.question_file == args.question_file:  # fitted on the questions themselves: read alike
         calibration = replace(calibration, read=read)
-    ranks: Ranks = args.ranks
     chunked = args.num_chunks > 1 or args.chunk_idx is not None
     if chunked and ranks.size > 1:
         raise FitPruneError(

@@ -283,6 +283,7 @@ BENCHMARK = Benchmark(
     metric="perception score",
     needs=(RELEASE,),
     score=score,
+    group=2,
 )
 
 if __name__ == "__main__":
