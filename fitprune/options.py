@@ -22,7 +22,7 @@ from .calibrate import SAMPLES, Calibration
 from .embedded import MODEL_NAME, embedded
 from .errors import FitPruneError
 from .families.conversation import names
-from .ranks import joined, own_device, own_rank, says, started
+from .launch import joined, own_device, own_rank, says, started
 from .ratio import parse_ratio
 from .scores import SCORES
 

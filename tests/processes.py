@@ -19,6 +19,9 @@ from typing import Any
 import pytest
 import torch
 
+from fitprune.launch import joined
+from fitprune.ranks import Ranks
+
 ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "DS_ACCELERATOR": "cpu"}
 TIMEOUT = 120  # seconds until a hanging process is a failed test
 
@@ -75,3 +78,15 @@ def together(size: int, work: Callable[[int], Any], **environment: str) -> list[
             assert done, f"process {rank} of {size}:\n{value}"
             found.append(value)
         return found
+
+
+def shared(work: Callable[[Ranks], Any]) -> Callable[[int], Any]:
+    """For `together`: work with the ranks that met."""
+
+    def run(rank: int) -> Any:
+        torch.manual_seed(rank)
+        with joined() as met:
+            assert (met.rank, met.leads) == (rank, rank == 0)
+            return work(met)
+
+    return run

@@ -18,7 +18,7 @@ from fitprune.errors import FitPruneError, UnsupportedError
 from fitprune.families.shared import tensor_parallel
 from fitprune.heads import Heads, check_complete, heads_of
 from fitprune.kernels import received_attention, reference
-from fitprune.ranks import joined
+from fitprune.launch import joined
 from fitprune.scores import SCORES, Attended
 
 SIDES = ("left", "right")

@@ -6,31 +6,18 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import together
+from processes import shared, together
 
-from fitprune import ranks
 from fitprune.errors import FitPruneError
-from fitprune.ranks import ALONE, LostError, Ranks, joined
+from fitprune.launch import joined, says
+from fitprune.ranks import ALONE, LostError, Ranks, noticed
 
 CASES = [(0, None), (1, None), (7, None), (6, 4), (5, 0)]  # number of items, the one that fails
-
-
-def shared(work: Callable[[Ranks], Any]) -> Callable[[int], Any]:
-    """For `together`: work with the ranks that met."""
-
-    def run(rank: int) -> Any:
-        torch.manual_seed(rank)
-        with joined() as met:
-            assert (met.rank, met.leads) == (rank, rank == 0)
-            return work(met)
-
-    return run
 
 
 def deal(met: Ranks, count: int, failing: int | None, where: str) -> tuple[list[int], list[int], list[int], str | None]:
@@ -133,7 +120,7 @@ def test_a_killed_process_is_noticed(gone: int, tmp_path: Path) -> None:
             for result in met.in_order(range(9), int, run):
                 came.append(result)
         except LostError as error:
-            return came, str(error), ranks.says(error)
+            return came, str(error), says(error)
         return None
 
     found = together(2, shared(work))
@@ -172,73 +159,7 @@ def test_with_one_model_nobody_begins_what_another_cannot() -> None:
 
 
 def test_other_errors_of_an_exchange_are_not_taken_for_a_loss() -> None:
-    with pytest.raises(RuntimeError, match="out of memory"), ranks.noticed():
+    with pytest.raises(RuntimeError, match="out of memory"), noticed():
         raise RuntimeError("out of memory")
-    with pytest.raises(LostError), ranks.noticed():
+    with pytest.raises(LostError), noticed():
         raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
-
-
-def test_an_error_that_all_meet_is_said_once_and_other_ones_too() -> None:
-    def work(met: Ranks) -> list[bool]:
-        found = [ranks.says(FitPruneError("no such file"))]
-        found.append(ranks.says(FitPruneError(f"no device {met.rank}")))
-        met.gather(b"")  # the store is the first one's
-        return found
-
-    said = together(3, shared(work))
-    assert sum(one[0] for one in said) == 1
-    assert all(one[1] for one in said)
-
-
-def test_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR"):
-        monkeypatch.delenv(name, raising=False)
-    assert (ranks.started(), ranks.own_rank(), ranks.own_device()) == (1, 0, None)
-    with joined() as met:
-        assert met is ALONE
-    for told in ({"WORLD_SIZE": "2"}, {"WORLD_SIZE": "many", "RANK": "3"}, {"WORLD_SIZE": "2", "RANK": "x"}):
-        with monkeypatch.context() as patch:
-            for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", **told}.items():
-                patch.setenv(name, value)
-            assert (ranks.started(), ranks.own_rank()) == (1, 0), told
-
-
-@pytest.mark.parametrize(
-    ("environment", "one_model", "said"),
-    [
-        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, False, "use stage 3"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, False, "use stage 3"),
-        ({}, True, "torchrun"),
-        (
-            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "WORLD_SIZE": "2"},
-            True,
-            "torchrun",
-        ),
-        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "no"}, False, "cannot meet"),
-        (
-            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "nowhere.json"},
-            False,
-            "nowhere.json",
-        ),
-    ],
-)
-def test_what_cannot_be_shared_is_one_line(
-    environment: dict[str, str], one_model: bool, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(FitPruneError, match=said) as error, joined(one_model):
-        pass
-    assert "\n" not in str(error.value)
-
-
-def test_the_stage_of_a_deepspeed_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "ds.json"
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
-    file.write_text('{"zero_optimization": {"stage": 3}}')
-    assert ranks.zero_stage() == 3
-    for torn in ("[", "[]", '{"zero_optimization": []}'):
-        file.write_text(torn)
-        with pytest.raises(FitPruneError, match="DeepSpeed config"):
-            ranks.zero_stage()

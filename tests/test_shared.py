@@ -15,7 +15,7 @@ from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
 from fitprune.evaluation.answer import answer, encode_questions
 from fitprune.evaluation.questions import read_questions
-from fitprune.ranks import joined
+from fitprune.launch import joined
 
 ORIGINAL = Path(__file__).parent / "parity" / "llava15" / "checkpoint"
 QUESTIONS = read_questions(embedded().questions)[:5]

@@ -17,7 +17,7 @@ from ..checkpoints.original import OriginalCheckpoint, check_transformers, is_or
 from ..checkpoints.source import Source
 from ..embedded import MODELS, model_path
 from ..errors import FitPruneError, first_line
-from ..ranks import zero_stage
+from ..launch import zero_stage
 from .conversation import template_for
 from .family import Family
 from .loaded import Loaded

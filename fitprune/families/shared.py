@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from ..errors import FitPruneError, first_line
-from ..ranks import zero_stage
+from ..launch import zero_stage
 
 NEEDS = "pip install 'fitprune[deepspeed]'"
 

@@ -21,7 +21,7 @@ from ..embedded import MODELS, embedded
 from ..errors import FitPruneError
 from ..evaluation.questions import Question
 from ..families import Loaded, load
-from ..ranks import company, own_device, started
+from ..launch import company, own_device, started
 from ..ratio import parse_ratio
 from ..recipe import Recipe
 from ..scores import find_score

@@ -27,8 +27,8 @@ from tqdm import tqdm
 from ..errors import FitPruneError
 from ..families import Loaded
 from ..follow import led
+from ..launch import own_rank, started
 from ..prune import prune
-from ..ranks import own_rank, started
 from .arguments import Arguments
 from .conversation import Message, conversation, user_message
 from .settings import KNOWN, Settings, read_settings
