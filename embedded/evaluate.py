@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 with one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="embedded.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_model(parser)

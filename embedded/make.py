@@ -64,7 +64,7 @@ def figures(loaded: Loaded, args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, 2 with one line on stderr for bad input, 130 when interrupted."""
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="embedded.make", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     train.add_options(parser)

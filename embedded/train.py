@@ -290,7 +290,7 @@ def settings(args: argparse.Namespace) -> tuple[Plan, Run]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, 2 with one line on stderr for bad input, 130 when interrupted."""
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="embedded.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .calibrate import SAMPLES, Calibration
 from .embedded import MODEL_NAME, embedded
@@ -25,6 +25,13 @@ from .families.conversation import names
 from .launch import joined, own_device, own_rank, says, started
 from .ratio import parse_ratio
 from .scores import SCORES
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, as every error of ours is."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def ratio(text: str) -> float:

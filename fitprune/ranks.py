@@ -19,7 +19,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -59,6 +59,8 @@ class Ranks:
         one_model: They hold one model together (tensor parallelism), so each does every item.
         lockstep: Forwards are collective (ZeRO-3), so each has to do as many as the others.
         group: The process group they talk over, None for the default one.
+        held: Tensors of the last exchange. A thread of gloo's drops them some time after it; if it were the last to hold them it
+            would need Python's lock, and PyTorch 2.6 waits for that thread with the lock held when the group is freed.
     """
 
     rank: int = 0
@@ -66,6 +68,7 @@ class Ranks:
     one_model: bool = False
     lockstep: bool = False
     group: Any = None
+    held: list[Any] = field(default_factory=list, repr=False, compare=False)  # after `group`, and so freed after it
 
     @property
     def leads(self) -> bool:
@@ -83,11 +86,13 @@ class Ranks:
         mine = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
         with noticed():
             lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
-            dist.all_gather(lengths, torch.tensor([len(mine)]), group=self.group)
+            length = torch.tensor([len(mine)])
+            dist.all_gather(lengths, length, group=self.group)
             longest = max(int(length) for length in lengths)
             padded = torch.nn.functional.pad(mine, (0, longest - len(mine)))
             found = [torch.empty_like(padded) for _ in range(self.size)]
             dist.all_gather(found, padded, group=self.group)
+            self.held[:] = [lengths, length, padded, found]
         return [tensor[: int(length)].numpy().tobytes() for tensor, length in zip(found, lengths, strict=True)]
 
     def first(
@@ -113,6 +118,7 @@ class Ranks:
                 else torch.empty(int(length), dtype=torch.uint8)
             )
             dist.broadcast(data, 0, group=self.group)
+            self.held[:] = [length, data]
         return decode(_opened(data.numpy().tobytes()))
 
     def agree(self, what: str, data: bytes) -> None:

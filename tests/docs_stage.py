@@ -275,8 +275,10 @@ class Stage:
             return
         import uvicorn
 
-        def started(server: Any) -> None:
-            thread = threading.Thread(target=uvicorn.Server.serve_in_thread, args=(server,), daemon=True)  # type: ignore[attr-defined]
+        def started(server: Any, sockets: list[socket.socket]) -> None:
+            kept = [opened.dup() for opened in sockets]  # the command closes its own
+            self.at = "{}:{}".format(*kept[0].getsockname())
+            thread = threading.Thread(target=uvicorn.Server.serve_in_thread, args=(server, kept), daemon=True)  # type: ignore[attr-defined]
             thread.start()
             self._servers.append((server, thread))
             while not server.started:
@@ -285,11 +287,7 @@ class Stage:
 
         self.patch.setattr(uvicorn.Server, "serve_in_thread", uvicorn.Server.run, raising=False)
         self.patch.setattr(uvicorn.Server, "run", started)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        assert fitprune.cli.main([*words, "--port", str(port)]) == 0
-        self.at = f"127.0.0.1:{port}"
+        assert fitprune.cli.main([*words, "--port", "0"]) == 0
 
     def close(self) -> None:
         for server, thread in self._servers:

@@ -254,7 +254,7 @@ def test_questions_without_pictures_run_unpruned(tmp_path: Path, capsys: pytest.
 def test_what_cannot_be_kept_or_scored_is_found_out_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert main(["fit", "--output", str(tmp_path / "file" / "x.json"), "--model-path", "/no/such"]) == 2
-    assert "is a file, not a folder" in capsys.readouterr().err
+    assert "is a file: name a folder" in capsys.readouterr().err
     assert main(["eval", "--output", str(tmp_path), "--annotation-file", str(tmp_path / "none.json")]) == 2
     assert not list(tmp_path.glob("*.jsonl"))
 

@@ -12,6 +12,7 @@ import pytest
 import fitprune
 from fitprune import options
 from fitprune.embedded import MODELS, embedded, model_path
+from fitprune.embedded.__main__ import main as examples
 from fitprune.evaluation.benchmarks import find
 from fitprune.evaluation.questions import read_questions
 
@@ -101,3 +102,20 @@ def test_all_of_it_is_in_the_wheel() -> None:
     packed = {path for pattern in json.loads(patterns) for path in root.glob(pattern) if path.is_file()}
     files = {path for path in root.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert files <= packed
+
+
+def test_examples_are_written_into_a_folder_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert examples([str(tmp_path / "new")]) == 0
+    folder = tmp_path / "new"
+    questions = read_questions(folder / "questions.jsonl")
+    pictures = {str(question.image) for question in questions}
+    assert {path.name for path in (folder / "images").iterdir()} == pictures >= {"a.jpg", "b.jpg"}
+    known = {q.text: q for q in read_questions(embedded().questions)}
+    assert all(question.text in known for question in questions)
+    assert (folder / "picture.jpg").read_bytes() == embedded().picture.read_bytes()
+    before = (folder / "questions.jsonl").read_bytes()
+    assert examples([str(folder)]) == 2
+    assert "there already" in capsys.readouterr().err
+    assert examples([str(folder), "--overwrite"]) == 0
+    assert (folder / "questions.jsonl").read_bytes() == before
+    assert examples([str(folder / "picture.jpg")]) == 2

@@ -139,3 +139,19 @@ def test_what_only_a_server_scores_can_be_answered(name: str, loaded: Loaded) ->
         said = loaded.ask(question.text, data / benchmark.images / str(question.image))
         right += said == answer
     assert right / len(questions) > 0.75
+
+
+def test_a_part_of_mme_has_whole_pairs() -> None:
+    mme, gqa = BENCHMARKS["mme"], BENCHMARKS["gqa"]
+    questions = mme.read(DATA / mme.folder / mme.questions)
+    assert [len(mme.first(questions, limit)) for limit in (1, 2, 3, 7, 10**6)] == [2, 2, 2, 6, len(questions)]
+    assert mme.first(questions, None) == questions
+    assert mme.first(questions, 7) == questions[:6]
+    assert len(gqa.first(questions, 7)) == 7
+
+
+def test_an_odd_limit_of_mme_is_scored(tmp_path: Path) -> None:
+    flags = ["--limit", "3", "--no-dense", "--samples", "2", "--max_new_tokens", "2", "--output", str(tmp_path)]
+    assert main(["eval", "--benchmark", "mme", *flags]) == 0
+    (row,) = json.loads((tmp_path / "results.json").read_text())
+    assert len(answers_of(row)) == 2

@@ -68,6 +68,7 @@ def test_text_keeps_its_outer_white_space(tmp_path):
         ('{"question_id": null, "image": "a", "text": "t"}', "line 2.*whole number or a string"),
         ('{"question_id": 1, "image": 5, "text": "t"}', "line 2.*image must be a path"),
         ('{"question_id": 1, "image": "a", "text": ["t"]}', "line 2.*text must be a string"),
+        ('{"question_id": 1, "image": "a", "text": "is <image> a cat?"}', "line 2.*leave it out"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, says):

@@ -36,7 +36,7 @@ def _questions(path: str, content: bytes) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 after one line on stderr that says what is wrong."""
-    parser = argparse.ArgumentParser(prog="embedded.benchmarks", description="Write the embedded benchmarks.")
+    parser = options.Parser(prog="embedded.benchmarks", description="Write the embedded benchmarks.")
     parser.add_argument("dest", type=Path, metavar="DEST", help=f"folder that gets {', '.join(BENCHMARKS)}")
     parser.add_argument(
         "--pictures", type=int, help="pictures per benchmark, in MME per category (default: each its own)"

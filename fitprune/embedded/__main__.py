@@ -46,9 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 with one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="fitprune.embedded", description="Write a few embedded questions and pictures."
-    )
+    parser = options.Parser(prog="fitprune.embedded", description="Write a few embedded questions and pictures.")
     parser.add_argument("folder", help="where to: . for here")
     parser.add_argument("--overwrite", action="store_true", help="replace files of these names that are there")
     return options.guarded(run, parser, argv)

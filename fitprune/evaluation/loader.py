@@ -24,7 +24,7 @@ from .answer import answer
 
 def parser(model: str = MODEL_NAME) -> argparse.ArgumentParser:
     """The flags of `model_vqa_loader` and ours; model is what --model-path defaults to."""
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="model_vqa_loader", description="Answer a question file with a LLaVA, its visual tokens pruned by a recipe.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip

@@ -21,6 +21,7 @@ from typing import Any, TypeGuard, TypeVar
 
 from ..errors import FitPruneError
 
+IMAGE = "<image>"  # stands for a picture in prompts, and so in no question
 Item = TypeVar("Item")
 
 
@@ -162,6 +163,8 @@ def _question(entry: dict[str, Any], where: str) -> Question:
         raise FitPruneError(f"{where}: text must be a string, not {text!r}")
     if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
         raise FitPruneError(f"{where}: text has half of a surrogate pair, which is no character: repair the line")
+    if IMAGE in text:
+        raise FitPruneError(f"{where}: text contains {IMAGE}: leave it out, the picture's place is before the text")
     if image is not None and not isinstance(image, str):
         raise FitPruneError(f"{where}: image must be a path inside the image folder, not {image!r}")
     return Question(question_id, image, text, None if category is None else str(category))

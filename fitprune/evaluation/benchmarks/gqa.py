@@ -247,7 +247,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """GQA's `eval.py`: 0, or 2 with one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="eval", description="GQA's figures of a predictions file.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )  # fmt: skip
     parser.add_argument("--tier", default="val", help="which split, in the names of the files")
@@ -272,7 +272,7 @@ def run_convert(args: argparse.Namespace) -> int:
 
 def convert_main(argv: Sequence[str] | None = None) -> int:
     """LLaVA's `convert_gqa_for_eval`: 0, or 2 with one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(prog="convert_gqa_for_eval", description="Predictions for GQA's evaluation tool.")
+    parser = options.Parser(prog="convert_gqa_for_eval", description="Predictions for GQA's evaluation tool.")
     parser.add_argument("--src", help="answers file (JSON lines)")
     parser.add_argument("--dst", help="where the predictions go, such as testdev_balanced_predictions.json")
     return options.guarded(run_convert, parser, argv)

@@ -208,7 +208,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`convert_mmbench_for_submission`: 0, or 2 with one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="convert_mmbench_for_submission", description="MMBench's answers as the xlsx file that its server takes."
     )
     parser.add_argument("--annotation-file", required=True, help="the table that was asked")

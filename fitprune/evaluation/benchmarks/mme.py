@@ -267,7 +267,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`convert_answer_to_mme` and `calculation`: 0, or 2 with one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(prog="mme", description="Convert answers for MME's tool, and compute its scores.")
+    parser = options.Parser(prog="mme", description="Convert answers for MME's tool, and compute its scores.")
     parser.add_argument("--experiment", help="convert answers/EXPERIMENT.jsonl into eval_tool/answers/EXPERIMENT/")
     parser.add_argument("--results_dir", help="score the text files in this folder")
     parser.add_argument("--data", default=".", help="MME's folder, for --experiment (default: the current one)")

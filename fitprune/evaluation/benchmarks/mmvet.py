@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`convert_mmvet_for_eval`: 0, or 2 with one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="convert_mmvet_for_eval", description="MM-Vet's answers as the JSON file that its notebook takes."
     )
     parser.add_argument("--src", required=True, help="answers file (JSON lines)")

@@ -189,7 +189,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`eval_pope`: 0, or 2 with one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(prog="eval_pope", description="POPE's figures of an answers file, split by split.")
+    parser = options.Parser(prog="eval_pope", description="POPE's figures of an answers file, split by split.")
     parser.add_argument("--annotation-dir", help=f"folder of {PREFIX}<split>{SUFFIX}")
     parser.add_argument("--question-file", help=f"{QUESTIONS}, for the split of each question")
     parser.add_argument("--result-file", help="answers file (JSON lines) to score")

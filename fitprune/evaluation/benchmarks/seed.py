@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`convert_seed_for_submission`: 0, or 2 with one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="convert_seed_for_submission", description="SEED-Bench's accuracy of an answers file, and its upload file."
     )
     parser.add_argument("--annotation-file", help=ANNOTATIONS)

@@ -179,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None, any_start: bool = False) -> int:
     """`eval_science_qa`: 0, or 2 with one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(prog="eval_science_qa", description="ScienceQA's accuracy of an answers file.")
+    parser = options.Parser(prog="eval_science_qa", description="ScienceQA's accuracy of an answers file.")
     parser.add_argument("--base-dir", help="folder of pid_splits.json and problems.json")
     parser.add_argument("--result-file", help="answers file (JSON lines) to score")
     parser.add_argument("--output-file", help="where the analysis of each answer goes")

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`convert_vizwiz_for_submission`: 0, or 2 with one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="convert_vizwiz_for_submission", description="VizWiz's answers as the JSON file that its server takes."
     )
     parser.add_argument("--annotation-file", required=True, help=f"the questions, {QUESTIONS}")
