@@ -419,10 +419,10 @@ def test_an_upload_cut_off_is_quiet_and_swept(
             if left := set(served.uploads.glob("tmp*")) - before:
                 break
             time.sleep(0.05)
+    assert left
+    time.sleep(0.3)  # until the server has noticed
     for path in left:
         os.utime(path, (0, 0))
-    assert left
-    time.sleep(0.3)
     assert "Traceback" not in capfd.readouterr().err
     assert not [record for record in caplog.records if record.exc_info]
     sweeper = Uploads(served.uploads)
