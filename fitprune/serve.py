@@ -37,6 +37,7 @@ from .recipe import Recipe
 from .scores import SCORES
 from .strangers import MAX_BYTES, check_bytes, read_strange
 
+CLOSED = ("/v1/audio/transcriptions",)  # no model here hears, and strangers' sound would be decoded first
 PICTURES = 8  # of one request: more of LLaVA-1.5's than its 4096 positions hold
 MOST = (
     3 * MAX_BYTES
@@ -137,6 +138,7 @@ def server(
     _say_what_is_wrong(serving._completion_handler, "prompt")
     _say_what_is_wrong(serving._response_handler, "input")
     config = serving.server.config
+    config.app.router.routes[:] = [one for one in config.app.router.routes if getattr(one, "path", "") not in CLOSED]
     config.app.add_exception_handler(FitPruneError, _unprocessable)
     config.app = Guard(config.app, host, lambda _: MOST)
     return serving.server
@@ -160,12 +162,15 @@ def _say_what_is_wrong(handler: Any, asks: str) -> None:
 
     def checked(body: dict[str, Any]) -> None:
         validate(body)
+        with explained("chat_template_kwargs must be an object"):
+            dict(body.get("chat_template_kwargs") or {})
         if not body.get(asks):
             raise FitPruneError(f"this request asks nothing: send {asks}")
 
     def configured(*args: Any, **kwargs: Any) -> Any:
         made = configure(*args, **kwargs)
         made.validate()
+        "".join(made.stop_strings or "")  # a text, or texts
         return made
 
     handler._validate_request = checked

@@ -255,6 +255,9 @@ def refused(url: str, body: dict[str, Any], **headers: str) -> tuple[int, str]:
         ({"messages": HELLO, "max_tokens": -1}, "max_new_tokens"),
         ({"messages": HELLO, "max_tokens": "many"}, "many"),
         ({"messages": HELLO, "generation_config": "{"}, "generation settings"),
+        ({"messages": HELLO, "stop": 5}, "generation settings"),
+        ({"messages": HELLO, "stop": ["x", 5]}, "generation settings"),
+        ({"messages": HELLO, "chat_template_kwargs": 5}, "chat_template_kwargs"),
     ],
 )
 def test_bad_requests_are_answered_in_words(running: tuple[Loaded, str], body: dict[str, Any], said: str) -> None:
@@ -283,6 +286,7 @@ def test_other_routes_answer_in_words(running: tuple[Loaded, str]) -> None:
     assert "send input" in refused(f"{at}/v1/responses", {})[1]
     assert refused(f"{at}/v1/responses", {"input": [7]})[0] == 422
     assert "send prompt" in refused(f"{at}/v1/completions", {})[1]
+    assert refused(f"{at}/v1/audio/transcriptions", {})[0] == 404
 
 
 @served
