@@ -28,6 +28,13 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def open_to(host: str, what: str) -> str:
+    """The line that warns of a host which others reach, empty for loopback; `what` is what they can use then."""
+    if is_loopback(host):
+        return ""
+    return f"warning: {host} is not loopback: whoever reaches this machine can use {what}, without a password and unencrypted"
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one.
 

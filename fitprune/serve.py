@@ -7,7 +7,8 @@ original layout and those without a chat template are served as well. Requests w
 
 Left out: the server's continuous batching, which needs paged attention, and its `--compile`, which needs a static cache:
 neither can be pruned. Pictures are taken as `data:` URLs only: nothing is fetched and no file opened because a client
-says so. A system message is refused, since the template has the system text that the checkpoint was trained with.
+says so, and what they hold is read as the demo reads uploads (strangers.py); names, sites and lengths of requests are looked at
+as there (guard.py). A system message is refused, since the template has the system text that the checkpoint was trained with.
 
     fitprune serve --reduction-ratio 0.6 --port 8000
 """
@@ -16,9 +17,8 @@ from __future__ import annotations
 
 import argparse
 import base64
-import binascii
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -26,15 +26,22 @@ from PIL import Image
 from . import options
 from .calibrate import Calibration, choose, file_name
 from .embedded import MODELS, embedded
-from .errors import FitPruneError
+from .errors import FitPruneError, explained
 from .families import Loaded, load
 from .families.conversation import build_prompt
-from .families.loaded import read_image
 from .families.pieces import IMAGE
-from .ports import listen, port, shown
+from .guard import Guard
+from .ports import listen, open_to, port, shown
 from .prune import attach
 from .recipe import Recipe
 from .scores import SCORES
+from .strangers import MAX_BYTES, check_bytes, read_strange
+
+CLOSED = ("/v1/audio/transcriptions",)  # no model here hears, and strangers' sound would be decoded first
+PICTURES = 8  # of one request: more of LLaVA-1.5's than its 4096 positions hold
+MOST = (
+    3 * MAX_BYTES
+)  # bytes of a request: two of the largest pictures in base64, which takes 4 for 3, and what is around them
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -47,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--recipe", default=None, help="a recipe file to use instead (fitprune fit makes them)")
     group.add_argument("--score", default="fitprune", choices=list(SCORES), help="how tokens are ranked")
     group = parser.add_argument_group("server")
-    group.add_argument("--host", default="127.0.0.1", help="address to listen at")
+    group.add_argument("--host", default="127.0.0.1", help="where to listen; anything but loopback lets others in")
     group.add_argument("--port", type=port, default=8000, help="0 takes a free one")
 
 
@@ -55,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     """Loads, attaches and serves until interrupted."""
     needed()
     with listen(args.host, args.port) as socket:
+        if warning := open_to(args.host, "the model"):
+            print(f"fitprune serve: {warning}", flush=True)
         loaded = load(args.model_path, **options.load_options(args))
         recipe, source = recipe_for(loaded, args.reduction_ratio, args.recipe)
         made = server(loaded, recipe, score=args.score, host=args.host, port=args.port)
@@ -125,7 +134,57 @@ def server(
     manager.get_model_modality = lambda *_, **__: Modality.VLM
     known = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "fitprune"}
     manager.get_gen_models = lambda *_, **__: [known]
+    _say_what_is_wrong(serving._chat_handler, "messages")
+    _say_what_is_wrong(serving._completion_handler, "prompt")
+    _say_what_is_wrong(serving._response_handler, "input")
+    config = serving.server.config
+    config.app.router.routes[:] = [one for one in config.app.router.routes if getattr(one, "path", "") not in CLOSED]
+    config.app.add_exception_handler(FitPruneError, _unprocessable)
+    config.app = Guard(config.app, host, lambda _: MOST)
     return serving.server
+
+
+def _say_what_is_wrong(handler: Any, asks: str) -> None:
+    """Makes errors of ours out of what transformers raises over the parts of a request that it takes as they come.
+
+    Args:
+        asks: The field that a request to this handler must have.
+    """
+
+    def words(what: str, name: str, called: Callable[..., Any]) -> None:
+        def saying(*args: Any, **kwargs: Any) -> Any:
+            with explained(what):
+                return called(*args, **kwargs)
+
+        setattr(handler, name, saying)
+
+    validate, configure = handler._validate_request, handler._build_generation_config
+
+    def checked(body: dict[str, Any]) -> None:
+        validate(body)
+        with explained("chat_template_kwargs must be an object"):
+            dict(body.get("chat_template_kwargs") or {})
+        if not body.get(asks):
+            raise FitPruneError(f"this request asks nothing: send {asks}")
+
+    def configured(*args: Any, **kwargs: Any) -> Any:
+        made = configure(*args, **kwargs)
+        made.validate()
+        "".join(made.stop_strings or "")  # a text, or texts
+        return made
+
+    handler._validate_request = checked
+    words("these generation settings cannot be used", "_build_generation_config", configured)
+    for name in ("_normalize_input", "get_processor_inputs_from_messages"):
+        if hasattr(handler, name):
+            words(f"these {asks} are not what OpenAI's API takes", name, getattr(handler, name))
+
+
+async def _unprocessable(_: Any, error: Exception) -> Any:
+    """Status 422 and the one line."""
+    from fastapi.responses import JSONResponse
+
+    return JSONResponse({"detail": str(error)}, 422)
 
 
 class Prompts:
@@ -136,15 +195,15 @@ class Prompts:
         self.tokenizer = loaded.tokenizer
 
     def apply_chat_template(self, messages: Messages, **_: Any) -> Any:
-        """Model inputs of a conversation, [1, …]; what cannot be asked is answered with status 422 and the reason."""
-        from fastapi import HTTPException
+        """Model inputs of a conversation, [1, …].
+
+        Raises:
+            FitPruneError: as `conversation`, and for a prompt that is too long.
+        """
         from transformers import BatchFeature
 
-        try:
-            turns, images = conversation(messages)
-            return BatchFeature(self.loaded.encode([(build_prompt(self.loaded.template, turns), images)]))
-        except FitPruneError as error:
-            raise HTTPException(422, str(error)) from None
+        turns, images = conversation(messages)
+        return BatchFeature(self.loaded.encode([(build_prompt(self.loaded.template, turns), images)]))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.tokenizer(*args, **kwargs)
@@ -159,7 +218,8 @@ def conversation(messages: Messages) -> tuple[list[tuple[str, str | None]], list
     Args:
         messages: As the server hands them on: `role`, and `content`, parts of type "text" and "image" (with `url`).
     Raises:
-        FitPruneError: another role or order than user, assistant, …, user; a part or picture that cannot be taken.
+        FitPruneError: another role or order than user, assistant, …, user; a part or picture that cannot be taken, or more
+            than `PICTURES`.
     """
     turns: list[tuple[str, str | None]] = []
     pictures: list[Image.Image] = []
@@ -169,8 +229,11 @@ def conversation(messages: Messages) -> tuple[list[tuple[str, str | None]], list
         unknown = {part["type"] for part in message["content"]} - {"text", "image"}
         if unknown:
             raise FitPruneError(f"only text and pictures can be asked about, not {', '.join(sorted(unknown))}")
-        text = "\n".join(part["text"] for part in message["content"] if part["type"] == "text")
-        images = [picture(part["url"]) for part in message["content"] if part["type"] == "image"]
+        text = "\n".join(str(part["text"]) for part in message["content"] if part["type"] == "text")
+        urls = [str(part["url"]) for part in message["content"] if part["type"] == "image"]
+        if len(pictures) + len(urls) > PICTURES:
+            raise FitPruneError(f"at most {PICTURES} pictures are taken in a request, those of earlier turns included")
+        images = [picture(url) for url in urls]
         pictures += images
         if number % 2:
             turns[-1] = turns[-1][0], text
@@ -185,13 +248,14 @@ def picture(url: str) -> Image.Image:
     """The picture in a `data:image/…;base64,…` URL.
 
     Raises:
-        FitPruneError: for any other URL, and for what is no picture.
+        FitPruneError: for any other URL, for what is no picture, and for one that is too large.
     """
     head, comma, data = url.partition(",")
     if not (head.startswith("data:image/") and head.endswith(";base64") and comma):
         raise FitPruneError("pictures must come within the request, as data:image/png;base64,… URLs")
+    check_bytes(3 * (len(data) // 4 - 1))  # before it is decoded; `read_strange` counts to the byte
     try:
         content = base64.b64decode(data, validate=True)
-    except binascii.Error:
+    except ValueError:  # not base64, or not ASCII
         raise FitPruneError("this picture's base64 is damaged") from None
-    return read_image("in the request", content=content)
+    return read_strange(content)

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
-from test_demo_engine import NUMBER, WORD, picture, png, saved
+from test_demo_engine import NUMBER, WORD, picture
+from test_strangers import png, saved
 
 import fitprune
 from fitprune.calibrate import Calibration, observe_questions
@@ -32,10 +34,11 @@ from fitprune.demo.engine import Comparison, Engine
 from fitprune.demo.figures import size
 from fitprune.demo.page import QUEUE
 from fitprune.demo.server import API, server
-from fitprune.demo.upload import MAX_BYTES
+from fitprune.demo.uploads import Uploads
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
 from fitprune.ports import listen
+from fitprune.strangers import MAX_BYTES
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -217,7 +220,7 @@ def test_bad_pictures_are_refused_and_a_good_one_still_works(user: User) -> None
         "This file is not a picture, whatever its name says": ("text.png", b"Just text, whatever it is called.\n" * 9),
         "This picture is damaged and cannot be read": ("broken.png", saved(picture("0"), "PNG")[:9000]),
         "This picture has far too many pixels": ("bomb.png", png(60000, 60000)),
-        "This picture has 30000 × 900 pixels, and at most 8192 a side": ("wide.png", png(30000, 900)),
+        "This picture has 30000 × 900 pixels, and at most 4096 a side": ("wide.png", png(30000, 900)),
         "This file is not a picture": ("drawn.svg", b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"),
     }
     for said, (name, content) in bad.items():
@@ -381,6 +384,51 @@ def test_no_other_routes_are_open(served: Served) -> None:
         assert http(served, path)[0] == 404, path
     assert http(served, f"{API}/run/predict", {"data": []})[0] == 404
     assert http(served, "/", Host="evil.example")[0] == 421
+
+
+def test_other_sites_cannot_upload(served: Served) -> None:
+    before = set(served.uploads.rglob("*"))
+    for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        assert http(served, f"{API}/upload", {}, **headers)[0] == 403
+    assert set(served.uploads.rglob("*")) == before
+
+
+def test_a_length_beside_chunks_is_not_believed(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", urlsplit(served.address).port)) as raw:
+        lines = [
+            f"POST {API}/queue/join HTTP/1.1",
+            "Host: 127.0.0.1",
+            "Content-Length: 10",
+            "Transfer-Encoding: chunked",
+        ]
+        raw.sendall("\r\n".join([*lines, "", "10000", ""]).encode() + bytes(2**16))
+        assert raw.recv(99).startswith(b"HTTP/1.1 411")
+
+
+def test_an_upload_cut_off_is_quiet_and_swept(
+    served: Served, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    before = set(served.uploads.glob("tmp*"))
+    head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    with socket.create_connection(("127.0.0.1", urlsplit(served.address).port)) as raw:
+        lines = [f"POST {API}/upload HTTP/1.1", "Host: 127.0.0.1", "Content-Length: 99999"]
+        raw.sendall(
+            "\r\n".join([*lines, "Content-Type: multipart/form-data; boundary=b", "", ""]).encode() + head + bytes(999)
+        )
+        for _ in range(200):
+            if left := set(served.uploads.glob("tmp*")) - before:
+                break
+            time.sleep(0.05)
+    assert left
+    time.sleep(0.3)  # until the server has noticed
+    for path in left:
+        os.utime(path, (0, 0))
+    assert "Traceback" not in capfd.readouterr().err
+    assert not [record for record in caplog.records if record.exc_info]
+    sweeper = Uploads(served.uploads)
+    sweeper.ours -= left
+    sweeper.sweep()
+    assert not set(served.uploads.glob("tmp*")) & left
 
 
 def test_the_page_names_no_telemetry(served: Served) -> None:

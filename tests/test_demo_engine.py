@@ -1,26 +1,22 @@
-"""The demo without a web page: answers and figures against the parts they are made of, uploads, the guard, the command."""
+"""The demo without a web page: answers and figures against the parts they are made of, the guard, the command."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import json
 import math
 import re
 import signal
-import struct
 import sys
 import threading
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
+from test_guard import called, echo
 
 import fitprune
 from fitprune.calibrate import Calibration, observe_questions
@@ -28,11 +24,13 @@ from fitprune.cli import main
 from fitprune.demo import command, figures, page, server
 from fitprune.demo import engine as engine_module
 from fitprune.demo.engine import MAX_QUESTION, Answer, Comparison, Engine
-from fitprune.demo.upload import MAX_BYTES, MAX_SIDE, read_upload
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
+from fitprune.guard import Guard
 from fitprune.methods import METHODS, recipes
+from fitprune.ports import is_loopback, listen
 from fitprune.recipe import Recipe
+from fitprune.strangers import MAX_BYTES
 
 NUMBER, WORD = "What number is written?", "What word is written?"
 
@@ -70,6 +68,7 @@ def test_a_comparison_is_what_its_parts_say(engine: Engine, method: str) -> None
     assert made.pruned.alive == [tokens, *recipe.alive(tokens, layers)]
     assert len(made.frames) == layers + 1
     assert made.frames[0] != made.frames[-1]
+    assert made.visual_reduction == loaded.cost.visual_reduction_of_alive(recipe.alive(tokens, layers), tokens)
     assert 0.5 <= made.visual_reduction < 0.65
     text = len(loaded.token_ids(loaded.prompt(WORD), [image])) - tokens
     for answer, gone in ((made.dense, [0] * layers), (made.pruned, recipe.deletions(tokens, layers))):
@@ -106,6 +105,14 @@ def test_recipes_are_made_once_and_are_those_of_methods(engine: Engine) -> None:
         made = engine.recipe(name, 0.6, 144)
         assert made == recipes(engine.stats, [name], [0.6])[name, 0.6]
         assert engine.recipe(name, 0.6 + 1e-9, 144)[0] is made[0]
+
+
+def test_no_spelling_of_a_method_is_fitted_anew(engine: Engine) -> None:
+    before = dict(engine._recipes)
+    for name in (" fitprune", "fitprune samples=2", "fitprune criterion=cross"):
+        with pytest.raises(FitPruneError, match="use one of fitprune"):
+            engine.recipe(name, 0.6, 144)
+    assert engine._recipes == before
 
 
 def test_without_statistics_published_recipes_and_solved_schedules(engine: Engine) -> None:
@@ -161,7 +168,10 @@ def test_two_users_at_once_get_what_they_get_alone(engine: Engine) -> None:
         ("Why?", 0.95, "fitprune", "from 0 to 90%"),
         ("Why?", -0.1, "fitprune", "from 0 to 90%"),
         ("Why?", math.nan, "fitprune", "from 0 to 90%"),
+        ("Why?", 10**400, "fitprune", "from 0 to 90%"),
         ("Why?", 0.5, "magic", "unknown method"),
+        ("Why?", 0.5, "fitprune samples=2", "unknown method"),
+        ("Why?", 0.5, " fitprune", "unknown method"),
         ("Why?", 0.9, "pyramiddrop", "pyramiddrop: "),
     ],
 )
@@ -194,97 +204,6 @@ def test_stopping_ends_an_answer_at_the_next_token(engine: Engine, monkeypatch: 
     assert len(forwards) == 1
 
 
-# ---- uploads
-
-
-def png(width: int, height: int) -> bytes:
-    """A black-and-white PNG whose header is true and whose pixels are a few."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
-    )
-
-
-def saved(image: Image.Image, form: str, **options: Any) -> bytes:
-    content = io.BytesIO()
-    image.save(content, form, **options)
-    return content.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "not a picture"),
-        (b"Just text, whatever it is called.\n", "not a picture"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
-        (saved(Image.new("RGB", (9, 9)), "TIFF"), "not a picture"),
-        (saved(picture("0"), "PNG")[:9000], "damaged"),
-        (saved(picture("0"), "JPEG")[:900], "damaged"),
-        (png(60000, 60000), "far too many pixels"),
-        (png(MAX_SIDE + 1, 10), f"{MAX_SIDE + 1} × 10 pixels"),
-        (png(12000, 12000), "12000 × 12000 pixels"),
-    ],
-)
-def test_what_is_no_picture_is_refused_in_words(tmp_path: Path, content: bytes, said: str) -> None:
-    (tmp_path / "upload.png").write_bytes(content)
-    with pytest.raises(FitPruneError, match=said) as caught:
-        read_upload(tmp_path / "upload.png")
-    assert str(tmp_path) not in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_of_too_many_bytes_is_not_opened(tmp_path: Path) -> None:
-    with open(tmp_path / "upload.png", "wb") as file:
-        file.write(png(8, 8))
-        file.truncate(MAX_BYTES + 1)
-    with pytest.raises(FitPruneError, match="larger than 20 MB"):
-        read_upload(tmp_path / "upload.png")
-
-
-@pytest.mark.parametrize("form", ["PNG", "GIF", "BMP", "WEBP"])
-def test_pictures_are_read_whatever_they_are_called(tmp_path: Path, form: str) -> None:
-    image = Image.new("RGB", (30, 20), "red")
-    (tmp_path / "upload.txt").write_bytes(saved(image, form, **({"lossless": True} if form == "WEBP" else {})))
-    assert read_upload(tmp_path / "upload.txt").tobytes() == image.tobytes()
-
-
-def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turn a quarter clockwise
-    image = Image.new("RGB", (64, 32), "black")
-    image.paste("white", (0, 0, 32, 32))
-    (tmp_path / "upload.jpg").write_bytes(saved(image, "JPEG", exif=exif))
-    upright = read_upload(tmp_path / "upload.jpg")
-    assert upright.size == (32, 64)
-    assert upright.getpixel((16, 8)) == (255, 255, 255)
-    assert upright.getpixel((16, 56)) == (0, 0, 0)
-
-
-WHOLE = [saved(Image.effect_noise((20, 20), 50).convert("RGB"), form) for form in ("PNG", "JPEG", "GIF", "BMP", "WEBP")]
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.sampled_from(WHOLE), st.data())
-def test_a_damaged_file_is_a_picture_or_a_sentence(
-    tmp_path_factory: pytest.TempPathFactory, whole: bytes, data: Any
-) -> None:
-    content = bytearray(whole)
-    for _ in range(data.draw(st.integers(1, 6))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path = tmp_path_factory.getbasetemp() / "upload"
-    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
-    try:
-        read = read_upload(path).mode
-    except FitPruneError as error:
-        read = str(error)
-    assert str(path) not in read
-    assert read != ""
-
-
 # ---- figures and words
 
 
@@ -315,6 +234,12 @@ def test_times_in_words() -> None:
     assert (figures.seconds(0.04), figures.seconds(2.34), figures.size(3 * 2**30)) == ("40 ms", "2.3 s", "3.00 GiB")
 
 
+@pytest.mark.parametrize("sent", [10**400, -(10**400), math.inf, math.nan, True, "60", None])
+def test_what_a_slider_does_not_send_is_said(sent: Any) -> None:
+    with pytest.raises(FitPruneError, match="The ratio must be a number"):
+        page._number(sent, "ratio")
+
+
 def test_every_method_is_explained() -> None:
     assert list(page.EXPLAINED) == list(METHODS)
 
@@ -329,52 +254,15 @@ def test_the_embedded_model_says_what_it_is(engine: Engine) -> None:
 # ---- the guard
 
 
-def called(
-    guard: server.Guard, method: str, path: str, body: bytes = b"", **headers: str
-) -> tuple[int, dict[str, str], bytes]:
-    """One request; headers with _ for -."""
-    given_headers = {"host": "127.0.0.1:7860", "content-length": str(len(body))} | {
-        k.replace("_", "-"): v for k, v in headers.items()
-    }
-    scope = {
-        "type": "http", "method": method, "path": path,
-        "headers": [(name.encode(), value.encode()) for name, value in given_headers.items()],
-    }  # fmt: skip
-    parts = [body[at : at + 7] for at in range(0, len(body), 7)] or [b""]
-    waiting = [
-        {"type": "http.request", "body": part, "more_body": at < len(parts) - 1} for at, part in enumerate(parts)
-    ]
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        return waiting.pop(0)
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    asyncio.run(guard(scope, receive, send))
-    said = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], said, b"".join(message.get("body", b"") for message in sent)
-
-
-async def echo(scope: Any, receive: Any, send: Any) -> None:
-    body, more = b"", True
-    while more:
-        message = await receive()
-        body, more = body + message["body"], message["more_body"]
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/html")]})
-    await send({"type": "http.response.body", "body": body})
-
-
 @pytest.fixture
-def guard(tmp_path: Path) -> server.Guard:
-    return server.Guard(echo, tmp_path, "127.0.0.1")
+def guard(tmp_path: Path) -> Guard:
+    return server.guard(echo, tmp_path, "127.0.0.1")
 
 
 JOIN = f"{server.API}/queue/join"
 
 
-def test_the_guard_lets_the_page_through_and_adds_its_policy(guard: server.Guard) -> None:
+def test_the_guard_lets_the_page_through_and_adds_its_policy(guard: Guard) -> None:
     status, headers, _ = called(guard, "GET", "/")
     assert (status, headers["content-type"]) == (200, "text/html")
     assert "default-src 'self'" in headers["content-security-policy"]
@@ -396,22 +284,11 @@ def test_the_guard_lets_the_page_through_and_adds_its_policy(guard: server.Guard
         ("GET", "/\nconfig"),
     ],
 )  # fmt: skip
-def test_the_guard_knows_no_other_routes(guard: server.Guard, method: str, path: str) -> None:
+def test_the_guard_knows_no_other_routes(guard: Guard, method: str, path: str) -> None:
     assert called(guard, method, path)[0] == 404
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "", "10.0.0.1:7860"])
-def test_a_name_that_is_not_this_machine_is_turned_away(guard: server.Guard, tmp_path: Path, host: str) -> None:
-    assert called(guard, "GET", "/", host=host)[0] == 421
-    assert called(server.Guard(echo, tmp_path, "0.0.0.0"), "GET", "/", host=host)[0] == 200  # opened on purpose
-
-
-@pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1", "[::1]:7860"])
-def test_this_machine_has_several_names(guard: server.Guard, host: str) -> None:
-    assert called(guard, "GET", "/", host=host)[0] == 200
-
-
-def test_bodies_are_bounded(guard: server.Guard) -> None:
+def test_bodies_are_bounded(guard: Guard) -> None:
     upload = f"{server.API}/upload"
     assert called(guard, "POST", upload, content_length=str(MAX_BYTES))[0] == 200
     assert called(guard, "POST", upload, content_length=str(2 * MAX_BYTES))[0] == 413
@@ -420,7 +297,7 @@ def test_bodies_are_bounded(guard: server.Guard) -> None:
     assert called(guard, "POST", upload, content_length="-1")[0] == 411
 
 
-def test_a_call_names_uploaded_files_only(guard: server.Guard, tmp_path: Path) -> None:
+def test_a_call_names_uploaded_files_only(guard: Guard, tmp_path: Path) -> None:
     def join(path: Any) -> tuple[int, bytes]:
         body = json.dumps({"data": [{"deep": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}]}).encode()
         status, _, said = called(guard, "POST", JOIN, body)
@@ -448,7 +325,7 @@ def test_what_cannot_start_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(command, "gradio", lambda: None)
-    with server.listen("127.0.0.1", 0) as taken:
+    with listen("127.0.0.1", 0) as taken:
         assert main(["demo", "--port", str(taken.getsockname()[1])]) == 2
     assert "give another --port" in capsys.readouterr().err
     assert main(["demo", "--host", "no.such.host.invalid", "--port", "0"]) == 2
@@ -482,4 +359,4 @@ def test_no_option_shares_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     [("127.0.0.1", True), ("127.1.2.3", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False), ("a.b", False)],
 )  # fmt: skip
 def test_what_is_loopback(host: str, loopback: bool) -> None:
-    assert server.is_loopback(host) is loopback
+    assert is_loopback(host) is loopback

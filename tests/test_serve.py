@@ -17,14 +17,17 @@ from multimodal import Recorded
 from PIL import Image
 
 import fitprune
-from fitprune import FitPruneError, Recipe
+from fitprune import FitPruneError, Recipe, serve
 from fitprune.attach import attachment_of
 from fitprune.cli import main
 from fitprune.embedded import embedded
 from fitprune.evaluation.questions import read_questions
 from fitprune.families import Loaded
 from fitprune.families.loaded import read_image
-from fitprune.serve import Prompts, conversation, needed, picture, recipe_for, server
+from fitprune.prune import Pruning
+from fitprune.scores import SCORES
+from fitprune.serve import PICTURES, Prompts, conversation, needed, picture, recipe_for, server
+from fitprune.strangers import MAX_BYTES, MAX_SIDE
 
 QUESTIONS = [question for question in read_questions(embedded().questions) if question.category == "number"][:3]
 RECIPE = Recipe.step(layer=1, keep=0.5)
@@ -98,10 +101,37 @@ def test_nothing_is_fetched_or_opened(url: str) -> None:
         picture(url)
 
 
-@pytest.mark.parametrize(("data", "said"), [("!", "base64"), ("aGVsbG8=", "cannot read image")])
+EPS = base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n").decode()
+LARGE = data_url(Image.new("1", (MAX_SIDE + 1, 9))).partition(",")[2]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("!", "base64"),
+        ("é", "base64"),
+        ("aGVsbG8=", "not a picture"),
+        (EPS, "not a picture"),
+        (LARGE, "make it smaller"),
+    ],
+)
 def test_what_is_no_picture_is_refused(data: str, said: str) -> None:
     with pytest.raises(FitPruneError, match=said):
         picture(f"data:image/png;base64,{data}")
+
+
+def test_too_many_bytes_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base64, "b64decode", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(FitPruneError, match="larger than 20 MB"):
+        picture("data:image/png;base64," + "A" * (4 * MAX_BYTES // 3 + 9))
+
+
+def test_pictures_of_a_request_are_counted() -> None:
+    part = {"type": "image", "url": data_url(Image.new("RGB", (4, 4)))}
+    assert len(conversation([{"role": "user", "content": [part] * PICTURES}])[1]) == PICTURES
+    halves = [{"role": "user", "content": [part] * PICTURES}, {"role": "assistant", "content": []}]
+    with pytest.raises(FitPruneError, match=f"at most {PICTURES} pictures"):
+        conversation([*halves, {"role": "user", "content": [part]}])
 
 
 # Recipes
@@ -198,6 +228,96 @@ def test_what_cannot_be_asked_says_why(running: tuple[Loaded, str]) -> None:
         post(f"{at}/v1/chat/completions", messages=[{"role": "system", "content": "Be brief."}])
     assert refused.value.code == 422
     assert "template" in json.loads(refused.value.read())["detail"]
+
+
+HELLO = [{"role": "user", "content": "Hello?"}]
+
+
+def refused(url: str, body: dict[str, Any], **headers: str) -> tuple[int, str]:
+    """Status and answer of a request that is refused."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json", **headers})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=60)
+    return caught.value.code, caught.value.read().decode()
+
+
+@served
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "send messages"),
+        ({"messages": "Hello?"}, "OpenAI"),
+        ({"messages": [7]}, "OpenAI"),
+        ({"messages": [{"content": "Hello?"}]}, "OpenAI"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "OpenAI"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 7}]}]}, "within the request"),
+        ({"messages": [{"role": "user", "content": 7}]}, "OpenAI"),
+        ({"messages": HELLO, "max_tokens": -1}, "max_new_tokens"),
+        ({"messages": HELLO, "max_tokens": "many"}, "many"),
+        ({"messages": HELLO, "generation_config": "{"}, "generation settings"),
+        ({"messages": HELLO, "stop": 5}, "generation settings"),
+        ({"messages": HELLO, "stop": ["x", 5]}, "generation settings"),
+        ({"messages": HELLO, "chat_template_kwargs": 5}, "chat_template_kwargs"),
+    ],
+)
+def test_bad_requests_are_answered_in_words(running: tuple[Loaded, str], body: dict[str, Any], said: str) -> None:
+    status, answer = refused(f"{running[1]}/v1/chat/completions", body)
+    assert status == 422
+    assert said in json.loads(answer)["detail"]
+    assert "\n" not in json.loads(answer)["detail"]
+
+
+@served
+@pytest.mark.parametrize("settings", [{"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}])
+def test_what_pruning_cannot_do_is_answered_in_words(running: tuple[Loaded, str], settings: dict[str, Any]) -> None:
+    _, at = running
+    image = read_image(embedded().images / str(QUESTIONS[0].image))
+    asking = {
+        "messages": [asked(QUESTIONS[0].text, image)],
+        "generation_config": json.dumps(settings | {"max_new_tokens": 8}),
+    }
+    assert refused(f"{at}/v1/chat/completions", asking)[0] == 422
+    test_answers_are_those_of_the_pruned_model(running)  # and it goes on
+
+
+@served
+def test_other_routes_answer_in_words(running: tuple[Loaded, str]) -> None:
+    _, at = running
+    assert "send input" in refused(f"{at}/v1/responses", {})[1]
+    assert refused(f"{at}/v1/responses", {"input": [7]})[0] == 422
+    assert "send prompt" in refused(f"{at}/v1/completions", {})[1]
+    assert refused(f"{at}/v1/audio/transcriptions", {})[0] == 404
+
+
+@served
+def test_the_server_is_guarded(running: tuple[Loaded, str]) -> None:
+    _, at = running
+    chat = f"{at}/v1/chat/completions"
+    assert refused(chat, {"messages": HELLO}, Host="evil.example")[0] == 421
+    assert refused(chat, {"messages": HELLO}, Origin="http://evil.example")[0] == 403
+
+
+@served
+def test_score_and_ends_are_those_asked_for() -> None:
+    llava = fitprune.load("embedded", device="cpu")
+    ends, config = llava.ends(), llava.model.generation_config
+    config.eos_token_id = None  # as with checkpoints whose template alone knows how an answer ends
+    server(llava, RECIPE, score="last")
+    attached = attachment_of(llava.model)
+    assert isinstance(attached.session, Pruning)
+    assert attached.session.score is SCORES["last"]
+    assert config.eos_token_id == ends
+
+
+def test_who_can_reach_it_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise FitPruneError("not now")
+
+    monkeypatch.setattr(serve, "needed", lambda: None)
+    monkeypatch.setattr(serve, "load", missing)
+    for host, warned in (("0.0.0.0", True), ("127.0.0.1", False)):
+        assert main(["serve", "--host", host, "--port", "0"]) == 2
+        assert ("not loopback" in capsys.readouterr().out) is warned
 
 
 @served

@@ -21,7 +21,7 @@ from ..calibrate import Calibration, observe_questions
 from ..embedded import MODELS, embedded
 from ..errors import FitPruneError
 from ..families import Loaded, load
-from ..ports import is_loopback, listen, port, shown
+from ..ports import listen, open_to, port, shown
 from ..recipe import published_ratios
 from ..stats import AttentionStats
 from .engine import Engine
@@ -52,11 +52,8 @@ def run(args: argparse.Namespace) -> int:
         listen(args.host, args.port) as socket,
         tempfile.TemporaryDirectory(prefix="fitprune-demo-") as uploads,
     ):
-        if not is_loopback(args.host):
-            print(
-                f"fitprune demo: warning: {args.host} is not loopback: whoever reaches this machine can use the page, "
-                "without a password and unencrypted"
-            )
+        if warning := open_to(args.host, "the page"):
+            print(f"fitprune demo: {warning}", flush=True)
         try:
             loaded = load(args.model_path, **options.load_options(args))
             engine = Engine(loaded, _statistics(loaded, calibration), args.max_new_tokens)

@@ -28,7 +28,7 @@ from ..draw.frames import frames
 from ..errors import FitPruneError
 from ..families import Loaded
 from ..families.pieces import IMAGE
-from ..methods import find, recipes
+from ..methods import METHODS, recipes
 from ..prune import prune
 from ..recipe import Recipe
 from ..stats import AttentionStats
@@ -105,9 +105,11 @@ class Engine:
             ratio: A fraction, in whole per cents.
             visual_tokens: Of the picture; matters only without statistics.
         Raises:
-            FitPruneError: unknown method, a ratio out of range, one that the method cannot save or that nobody published.
+            FitPruneError: a name that is not in `METHODS`, a ratio out of range, one that the method cannot save or that nobody published.
         """
-        chosen = find(method)
+        if method not in METHODS:  # settings behind a name would each be fitted, and kept
+            raise FitPruneError(f"unknown method: use one of {', '.join(METHODS)}")
+        chosen = METHODS[method]
         if not 0 <= ratio <= MAX_RATIO:
             raise FitPruneError(f"The ratio must be from 0 to {MAX_RATIO:.0%}.")
         ratio = round(ratio, 2)

@@ -17,13 +17,13 @@ from typing import Any
 
 from ..embedded import MODELS, embedded
 from ..errors import FitPruneError
+from ..strangers import MAX_BYTES, read_strange
 from . import figures
 from .engine import MAX_QUESTION, MAX_RATIO, Engine
-from .upload import MAX_BYTES, read_upload
 
 QUEUE = 16  # questions that may wait
-CLEANED, KEPT = 600, 3600  # seconds: how often uploads are looked through, how old they may become
 SESSIONS = 32  # pages whose state is kept
+MAX_NUMBER = 1000  # that a slider sends; whole numbers of any length can be sent
 CSS = Path(__file__).with_name("page.css")
 
 EXPLAINED = {
@@ -83,7 +83,7 @@ def build(gradio: Any, engine: Engine, uploads: Path) -> Any:
     def choose(index: Any) -> tuple[Any, Any]:
         return tuple(samples[index]) if index in range(len(samples)) else (gr.skip(), gr.skip())
 
-    with gr.Blocks(title="FitPrune", analytics_enabled=False, delete_cache=(CLEANED, KEPT), fill_width=True) as page:
+    with gr.Blocks(title="FitPrune", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(
             "<h1>FitPrune</h1><p>One question, answered with all visual tokens and with most of them pruned.</p>",
             elem_id="fitprune-title",
@@ -129,7 +129,7 @@ def build(gradio: Any, engine: Engine, uploads: Path) -> Any:
                 )  # fmt: skip
                 shown = gr.HTML("", elem_id="fitprune-frames")
         closed: dict[str, Any] = {"preprocess": False, "api_visibility": "private"}
-        picture.input(check, [picture], [picture, message], concurrency_limit=4, show_progress="hidden", **closed)
+        picture.input(check, [picture], [picture, message], concurrency_limit=1, show_progress="hidden", **closed)
         examples.click(choose, examples, [picture, question], show_progress="hidden", **closed)
         given, results = [picture, question, ratio, method, layer], [message, dense, pruned, table, shown]
         gr.on([ask.click, question.submit], answer, given, results, concurrency_limit=1, **closed)
@@ -158,12 +158,12 @@ def _picture(sent: Any, uploads: Path) -> Any:
     path = Path(str(sent.get("path") if isinstance(sent, dict) else sent)).resolve()
     if uploads.resolve() not in path.parents or not path.is_file():
         raise FitPruneError("This picture is no longer here: upload it again.")
-    return read_upload(path)
+    return read_strange(path)
 
 
 def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-        raise FitPruneError(f"The {what} must be a number.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_NUMBER:  # nor NaN
+        raise FitPruneError(f"The {what} must be a number, and not one of more than {MAX_NUMBER}.")
     return value
 
 

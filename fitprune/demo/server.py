@@ -1,11 +1,11 @@
 """What serves the page: a closed list of routes, bounded requests, and a browser that may not load anything from elsewhere.
 
 Gradio brings dozens of routes and tells its makers about every start. Here its calls home are switched off before it is
-imported, and a guard in front of it (plain ASGI) lets through what the page itself needs and nothing else:
+imported, and what stands in front of it (plain ASGI) lets through what the page itself needs and nothing else:
 
-- names: on loopback only requests for this host (a web site that points its own name at 127.0.0.1 is turned away);
+- names, sites, bodies: as `guard.py` has them; at most the size of an upload, and everything else small;
 - routes: those in `ROUTES`; there is no monitoring, no API page, no proxy, no run history;
-- bodies: at most the size of an upload, and everything else small;
+- uploads: only as long as there is room for them (uploads.py);
 - files: a request that names a file outside the folder of uploads, or an address to load, is refused before Gradio sees it;
 - answers: a content security policy, so that the browser itself refuses what is not from here.
 
@@ -14,23 +14,26 @@ imported, and a guard in front of it (plain ASGI) lets through what the page its
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import FitPruneError
-from ..ports import is_loopback
+from ..guard import App, Guard, Message, Receive, Scope, Send, refuse
+from ..strangers import MAX_BYTES
 from .engine import Engine
 from .page import CSS, build
-from .upload import MAX_BYTES
+from .uploads import Uploads
 
 SILENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 SMALL = 64 * 2**10  # bytes of a request that is no upload
 API = "/gradio_api"
+UPLOAD = f"{API}/upload"
 ROUTES = {
     "GET": re.compile(
         rf"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static|svelte)/.*"
@@ -50,12 +53,6 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
 }
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def gradio() -> Any:
@@ -86,9 +83,9 @@ def server(engine: Engine, uploads: Path, host: str) -> Any:
         run_history=False, show_error=False, max_file_size=MAX_BYTES, ssr_mode=False, enable_monitoring=False, pwa=False,
         mcp_server=False, theme=_theme(gr), css_paths=[CSS],
     )  # fmt: skip
-    guard = Guard(app, uploads, host)
+    guarded = guard(app, uploads, host)
     return uvicorn.Server(
-        uvicorn.Config(guard, log_level="warning", timeout_graceful_shutdown=2, ws="none", server_header=False)
+        uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=2, ws="none", server_header=False)
     )
 
 
@@ -98,60 +95,57 @@ def _theme(gr: Any) -> Any:
     return theme.set(body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600")
 
 
-class Guard:
-    """An ASGI app in front of another one; see the module.
+def guard(app: App, uploads: Path, host: str) -> Guard:
+    """All that stands before the page: the guard that `fitprune serve` has, too, and the page's own.
 
     Args:
-        uploads: The folder that requests may name files of.
-        host: Where the server listens; if that is loopback, requests must be for this machine by name.
+        uploads: The folder that requests may name files of; what is in it now stays in it.
+        host: Where the server listens.
     """
+    return Guard(Page(app, Uploads(uploads)), host, lambda path: SMALL + MAX_BYTES * path.startswith(UPLOAD))
 
-    def __init__(self, app: App, uploads: Path, host: str) -> None:
-        self.app, self.uploads, self.local = app, uploads.resolve(), is_loopback(host)
+
+class Page:
+    """An ASGI app in front of Gradio's: routes, uploads, files, answers; see the module. The guard has been before it."""
+
+    def __init__(self, app: App, uploads: Uploads) -> None:
+        self.app, self.uploads = app, uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            return await self.app(scope, receive, send)
-        if scope["type"] != "http":
-            return None
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        status, said = self._refused(scope["method"], scope["path"], headers)
-        if not status and scope["path"].startswith(f"{API}/queue/join"):
+            return await self._living(scope, receive, send)
+        method, path = scope["method"], scope["path"]
+        if method not in ROUTES or not ROUTES[method].fullmatch(path):
+            return await refuse(send, 404, "there is nothing here")
+        if path.startswith(f"{API}/queue/join"):
             body = await _whole(receive)
             if not self._harmless(body):
-                status, said = 400, "this request names a file that was not uploaded here"
+                return await refuse(send, 400, "this request names a file that was not uploaded here")
             receive = _again(body, receive)
-        if status:
-            return await _refuse(send, status, said)
+        coming = int(dict(scope["headers"])[b"content-length"]) if method == "POST" and path.startswith(UPLOAD) else 0
 
-        async def guarded(message: Message) -> None:
+        async def answered(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in HEADERS.items())]
             await send(message)
 
-        return await self.app(scope, receive, guarded)
+        with self.uploads.room(coming) as fits:
+            if not fits:
+                return await refuse(send, 503, "too many pictures are being uploaded: try again in a moment")
+            return await self.app(scope, receive, answered)
 
-    def _refused(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
-        """Status and reason if a request is not let through, 0 if it is."""
-        name = headers.get("host", "")
-        if self.local and not is_loopback(re.sub(r":\d+$", "", name).strip("[]")):
-            return 421, "this page is for the machine that it runs on"
-        if method not in ROUTES or not ROUTES[method].fullmatch(path):
-            return 404, "there is nothing here"
-        if method == "POST":
-            length, most = headers.get("content-length", ""), SMALL
-            if path.startswith(f"{API}/upload"):
-                most += MAX_BYTES
-            if not length.isdecimal():
-                return 411, "say how long the request is"
-            if int(length) > most:
-                return 413, f"at most {most} bytes are taken here"
-        return 0, ""
+    async def _living(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sweeps the uploads as long as the app lives."""
+        sweeping = asyncio.create_task(self.uploads.sweeping())
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            sweeping.cancel()
 
     def _harmless(self, body: bytes) -> bool:
         """Whether a call names no file but uploaded ones."""
         try:
-            return all(self.uploads in Path(str(path)).resolve().parents for path in _paths(json.loads(body)))
+            return all(self.uploads.folder in Path(str(path)).resolve().parents for path in _paths(json.loads(body)))
         except (ValueError, RecursionError):
             return False
 
@@ -184,9 +178,3 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return left.pop() if left else await receive()
 
     return replayed
-
-
-async def _refuse(send: Send, status: int, said: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": f"{said}\n".encode()})
