@@ -18,8 +18,8 @@ from fitprune.cli import main
 from fitprune.errors import FitPruneError
 from fitprune.families import Loaded, load
 from fitprune.methods import CONTROLS
+from fitprune.options import ratios
 from fitprune.recipe import Recipe
-from fitprune.sweep import ratios
 from fitprune.sweep_plot import ablation
 
 LIMIT, BATCH = 4, 2

@@ -25,7 +25,6 @@ from ..families import Loaded, load
 from ..families.loaded import read_image
 from ..files import nearest_existing, writable, write_atomically
 from ..recipe import Recipe
-from ..sweep import ratios
 from . import animation, style
 from .asked import Asked, ask, watch
 from .curves import label, recipes
@@ -189,7 +188,7 @@ def named_recipes(text: str) -> list[tuple[str, Recipe]]:
         known = recipe.model or recipe.source == "step"  # else the file's name says more
         return [(label(recipe) if known else Path(text).name.removesuffix(".json").removesuffix(".recipe"), recipe)]
     try:
-        published = [Recipe.published(model, ratio) for ratio in ratios(chosen)]
+        published = [Recipe.published(model, ratio) for ratio in options.ratios(chosen)]
         return [(label(recipe), recipe) for recipe in published]
     except argparse.ArgumentTypeError as error:
         raise FitPruneError(f"--recipes {text}: {error}") from None
