@@ -126,7 +126,7 @@ def test_a_chunk_that_is_not_there(index: int, asked: Path, tmp_path: Path) -> N
 
 
 def row(name: str, metric: str | None, headline: float | None, *written: str) -> Row:
-    return Row(name, "some", metric, headline, {}, 0.0, 1.0, 0.0, 4.0, [], None, "", list(written), "")
+    return Row(name, "some", metric, headline, None, 8, {}, 0.0, 1.0, 0.0, 4.0, [], None, "", list(written), "")
 
 
 def test_the_column_is_the_benchmarks() -> None:
