@@ -75,6 +75,7 @@ def test_eval_compares_dense_and_pruned(tmp_path: Path, capsys: pytest.CaptureFi
     rows = {row["name"]: row for row in json.loads((tmp_path / "results.json").read_text())}
     assert list(rows) == ["dense", "50%", "50% random"]
     assert rows["dense"]["headline"] > 80
+    assert {row["questions"] for row in rows.values()} == {12}
     assert rows["dense"]["details"] == {"samples": 12, "accuracy": rows["dense"]["headline"]}
     assert f"dense:\nembedded-dense-first12\nSamples: 12\nAccuracy: {rows['dense']['headline']:.2f}%\n" in out
     assert "accuracy, %" in out
