@@ -92,7 +92,9 @@ def add_model(parser: argparse.ArgumentParser, model: str = MODEL_NAME) -> None:
     )
     add_parts(group)
     group.add_argument(
-        "--conv-mode", default=None, help=f"conversation template, default the checkpoint's own: {', '.join(conversation.names())}"
+        "--conv-mode",
+        default=None,
+        help=f"conversation template, default the checkpoint's own: {', '.join(conversation.names())}",
     )
     group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, …; default the first GPU, else the CPU")
     group.add_argument("--device-map", default=None, help="transformers' device_map, such as auto, for several GPUs")

@@ -185,8 +185,14 @@ def test_the_loader_answers_chunks(tmp_path: Path, capsys: pytest.CaptureFixture
         (["convert", "/no/such", "target"], "no checkpoint at"),
         (["fit", "--from-stats", "missing.safetensors"], "missing.safetensors"),
         (["fit", "--output", "one.json", "--reduction-ratio", "0.5", "0.6", "--samples", "1"], "name a folder"),
-        (["fit", "--replay", "--criterion", "cross", "--model-path", "/no/such"], "which has no --criterion: leave one"),
-        (["fit", "--replay", "--stats", "kept.safetensors", "--model-path", "/no/such"], "which has no --stats: leave one"),
+        (
+            ["fit", "--replay", "--criterion", "cross", "--model-path", "/no/such"],
+            "which has no --criterion: leave one",
+        ),
+        (
+            ["fit", "--replay", "--stats", "kept.safetensors", "--model-path", "/no/such"],
+            "which has no --stats: leave one",
+        ),
         (["fit", "--replay", "--from-stats", "kept.safetensors"], "which has no --from-stats: leave one"),
         (["bench", "--recipe", "missing.json"], "missing.json"),
     ],

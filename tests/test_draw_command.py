@@ -119,11 +119,17 @@ def test_recipes_over_one_another(recipe, tmp_path, capsys):
         (["--model-path", "FOLDER", "--recipe", "RECIPE"], "config.json"),
         (["--model-path", "FOLDER", "--calibration-file", "TEXT"], "config.json"),
         (["--model-path", "FOLDER"], "no recipe of folder is published for 0.6: name one with --recipe"),
-        (["--model-path", "x/llava-v1.5-7b", "--reduction-ratio", "0.61"], "is published for 0.61: name one with --recipe"),
+        (
+            ["--model-path", "x/llava-v1.5-7b", "--reduction-ratio", "0.61"],
+            "is published for 0.61: name one with --recipe",
+        ),
         (["--output", "TEXT/sub"], "cannot be written to"),
         (["--output", "a.png", "--formats", "png", "heat"], "one file for png and heat"),
         (["--output", "a.png", "--formats", "gif"], "no name for gif: end it in .gif"),
-        (["--output", "a.jpg", "--formats", "png"], "no .jpg is written: end it in .gif, .html, .png, or in / for a folder"),
+        (
+            ["--output", "a.jpg", "--formats", "png"],
+            "no .jpg is written: end it in .gif, .html, .png, or in / for a folder",
+        ),
         (["--output", "a.jpg"], "no .jpg is written"),
         (["--recipes", "llava-v1.5-7b:0.6", "--output", "r.xyz"], "no .xyz is written"),
         (["--recipes", "llava-v1.5-7b:0.65"], "0.65"),
@@ -146,7 +152,9 @@ def test_bad_input_is_one_line(arguments, says, recipe, picture, tmp_path, monke
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "t.txt"]  # nothing was made
 
 
-def test_a_layer_that_there_is_not_is_found_before_a_recipe_is_fitted_and_the_model_asked(tmp_path, monkeypatch, capsys):
+def test_a_layer_that_there_is_not_is_found_before_a_recipe_is_fitted_and_the_model_asked(
+    tmp_path, monkeypatch, capsys
+):
     for name in ("choose", "ask", "watch"):
         monkeypatch.setattr(command, name, lambda *args, name=name, **options: pytest.fail(name))
     assert drawn("--layers", "0", "99", "--output", str(tmp_path)) == 2
@@ -158,7 +166,16 @@ def test_a_real_checkpoint_is_never_fitted_on_drawn_shapes(picture, tmp_path, mo
     checkpoint = tmp_path / "llava-v1.5-7b"
     shutil.copytree(embedded().model, checkpoint)
     monkeypatch.setattr(command, "ask", lambda *args: pytest.fail("asked"))
-    asked = ("--model-path", str(checkpoint), "--image", picture, "--question", "What?", "--output", str(tmp_path / "o"))
+    asked = (
+        "--model-path",
+        str(checkpoint),
+        "--image",
+        picture,
+        "--question",
+        "What?",
+        "--output",
+        str(tmp_path / "o"),
+    )
     assert drawn(*asked) == 2  # a recipe of that name is published, but it is of a deeper model
     assert "name one with --recipe" in capsys.readouterr().err
     assert drawn(*asked, "--calibration-file", str(tmp_path / "none.jsonl")) == 2

@@ -94,6 +94,10 @@ def test_every_method_at_every_ratio_on_every_benchmark(whole: Path) -> None:
         assert f"| {run['method']} | {100 * run['ratio']:.6g}% | {run['headline']:.2f} |" in table
         assert run["timed"] == run["questions"] == LIMIT
         assert run["score"] is None or run["method"] != "dense"
+        share = run["headline"] / 100
+        if run["benchmark"] == "gqa":  # every answer is worth 0 or 1
+            error = 100 * (share * (1 - share) / (LIMIT - 1)) ** 0.5
+            assert (run["standard_error"] or 0) == pytest.approx(error)
         assert run["milliseconds"] > 0
     assert (whole / "sweep.png").exists() == (find_spec("matplotlib") is not None)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..questions import Question, one_of_each
 from ..render import render
-from ..scene import COLORS, KINDS, Scene, draw
+from ..scene import COLORS, KINDS, Scene, Split, draw
 from ..tokens import INSTRUCTION
 
 Files = dict[str, bytes]  # path below the benchmark's folder: content
@@ -61,7 +61,7 @@ def in_turn(scene: Scene, families: Sequence[str]) -> Question | None:
 
 
 def asked_in_turn(
-    split: str,
+    split: Split,
     pictures: int,
     families: Sequence[str],
     path: str,

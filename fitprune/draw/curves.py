@@ -69,7 +69,8 @@ def recipes(
     above.set_ylim(bottom=0)
     if title:
         above.set_title(title, fontsize=11)
-    style.legend(figure, *below.get_legend_handles_labels(), 2)
+    handles, labels = below.get_legend_handles_labels()
+    style.legend(figure, handles, labels, 2)
     return figure
 
 
