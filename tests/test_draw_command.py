@@ -118,10 +118,10 @@ def test_recipes_over_one_another(recipe, tmp_path, capsys):
         (["--recipe", "RECIPE", "--layers", "9"], "no layer 9: embedded has layers 0 to 8"),
         (["--model-path", "FOLDER", "--recipe", "RECIPE"], "config.json"),
         (["--model-path", "FOLDER", "--calibration-file", "TEXT"], "config.json"),
-        (["--model-path", "FOLDER"], "no recipe of folder is published for 0.6: name one with --recipe"),
+        (["--model-path", "FOLDER"], "no published recipe fits folder at 0.6: name one with --recipe"),
         (
             ["--model-path", "x/llava-v1.5-7b", "--reduction-ratio", "0.61"],
-            "is published for 0.61: name one with --recipe",
+            "fits x/llava-v1.5-7b at 0.61: name one with --recipe",
         ),
         (["--output", "TEXT/sub"], "cannot be written to"),
         (["--output", "a.png", "--formats", "png", "heat"], "one file for png and heat"),

@@ -179,7 +179,7 @@ def _calibration(args: argparse.Namespace) -> Calibration:
 
     def nothing(path: Path) -> list[Question]:
         raise FitPruneError(
-            f"no recipe of {args.model_path} is published for {args.reduction_ratio:g}: name one with --recipe (fitprune fit "
+            f"no published recipe fits {args.model_path} at {args.reduction_ratio:g}: name one with --recipe (fitprune fit "
             "makes it), or questions to fit on with --calibration-file and --image-folder"
         )
 
