@@ -3,7 +3,8 @@
 Three choices: `samples`, how many calibration questions the fit sees; `criterion`, which tokens the fit lets go
 (`fit.CRITERIA`); `score`, what ranks tokens at run time. Each value becomes a method by name (methods.py), so that it is
 answered, scored and drawn like any other, at the same cost. Statistics are taken once, for the largest number of samples;
-fewer samples are evenly spaced ones of these, as `--samples` would have taken them.
+fewer samples are evenly spaced ones of these. They are the questions that `--samples` would have taken if their number divides
+the largest or every question was observed; else some are neighbours of those.
 
 Recipes are compared by the share of the visual tokens that go in another layer, or stay where the other lets them go: the
 total variation distance of the two distributions over layers. Fitting is cheap, so every smaller number of samples is also

@@ -1,7 +1,8 @@
 """`fitprune fit`, and the authors' fitting script with its flags: calibration questions → recipes, one file per ratio.
 
 The model runs once, densely (observe.py), and all ratios are fitted from what was seen; kept statistics make further
-recipes without it. `--replay` is the released script's search instead, step by step (replay.py).
+recipes without it. `--replay` is the released script's search instead, step by step (replay.py): it has one criterion and takes
+no statistics.
 
     fitprune fit --reduction-ratio 0.4 0.6 --samples 16 --output /tmp/recipes
 """
@@ -81,6 +82,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
+    ours = {"--criterion": args.criterion != CRITERIA[0], "--stats": args.stats, "--from-stats": args.from_stats}
+    for flag, given in ours.items():
+        if given:
+            raise FitPruneError(f"--replay is the released script's search, which has no {flag}: leave one of them out")
     loaded = load(args.model_path, **options.load_options(args))
     calibration = options.calibration(args)
     samples = [encode_questions(loaded, [q], calibration.image_folder) for q in calibration.questions()]

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from .calibrate import SAMPLES, Calibration
 from .embedded import MODEL_NAME, embedded
 from .errors import FitPruneError
-from .families.conversation import names
+from .families import conversation
 from .launch import joined, own_device, own_rank, says, started
 from .ratio import parse_ratio
 from .scores import SCORES
@@ -40,6 +40,30 @@ def ratio(text: str) -> float:
         return parse_ratio(text)
     except FitPruneError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def names(text: str) -> list[str]:
+    """argparse type of a list with commas."""
+    return [part for part in (part.strip() for part in text.split(",")) if part]
+
+
+def ratios(text: str) -> list[float]:
+    """argparse type of reduction ratios with commas, where `0,10,...,90` goes on in the same steps."""
+    parts = names(text.replace("…", "..."))
+    if not parts:
+        raise argparse.ArgumentTypeError("no ratio: give some, such as 0,30,60")
+    if "..." not in parts:
+        return [ratio(part) for part in parts]
+    at = parts.index("...")
+    if not 2 <= at == len(parts) - 2:
+        raise argparse.ArgumentTypeError(f"{text}: give two ratios, ... and the last one, such as 0,10,...,90")
+    known = [ratio(part) for part in (*parts[:at], parts[-1])]
+    step, last = known[-2] - known[-3], known.pop()
+    if step <= 0 or last <= known[-1]:
+        raise argparse.ArgumentTypeError(f"{text}: ratios before ... must rise, and the last one be above them")
+    while known[-1] + step < last - 1e-9:
+        known.append(round(known[-1] + step, 9))
+    return [*known, last]
 
 
 def positive(text: str) -> int:
@@ -75,7 +99,9 @@ def add_model(parser: argparse.ArgumentParser, model: str = MODEL_NAME) -> None:
     )
     add_parts(group)
     group.add_argument(
-        "--conv-mode", default=None, help=f"conversation template, default the checkpoint's own: {', '.join(names())}"
+        "--conv-mode",
+        default=None,
+        help=f"conversation template, default the checkpoint's own: {', '.join(conversation.names())}",
     )
     group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, …; default the first GPU, else the CPU")
     group.add_argument("--device-map", default=None, help="transformers' device_map, such as auto, for several GPUs")

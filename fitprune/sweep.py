@@ -53,40 +53,16 @@ from .sweep_table import Point, markdown, write
 SHOWN = ("fitprune", "fastv", "pyramiddrop", "vtw")
 
 
-def names(text: str) -> list[str]:
-    """argparse type of a list with commas."""
-    return [part for part in (part.strip() for part in text.split(",")) if part]
-
-
-def ratios(text: str) -> list[float]:
-    """argparse type of reduction ratios with commas, where `0,10,...,90` goes on in the same steps."""
-    parts = names(text.replace("…", "..."))
-    if not parts:
-        raise argparse.ArgumentTypeError("no ratio: give some, such as 0,30,60")
-    if "..." not in parts:
-        return [options.ratio(part) for part in parts]
-    at = parts.index("...")
-    if not 2 <= at == len(parts) - 2:
-        raise argparse.ArgumentTypeError(f"{text}: give two ratios, ... and the last one, such as 0,10,...,90")
-    known = [options.ratio(part) for part in (*parts[:at], parts[-1])]
-    step, last = known[-2] - known[-3], known.pop()
-    if step <= 0 or last <= known[-1]:
-        raise argparse.ArgumentTypeError(f"{text}: ratios before ... must rise, and the last one be above them")
-    while known[-1] + step < last - 1e-9:
-        known.append(round(known[-1] + step, 9))
-    return [*known, last]
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of `fitprune sweep`."""
     options.add_model(parser)
     group = parser.add_argument_group("what is compared")
     group.add_argument(
-        "--ratios", type=ratios, default="0,10,...,90", help="shares of visual compute to save; 0: dense"
+        "--ratios", type=options.ratios, default="0,10,...,90", help="shares of visual compute to save; 0: dense"
     )
     group.add_argument(
         "--methods",
-        type=names,
+        type=options.names,
         default=None,
         help=f"{', '.join(METHODS)}; the controls {' and '.join(CONTROLS)} always come along; default {','.join(SHOWN)}, "
         "with --ablate none but what it asks for",
@@ -99,7 +75,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="CHOICE=VALUES",
         help="FitPrune with one choice varied at a time: samples=4,16,64 criterion=both,cross,self score=fitprune,last",
     )
-    group.add_argument("--benchmarks", type=names, default="textvqa,gqa", help=", ".join(BENCHMARKS))
+    group.add_argument("--benchmarks", type=options.names, default="textvqa,gqa", help=", ".join(BENCHMARKS))
     group.add_argument("--playground", default=None, help=f"folder of the benchmarks' folders, default {PLAYGROUND}")
     group.add_argument("--limit", type=options.positive, default=None, help="only the first so many questions of each")
     options.add_calibration(group := parser.add_argument_group("calibration"))

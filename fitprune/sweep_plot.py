@@ -76,11 +76,9 @@ def curves(points: Sequence[Point]) -> Figure:
                     *zip(*placed, strict=True), color=colour, linestyle=dashes, linewidth=1.5, markersize=4,
                     marker="*" if not index else style.MARKS[(index - 1) % len(style.MARKS)], label=method,
                 )  # fmt: skip
-            panel.set_xlabel(label)
-            panel.grid(alpha=0.3, linewidth=0.6)
-            panel.spines[["top", "right"]].set_visible(False)
+            style.dressed(panel, label)
         line[0].set_ylabel(f"{title}: {here[0].row.metric}")
-    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=5, frameon=False, fontsize=8.5)
+    style.legend(figure, shown.values(), shown.keys(), 5)
     return figure
 
 
@@ -112,9 +110,7 @@ def ablation(points: Sequence[Point], varied: Mapping[str, Mapping[str, str]]) -
                 )  # fmt: skip
             panel.set_xticks(range(len(methods)), list(methods))
             panel.margins(x=0.15)
-            panel.set_xlabel(choice)
-            panel.grid(alpha=0.3, linewidth=0.6)
-            panel.spines[["top", "right"]].set_visible(False)
+            style.dressed(panel, choice)
         line[0].set_ylabel(f"{title}: {next(iter(here.values())).metric}")
-    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=5, frameon=False, fontsize=8.5)
+    style.legend(figure, shown.values(), shown.keys(), 5)
     return figure

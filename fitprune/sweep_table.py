@@ -11,18 +11,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from . import ablate
-from .evaluation.compare import Row
+from .evaluation.compare import Row, error_cell
 from .files import write_atomically
 
 COLUMNS = (
-    *("benchmark", "method", "score", "ratio", "metric", "headline", "visual_reduction", "prefill_gflops"),
-    *("prefill_reduction", "kv_bytes", "milliseconds", "timed", "answers"),
+    *("benchmark", "method", "score", "ratio", "metric", "headline", "standard_error", "questions"),
+    *("visual_reduction", "prefill_gflops", "prefill_reduction", "kv_bytes", "milliseconds", "timed", "answers"),
 )
 
 
@@ -42,8 +43,10 @@ class Point:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """The columns of the CSV file."""
+        """The columns of the CSV file; no score where every layer keeps all of its tokens or none, so that nothing is ranked."""
         every = {**asdict(self.row), **{name: value for name, value in vars(self).items() if name != "row"}}
+        if all(count == 0 or math.isclose(count, self.row.visual_tokens) for count in self.row.alive):
+            every["score"] = None
         return {name: every[name] for name in COLUMNS}
 
 
@@ -80,8 +83,8 @@ def markdown(
     lines = ["# Sweep", "", ", ".join(f"{name} {value}" for name, value in about.items() if value is not None), ""]
     for title in dict.fromkeys(point.row.benchmark for point in points):
         here = [point for point in points if point.row.benchmark == title]
-        head = ["method", "ratio", str(here[0].row.metric), "against dense", "visual MACs saved", "prefill GFLOPs"]
-        head += ["KV MiB", "ms/question"]
+        head = ["method", "ratio", str(here[0].row.metric), "±", "against dense", "questions", "visual MACs saved"]
+        head += ["prefill GFLOPs", "KV MiB", "ms/question"]
         lines += [f"## {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         dense = here[0].row.headline
         for point in here:
@@ -89,8 +92,8 @@ def markdown(
             value = "-" if row.headline is None else f"{row.headline:.2f}"
             change = "-" if row.headline is None or dense is None else f"{row.headline - dense:+.2f}"
             time = "-" if row.milliseconds is None else f"{row.milliseconds:.1f}"
-            cells = [point.method, f"{100 * point.ratio:.6g}%", value, change, f"{row.visual_reduction:.1%}"]
-            cells += [f"{row.prefill_gflops:.3f}", f"{point.kv_bytes / 2**20:.2f}", time]
+            cells = [point.method, f"{100 * point.ratio:.6g}%", value, error_cell(row), change, str(row.questions)]
+            cells += [f"{row.visual_reduction:.1%}", f"{row.prefill_gflops:.3f}", f"{point.kv_bytes / 2**20:.2f}", time]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     lines += ablate.markdown(compared)

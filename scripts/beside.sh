@@ -4,7 +4,8 @@
 #   bash scripts/beside.sh .venv demo [pytest arguments]           the demo's page: Gradio, a browser driver; needs Debian's chromium
 #   bash scripts/beside.sh .venv lmms-eval [pytest arguments]      the real lmms-eval
 #
-# Everything of .venv is seen from there, and stays as it is. Made anew when this script or pyproject.toml changes.
+# Everything of .venv is seen from there, and stays as it is. Made anew when .venv is, and when this script, pyproject.toml or
+# constraints.txt changes.
 #
 # demo: Gradio 6 wants a Pillow below 13, which shrinks tall pictures by other roundings than constraints.txt's.
 # lmms-eval: it requires some sixty packages for all its tasks and models; its evaluator imports few. These are installed, and
@@ -17,6 +18,9 @@ venv=$(cd "${1:?$usage}" && pwd)
 alone=() # installed without what they require
 case ${2:?$usage} in
 demo)
+    if ! command -v chromium chromium-browser google-chrome >/dev/null; then # else every test would be skipped
+        echo "beside.sh: the demo's tests need a browser: apt-get install chromium" >&2 && exit 2
+    fi
     packages=('gradio>=6.31,<7' 'pillow<13' playwright)
     tests=tests/test_demo.py
     probe='import gradio, playwright'
@@ -33,7 +37,11 @@ own=$venv-$2
 python=$own/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
-if [ ! -e "$own/.done" ] || [ "$own/.done" -ot scripts/beside.sh ] || [ "$own/.done" -ot pyproject.toml ]; then
+stale=
+for file in scripts/beside.sh pyproject.toml constraints.txt "$venv/pyvenv.cfg" "$venv/.stamp"; do
+    ! [ "$own/.done" -ot "$file" ] || stale=yes # also if there is no .done
+done
+if [ -n "$stale" ]; then
     echo "setup: making $own on top of $venv"
     rm -rf "$own"
     outside=() # a GPU machine's own torch is seen from there as well

@@ -45,7 +45,7 @@ SMALL = {
     "eval": "--limit 2 --samples 2 --max_new_tokens 2",
     "sweep": "--limit 1 --samples 2 --max_new_tokens 1",
     "report": "--limit 2 --samples 2 --max_new_tokens 2",
-    "draw": "",
+    "draw": "--calibration-file questions.jsonl --image-folder images",  # a miniature is too shallow for the published recipe
     "demo": "",
     "show": "",
     "convert": "",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fitprune.ablate import DRAWS, axis, differences, markdown, methods, most_samples, moved, panels
 from fitprune.cost import CostModel
 from fitprune.errors import FitPruneError
+from fitprune.fit import fit
 from fitprune.methods import CONTROLS, METHODS, find, recipes
 from fitprune.recipe import Recipe
 from fitprune.stats import AttentionStats
@@ -105,6 +106,20 @@ def test_recipes_are_compared_with_the_base(stats: AttentionStats) -> None:
     assert sum(line.startswith("| fitprune") for line in lines) == len(found)
     assert f"{found[1].moved:.1%}" in "\n".join(lines)
     assert markdown([]) == []
+
+
+def test_draws_are_of_so_many_samples_none_twice(stats: AttentionStats) -> None:
+    """Seven of eight samples can be drawn in eight ways: every draw is one of them, each without another sample."""
+    axes = [("samples", [str(SAMPLES - 1)])]
+    made = recipes(stats, [*methods(axes, SAMPLES), *CONTROLS], [0.6])
+    base = made["fitprune", 0.6]
+    assert isinstance(base, tuple)
+    without = [stats.rows([row for row in range(SAMPLES) if row != left]) for left in range(SAMPLES)]
+    ways = {moved(fit(one, reduction_ratio=0.6), base[0], TOKENS) for one in without}
+    drawn = differences(stats, axes, made)[1].draws
+    assert len(drawn) == DRAWS
+    assert set(drawn) <= ways
+    assert len(set(drawn)) > 1
 
 
 def test_a_ratio_out_of_reach_is_left_out(stats: AttentionStats) -> None:

@@ -75,6 +75,7 @@ def test_eval_compares_dense_and_pruned(tmp_path: Path, capsys: pytest.CaptureFi
     rows = {row["name"]: row for row in json.loads((tmp_path / "results.json").read_text())}
     assert list(rows) == ["dense", "50%", "50% random"]
     assert rows["dense"]["headline"] > 80
+    assert {row["questions"] for row in rows.values()} == {12}
     assert rows["dense"]["details"] == {"samples": 12, "accuracy": rows["dense"]["headline"]}
     assert f"dense:\nembedded-dense-first12\nSamples: 12\nAccuracy: {rows['dense']['headline']:.2f}%\n" in out
     assert "accuracy, %" in out
@@ -184,6 +185,15 @@ def test_the_loader_answers_chunks(tmp_path: Path, capsys: pytest.CaptureFixture
         (["convert", "/no/such", "target"], "no checkpoint at"),
         (["fit", "--from-stats", "missing.safetensors"], "missing.safetensors"),
         (["fit", "--output", "one.json", "--reduction-ratio", "0.5", "0.6", "--samples", "1"], "name a folder"),
+        (
+            ["fit", "--replay", "--criterion", "cross", "--model-path", "/no/such"],
+            "which has no --criterion: leave one",
+        ),
+        (
+            ["fit", "--replay", "--stats", "kept.safetensors", "--model-path", "/no/such"],
+            "which has no --stats: leave one",
+        ),
+        (["fit", "--replay", "--from-stats", "kept.safetensors"], "which has no --from-stats: leave one"),
         (["bench", "--recipe", "missing.json"], "missing.json"),
     ],
 )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from multimodal import Recorded
 
 import fitprune
 from fitprune.calibrate import Calibration
 from fitprune.evaluation.benchmark import Benchmark, Result
 from fitprune.evaluation.chunks import chunk_file
-from fitprune.evaluation.compare import Row, answer_chunk, compare, plan, table
+from fitprune.evaluation.compare import Row, answer_chunk, compare, plan, standard_error, table
 from fitprune.evaluation.questions import read_questions
 from fitprune.families.loaded import read_image
 
@@ -103,6 +106,7 @@ def test_chunks_give_the_answers_and_scores_of_one_run(asked: Path, tmp_path: Pa
         ]
         assert lines[0] == lines[1]
         assert many.headline == one.headline
+        assert many.questions == one.questions == len(questions)
         assert many.details == one.details
         assert many.alive == pytest.approx(one.alive)
         assert many.prefill_gflops == one.prefill_gflops
@@ -126,7 +130,7 @@ def test_a_chunk_that_is_not_there(index: int, asked: Path, tmp_path: Path) -> N
 
 
 def row(name: str, metric: str | None, headline: float | None, *written: str) -> Row:
-    return Row(name, "some", metric, headline, {}, 0.0, 1.0, 0.0, 4.0, [], None, "", list(written), "")
+    return Row(name, "some", metric, headline, None, 8, {}, 0.0, 1.0, 0.0, 4.0, [], None, "", list(written), "")
 
 
 def test_the_column_is_the_benchmarks() -> None:
@@ -137,6 +141,37 @@ def test_the_column_is_the_benchmarks() -> None:
     assert "xlsx for a server" in handed_in
     assert "  llava-dense.xlsx  " in handed_in
     assert table([row("dense", None, None)]).split()[1] == "visual"  # nothing was scored: no column
+
+
+def worth(*values: float, headline: float | None = None) -> Result:
+    """Scored by the mean unless said otherwise."""
+    return Result(100 * sum(values) / len(values) if headline is None else headline, per_answer=list(values))
+
+
+@given(st.lists(st.sampled_from([0.0, 0.3, 0.6, 1.0]), min_size=2, max_size=40))
+def test_the_standard_error_is_numpys(values: list[float]) -> None:
+    found = standard_error(worth(*values))
+    if len(set(values)) == 1:
+        assert found is None
+    else:
+        assert found == pytest.approx(100 * np.std(values, ddof=1) / len(values) ** 0.5)
+
+
+def test_the_standard_error_by_hand_and_where_there_is_none() -> None:
+    assert standard_error(worth(*[1.0] * 80, *[0.0] * 20)) == pytest.approx(100 * (0.8 * 0.2 / 99) ** 0.5)
+    assert standard_error(worth(1.0, 0.0, 1.0, headline=67.0)) is None  # F1, a score of two parts, …
+    assert standard_error(Result(50.0)) is None
+    assert standard_error(Result(None, per_answer=[1.0, 0.0])) is None
+    assert standard_error(Result(0.0, per_answer=[])) is None
+
+
+def test_the_standard_error_stands_behind_the_headline() -> None:
+    dense, pruned = row("dense", "accuracy, %", 85.0), row("60%", "accuracy, %", 80.0)
+    assert "±" not in table([dense, pruned])
+    dense.standard_error = 3.456
+    head, _, *lines = table([dense, pruned]).splitlines()
+    assert head.split()[:4] == ["run", "accuracy,", "%", "±"]
+    assert [line.split()[:3] for line in lines[:2]] == [["dense", "85.00", "3.46"], ["60%", "80.00", "-"]]
 
 
 def test_only_the_size_of_a_picture_is_read(tmp_path: Path) -> None:

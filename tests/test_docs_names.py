@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import pkgutil
 import re
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 import fitprune
-from fitprune import conventions
+from fitprune import cli, conventions
+from fitprune.evaluation import loader
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("LLaVA_*/README.md"))]
@@ -93,6 +95,35 @@ def test_the_table_of_conventions_is_what_the_code_prints() -> None:
     assert conventions.example() in (ROOT / "docs" / "faq.md").read_text(encoding="utf-8"), (
         "python -m fitprune.conventions prints it"
     )
+
+
+def commands_of_flags() -> dict[str, set[str]]:
+    """By flag, the commands that take it; `loader` is the authors' answering script."""
+    (made,) = (action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    found: dict[str, set[str]] = {}
+    for name, parser in {**made.choices, "loader": loader.parser()}.items():
+        for flag in parser._option_string_actions:
+            found.setdefault(flag, set()).add(name)
+    return found
+
+
+def test_the_table_of_flags_is_that_of_the_parsers() -> None:
+    """`all`, `all but a and b`, or a list of commands, each perhaps with its default in brackets."""
+    known = commands_of_flags()
+    every = known["--help"]
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    _, _, *rows = text.partition("| flag | where | meaning |")[2].partition("\n\n")[0].splitlines()
+    described: set[str] = set()
+    for row in rows:
+        flags, where, _ = row.strip("| ").split(" | ", 2)
+        listed, but, left_out = where.partition("all but ")
+        words = set(re.findall(r"[a-z]+", re.sub(r"\([^)]*\)", "", left_out or listed))) - {"and"}
+        told = every if words == {"all"} else every - words if but else words
+        for flag in SPANS.findall(flags):
+            assert known[flag] == told, flag
+            assert flag not in described, flag
+            described.add(flag)
+    assert len(described) > 40
 
 
 def test_published_savings_named_in_the_guides_are_true() -> None:

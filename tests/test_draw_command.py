@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -96,6 +97,8 @@ def test_recipes_over_one_another(recipe, tmp_path, capsys):
     assert drawn("--recipes", "llava-v1.5-7b:20,0.4,60", recipe, "--output", str(path), "--title", "a $title") == 0
     assert "4 recipes" in capsys.readouterr().out
     assert Image.open(path).width > 500
+    assert drawn("--recipes", recipe, "--output", str(path)) == 0
+    assert capsys.readouterr().out == f"1 recipe: {path}\n"
     (name, first), (_, second) = command.named_recipes("llava-v1.5-7b:20,0.4")
     assert (first.reduction_ratio, second.reduction_ratio) == (0.2, 0.4)
     assert name.startswith("published llava-v1.5-7b 20%")
@@ -113,10 +116,22 @@ def test_recipes_over_one_another(recipe, tmp_path, capsys):
         (["--reduction-ratio", "0"], "deletes nothing"),
         (["--recipe", "TEXT"], "t.txt"),
         (["--recipe", "RECIPE", "--layers", "9"], "no layer 9: embedded has layers 0 to 8"),
-        (["--model-path", "FOLDER"], "config.json"),
+        (["--model-path", "FOLDER", "--recipe", "RECIPE"], "config.json"),
+        (["--model-path", "FOLDER", "--calibration-file", "TEXT"], "config.json"),
+        (["--model-path", "FOLDER"], "no published recipe fits folder at 0.6: name one with --recipe"),
+        (
+            ["--model-path", "x/llava-v1.5-7b", "--reduction-ratio", "0.61"],
+            "fits x/llava-v1.5-7b at 0.61: name one with --recipe",
+        ),
         (["--output", "TEXT/sub"], "cannot be written to"),
         (["--output", "a.png", "--formats", "png", "heat"], "one file for png and heat"),
         (["--output", "a.png", "--formats", "gif"], "no name for gif: end it in .gif"),
+        (
+            ["--output", "a.jpg", "--formats", "png"],
+            "no .jpg is written: end it in .gif, .html, .png, or in / for a folder",
+        ),
+        (["--output", "a.jpg"], "no .jpg is written"),
+        (["--recipes", "llava-v1.5-7b:0.6", "--output", "r.xyz"], "no .xyz is written"),
         (["--recipes", "llava-v1.5-7b:0.65"], "0.65"),
         (["--recipes", "llava-v1.5-7b:much"], "much"),
         (["--recipes", "nobody:0.6"], "nobody"),
@@ -134,7 +149,37 @@ def test_bad_input_is_one_line(arguments, says, recipe, picture, tmp_path, monke
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert says in error
     assert "Traceback" not in error
-    assert not (tmp_path / "runs").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "t.txt"]  # nothing was made
+
+
+def test_a_layer_that_there_is_not_is_found_before_a_recipe_is_fitted_and_the_model_asked(
+    tmp_path, monkeypatch, capsys
+):
+    for name in ("choose", "ask", "watch"):
+        monkeypatch.setattr(command, name, lambda *args, name=name, **options: pytest.fail(name))
+    assert drawn("--layers", "0", "99", "--output", str(tmp_path)) == 2
+    assert "no layer 99: embedded has layers 0 to 8" in capsys.readouterr().err
+
+
+def test_a_real_checkpoint_is_never_fitted_on_drawn_shapes(picture, tmp_path, monkeypatch, capsys):
+    """A copy of the embedded model stands for it: known by its folder, it is a model like any other."""
+    checkpoint = tmp_path / "llava-v1.5-7b"
+    shutil.copytree(embedded().model, checkpoint)
+    monkeypatch.setattr(command, "ask", lambda *args: pytest.fail("asked"))
+    asked = (
+        "--model-path",
+        str(checkpoint),
+        "--image",
+        picture,
+        "--question",
+        "What?",
+        "--output",
+        str(tmp_path / "o"),
+    )
+    assert drawn(*asked) == 2  # a recipe of that name is published, but it is of a deeper model
+    assert "name one with --recipe" in capsys.readouterr().err
+    assert drawn(*asked, "--calibration-file", str(tmp_path / "none.jsonl")) == 2
+    assert "none.jsonl" in capsys.readouterr().err
 
 
 def test_without_matplotlib_the_page_is_made_and_the_rest_says_what_to_install(recipe, tmp_path, monkeypatch, capsys):
@@ -155,6 +200,8 @@ def test_targets_by_ending_and_by_name(tmp_path):
     assert list(command.find_targets("x", None)) == list(command.FILES)
     folder = tmp_path / "named.png"
     folder.mkdir()
+    for text in ("new.jpg/", "llava-v1.5-7b", "runs/0.6"):  # folders by their look
+        assert command.find_targets(text, ["gif"]) == {"gif": Path(text) / "survivors.gif"}
     assert command.find_targets(str(folder), ["gif"]) == {"gif": folder / "survivors.gif"}
     (tmp_path / "survivors.png").mkdir()
     with pytest.raises(FitPruneError, match="cannot be written"):

@@ -65,6 +65,23 @@ def test_panels_rows_and_labelled_bars(stats, where):
     assert maps._suptitle.get_text() == "a title"
 
 
+def test_a_scale_is_that_of_the_layers_drawn_and_spans_three_powers_of_ten_at_most(where):
+    """Layer 1 has the weakest and the strongest value and is not drawn. Literal numbers, from the module's description."""
+    cross = torch.full((1, 3, 6), 0.1)
+    cross[0, :, 0] = torch.tensor([0.4, 1.0, 0.2])
+    cross[0, :, 1] = torch.tensor([0.002, 0.0007, 0.1])  # within three powers of ten of 0.4
+    intra = torch.full((1, 3, 6), 0.5)
+    intra[0, :, 1] = torch.tensor([0.0, 0.001, 1e-6])  # beyond three powers of ten of 0.5
+    stats = AttentionStats(cross, intra, torch.tensor([6]), torch.tensor([5]))
+    figure = heat(where, stats, layers=[0, 2])
+    rows = np.array(figure.subfigs[0].axes).reshape(3, 3)
+    for row, (least, most) in zip(rows, ((0.002, 0.4), (0.0005, 0.5), (0.0002, 0.2)), strict=True):
+        for panel in row[1:]:
+            norm = panel.images[0].norm
+            assert (norm.vmin, norm.vmax) == pytest.approx((least, most))
+            assert norm.clip
+
+
 def test_many_layers_make_blocks(where):
     values = torch.rand(1, 40, 6)
     figure = heat(where, AttentionStats(values, values, torch.tensor([6]), torch.tensor([5])))
@@ -81,5 +98,7 @@ def test_no_attention_at_all_is_drawn_too(where):
 def test_what_does_not_fit_says_so(stats, where):
     with pytest.raises(FitPruneError, match=r"no layer 3.*0 to 2"):
         heat(where, stats, layers=[3])
+    with pytest.raises(FitPruneError, match="nothing to draw"):
+        heat(where, stats, layers=[])
     with pytest.raises(FitPruneError, match="8 visual tokens for a picture of 6"):
         heat(where, stats, sample=1)

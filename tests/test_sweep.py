@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,13 @@ from fitprune import observe
 from fitprune.ablate import panels
 from fitprune.cli import main
 from fitprune.errors import FitPruneError
+from fitprune.evaluation.compare import Row
 from fitprune.families import Loaded, load
 from fitprune.methods import CONTROLS
+from fitprune.options import ratios
 from fitprune.recipe import Recipe
-from fitprune.sweep import ratios
-from fitprune.sweep_plot import ablation
+from fitprune.sweep_plot import ablation, curves
+from fitprune.sweep_table import Point, markdown
 
 LIMIT, BATCH = 4, 2
 METHODS = ("fastv", "cross", *CONTROLS)
@@ -89,7 +92,12 @@ def test_every_method_at_every_ratio_on_every_benchmark(whole: Path) -> None:
     for run, row in zip(content["runs"], rows, strict=True):
         assert all(row[name] == ("" if run[name] is None else str(run[name])) for name in row)
         assert f"| {run['method']} | {100 * run['ratio']:.6g}% | {run['headline']:.2f} |" in table
-        assert run["timed"] == LIMIT
+        assert run["timed"] == run["questions"] == LIMIT
+        assert run["score"] is None or run["method"] != "dense"
+        share = run["headline"] / 100
+        if run["benchmark"] == "gqa":  # every answer is worth 0 or 1
+            error = 100 * (share * (1 - share) / (LIMIT - 1)) ** 0.5
+            assert (run["standard_error"] or 0) == pytest.approx(error)
         assert run["milliseconds"] > 0
     assert (whole / "sweep.png").exists() == (find_spec("matplotlib") is not None)
 
@@ -256,6 +264,57 @@ def test_the_picture_of_an_ablation_has_a_panel_per_choice_and_a_line_per_ratio(
     assert [label.get_text() for label in samples.get_xticklabels()] == ["1", "4"]
     assert [label.get_text() for label in scores.get_xticklabels()] == ["last", "fitprune"]
     assert samples.get_ylabel() == "b: points"
+
+
+def point(method: str, ratio: float, headline: float | None, **more: Any) -> Point:
+    """A run whose three costs differ from one another in size and in order."""
+    row: dict[str, Any] = dict.fromkeys((one.name for one in fields(Row)), 0.0)
+    row |= {"name": method, "benchmark": "b", "metric": "points", "headline": headline, "standard_error": None}
+    row |= {"questions": 40, "visual_tokens": 8.0, "alive": [8.0, 2.0], "prefill_gflops": 5 - 4 * ratio}
+    row |= {"milliseconds": 100 + ratio, "report": "", "answers": "", "written": [], "details": {}}
+    return Point(method, "random", ratio, (1 + ratio) * 2**20, 40, Row(**row | more))
+
+
+POINTS = [
+    point("dense", 0.0, 80.0, alive=[], standard_error=4.25),
+    point("fitprune", 0.5, 77.5, standard_error=5.5),
+    point("vtw", 0.5, 81.25, alive=[8.0, 0.0]),
+    point("random", 0.5, None),
+]
+
+
+def test_the_table_by_hand() -> None:
+    lines = [line for line in markdown(POINTS, [], {}).splitlines() if line.startswith("| ")]
+    cells = [line.strip("| ").split(" | ") for line in lines]
+    assert cells[0][:6] == ["method", "ratio", "points", "±", "against dense", "questions"]
+    assert cells[0][7:] == ["prefill GFLOPs", "KV MiB", "ms/question"]
+    assert [row[:6] for row in cells[1:]] == [
+        ["dense", "0%", "80.00", "4.25", "+0.00", "40"],
+        ["fitprune", "50%", "77.50", "5.50", "-2.50", "40"],  # worse than dense
+        ["vtw", "50%", "81.25", "-", "+1.25", "40"],
+        ["random", "50%", "-", "-", "-", "40"],
+    ]
+    assert cells[1][7:] == ["5.000", "1.00", "100.0"]
+    assert cells[2][7:] == ["3.000", "1.50", "100.5"]
+
+
+def test_what_ranks_nothing_has_no_score() -> None:
+    assert [one.figures["score"] for one in POINTS] == [None, "random", None, "random"]
+    assert [one.figures["standard_error"] for one in POINTS] == [4.25, 5.5, None, None]
+    assert {one.figures["questions"] for one in POINTS} == {40}
+
+
+def test_each_axis_shows_what_it_is_called() -> None:
+    pytest.importorskip("matplotlib")
+    panels = curves(POINTS[:3]).axes
+    costs = {"prefill GFLOPs": [3, 5], "ms per question": [100.5, 100], "key-value cache, MiB": [1.5, 1]}
+    assert [panel.get_xlabel() for panel in panels] == list(costs)
+    for panel, (pruned, dense) in zip(panels, costs.values(), strict=True):
+        drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in panel.lines}
+        assert drawn["dense"] == [(dense, 80)]
+        assert drawn["fitprune"] == [(pruned, 77.5)]
+        assert drawn["vtw"] == [(pruned, 81.25)]
+    assert panels[0].get_ylabel() == "b: points"
 
 
 @pytest.mark.parametrize("varied", ["samples=none", "criterion=either", "score=fastv", "ratio=3"])

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..questions import Question, one_of_each
 from ..render import render
-from ..scene import COLORS, KINDS, Scene
+from ..scene import COLORS, KINDS, Scene, Split, draw
 from ..tokens import INSTRUCTION
 
 Files = dict[str, bytes]  # path below the benchmark's folder: content
@@ -58,6 +58,31 @@ def in_turn(scene: Scene, families: Sequence[str]) -> Question | None:
     found = {one.family: one for one in one_of_each(scene, tuple(families))}
     turned = (families[(scene.index + at) % len(families)] for at in range(len(families)))
     return next((found[family] for family in turned if family in found), None)
+
+
+def asked_in_turn(
+    split: Split,
+    pictures: int,
+    families: Sequence[str],
+    path: str,
+    encoded: Callable[[Scene], bytes],
+    category: str | None = None,
+    please: str = INSTRUCTION,
+) -> tuple[Files, list[dict[str, Any]]]:
+    """Those of a split's first pictures that have something to ask about, and a question about each, as `in_turn` chooses it.
+
+    Args:
+        path: Of a picture by its number: "images/{}.jpg".
+        encoded: A picture's bytes.
+        category: Of every question; None for the family of each.
+    """
+    files, questions = Files(), list[dict[str, Any]]()
+    for index in range(pictures):
+        scene, image = draw(split, index), path.format(index)
+        if asked := in_turn(scene, families):
+            files[image] = encoded(scene)
+            questions.append(question(index, image.rpartition("/")[2], asked.text, category or asked.family, please))
+    return files, questions
 
 
 def choices(asked: Question, random: np.random.RandomState, count: int = 4) -> tuple[list[str], int]:

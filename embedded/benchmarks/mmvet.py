@@ -8,8 +8,7 @@ counting and where things are. Left out: answers and abilities, which MM-Vet's n
 
 from __future__ import annotations
 
-from ..scene import draw
-from .encode import Files, in_turn, json_lines, png, question
+from .encode import Files, asked_in_turn, json_lines, png
 
 QUESTIONS, IMAGES = "llava-mm-vet.jsonl", "images"
 FAMILIES = ("relation", "number", "count", "shape", "word")
@@ -17,12 +16,5 @@ FAMILIES = ("relation", "number", "count", "shape", "word")
 
 def build(pictures: int = 10) -> Files:
     """All files, about those of so many pictures that have something to ask about."""
-    files: Files = {}
-    questions: list[dict[str, object]] = []
-    for index in range(pictures):
-        scene, image = draw("mmvet", index), f"v1_{index}.png"
-        if asked := in_turn(scene, FAMILIES):
-            files[f"{IMAGES}/{image}"] = png(scene)
-            questions.append(question(index, image, asked.text, "conv", please=""))
-    files[QUESTIONS] = json_lines(questions)
-    return files
+    files, questions = asked_in_turn("mmvet", pictures, FAMILIES, f"{IMAGES}/v1_{{}}.png", png, "conv", please="")
+    return {**files, QUESTIONS: json_lines(questions)}

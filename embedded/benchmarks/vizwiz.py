@@ -9,8 +9,7 @@ without that line and 43% with it). Answers are left out too: a server has those
 
 from __future__ import annotations
 
-from ..scene import draw
-from .encode import Files, in_turn, json_lines, picture, question
+from .encode import Files, asked_in_turn, json_lines, picture
 
 QUESTIONS, IMAGES = "llava_test.jsonl", "test"
 FAMILIES = ("number", "color", "word", "count")
@@ -18,12 +17,5 @@ FAMILIES = ("number", "color", "word", "count")
 
 def build(pictures: int = 12) -> Files:
     """All files, about those of so many pictures that have something to ask about."""
-    files: Files = {}
-    questions: list[dict[str, object]] = []
-    for index in range(pictures):
-        scene, image = draw("vizwiz", index), f"VizWiz_test_{index:08d}.jpg"
-        if asked := in_turn(scene, FAMILIES):
-            files[f"{IMAGES}/{image}"] = picture(scene)
-            questions.append(question(index, image, asked.text, asked.family))
-    files[QUESTIONS] = json_lines(questions)
-    return files
+    files, questions = asked_in_turn("vizwiz", pictures, FAMILIES, f"{IMAGES}/VizWiz_test_{{:08d}}.jpg", picture)
+    return {**files, QUESTIONS: json_lines(questions)}

@@ -10,6 +10,8 @@ recipes are drawn over one another.
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +19,14 @@ from pathlib import Path
 from PIL import Image
 
 from .. import options
-from ..calibrate import choose
-from ..embedded import embedded
+from ..calibrate import Calibration, choose
+from ..embedded import MODELS, embedded
 from ..errors import FitPruneError
-from ..evaluation.questions import read_questions
+from ..evaluation.questions import Question, read_questions
 from ..families import Loaded, load
 from ..families.loaded import read_image
 from ..files import nearest_existing, writable, write_atomically
 from ..recipe import Recipe
-from ..sweep import ratios
 from . import animation, style
 from .asked import Asked, ask, watch
 from .curves import label, recipes
@@ -92,12 +93,13 @@ def run(args: argparse.Namespace) -> int:
     if not args.reduction_ratio and not args.recipe:
         raise FitPruneError("a reduction ratio of 0 deletes nothing, so there is nothing to draw: give one above it")
     image, question = _asked_about(args)
+    calibration = _calibration(args)
     loaded = load(args.model_path, **options.load_options(args))
     layers = list(range(loaded.cost.layers)) if args.layers is None else args.layers
     for layer in layers:
         if not 0 <= layer < loaded.cost.layers:
             raise FitPruneError(f"there is no layer {layer}: {loaded.name} has layers 0 to {loaded.cost.layers - 1}")
-    recipe, source = choose(loaded, args.reduction_ratio, options.calibration(args), recipe_file=args.recipe)
+    recipe, source = choose(loaded, args.reduction_ratio, calibration, recipe_file=args.recipe)
     assert recipe is not None
     asked = ask(loaded, image, question, recipe, args.score, args.max_new_tokens)
     shown = Shown(
@@ -124,7 +126,8 @@ def find_targets(output: str, formats: Sequence[str] | None) -> dict[str, Path]:
     Args:
         formats: Names of `FILES`; None for all, or for the one that the file's ending says.
     Raises:
-        FitPruneError: one file for several formats or with another's ending, or a place that cannot be written to.
+        FitPruneError: one file for several formats or with an ending that is another's or nobody's, or a place that cannot be
+            written to.
     """
     path = Path(output)
     endings = {Path(name).suffix: kind for kind, name in reversed(FILES.items())}
@@ -135,6 +138,10 @@ def find_targets(output: str, formats: Sequence[str] | None) -> dict[str, Path]:
         if (ending := Path(FILES[kinds[0]]).suffix) != path.suffix.lower():
             raise FitPruneError(f"--output {output} is no name for {kinds[0]}: end it in {ending}, or name a folder")
         targets = {kinds[0]: path}
+    elif re.fullmatch(r"\.[A-Za-z]\w*", path.suffix) and not path.is_dir() and not output.endswith(("/", os.sep)):
+        raise FitPruneError(
+            f"--output {output}: no {path.suffix} is written: end it in {', '.join(sorted(endings))}, or in / for a folder"
+        )
     else:
         targets = {kind: path / FILES[kind] for kind in dict.fromkeys(formats or FILES)}
     for target in targets.values():
@@ -161,6 +168,29 @@ def _asked_about(args: argparse.Namespace) -> tuple[Image.Image, str]:
         raise FitPruneError(f"{args.image} is not a picture that can be read: give --image another file") from None
 
 
+def _calibration(args: argparse.Namespace) -> Calibration:
+    """What a recipe is fitted on where none is named or published: the file given, an embedded model's own set, else nothing.
+
+    Raises:
+        FitPruneError: if a recipe would have to be fitted on nothing; also when its questions are read.
+    """
+    if args.calibration_file or args.model_path in MODELS:
+        return options.calibration(args)
+
+    def nothing(path: Path) -> list[Question]:
+        raise FitPruneError(
+            f"no published recipe fits {args.model_path} at {args.reduction_ratio:g}: name one with --recipe (fitprune fit "
+            "makes it), or questions to fit on with --calibration-file and --image-folder"
+        )
+
+    if args.recipe is None:
+        try:
+            Recipe.published(args.model_path, args.reduction_ratio)
+        except FitPruneError:
+            nothing(Path())
+    return Calibration("", "", read=nothing)
+
+
 def _overlay(args: argparse.Namespace, targets: dict[str, Path]) -> int:
     """Draws recipes over one another."""
     for flag in ("image", "question", "recipe", "formats", "layers"):
@@ -173,7 +203,7 @@ def _overlay(args: argparse.Namespace, targets: dict[str, Path]) -> int:
     )  # fmt: skip
     for target in targets.values():
         style.save(drawn, target)
-        print(f"{len(named)} recipes: {target}")
+        print(f"{len(named)} recipe{'s' * (len(named) > 1)}: {target}")
     return 0
 
 
@@ -189,7 +219,7 @@ def named_recipes(text: str) -> list[tuple[str, Recipe]]:
         known = recipe.model or recipe.source == "step"  # else the file's name says more
         return [(label(recipe) if known else Path(text).name.removesuffix(".json").removesuffix(".recipe"), recipe)]
     try:
-        published = [Recipe.published(model, ratio) for ratio in ratios(chosen)]
+        published = [Recipe.published(model, ratio) for ratio in options.ratios(chosen)]
         return [(label(recipe), recipe) for recipe in published]
     except argparse.ArgumentTypeError as error:
         raise FitPruneError(f"--recipes {text}: {error}") from None

@@ -65,12 +65,12 @@ def recipes(
     below.xaxis.get_major_locator().set_params(integer=True)
     for panel in (above, below):
         panel.margins(x=0.01)
-        panel.grid(alpha=0.3, linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
+        style.dressed(panel)
     above.set_ylim(bottom=0)
     if title:
         above.set_title(title, fontsize=11)
-    figure.legend(*below.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8.5)
+    handles, labels = below.get_legend_handles_labels()
+    style.legend(figure, handles, labels, 2)
     return figure
 
 

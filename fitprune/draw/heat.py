@@ -61,9 +61,11 @@ def heat(
         layers: Layers to draw, from 0; default all.
         title: Lines above the panels.
     Raises:
-        FitPruneError: no matplotlib, a layer that there is not, a picture of another number of tokens.
+        FitPruneError: no matplotlib, no layer or one that there is not, a picture of another number of tokens.
     """
     shown = list(range(stats.layers)) if layers is None else list(layers)
+    if not shown:
+        raise FitPruneError("there is nothing to draw: name a layer")
     for layer in shown:
         if not 0 <= layer < stats.layers:
             raise FitPruneError(

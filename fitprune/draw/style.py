@@ -14,7 +14,7 @@ import os
 import textwrap
 import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,19 @@ def curve(index: int) -> dict[str, Any]:
         "linewidth": 1.6,
         "markersize": 4,
     }
+
+
+def dressed(panel: Any, label: str | None = None) -> None:
+    """A panel of curves as all are: a light grid, no frame above and on the right, and what lies along it."""
+    panel.grid(alpha=0.3, linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    if label is not None:
+        panel.set_xlabel(label)
+
+
+def legend(drawn: Figure, handles: Iterable[Any], labels: Iterable[str], columns: int) -> None:
+    """A legend above all panels."""
+    drawn.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=8.5)
 
 
 def picture(panel: Any, shown: Any, **more: Any) -> Any:

@@ -11,10 +11,12 @@ convention: the paper's visual multiply-accumulates, and the FLOPs of the whole 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from ..calibrate import Calibration, choose, file_name, spread
@@ -44,13 +46,16 @@ class Plan:
 class Row:
     """One line of the table: reductions are shares of the dense cost, time is per question, alive is averaged over them.
 
-    `headline`, `details`, `report` and `written` are the benchmark's `Result`, `metric` says what the headline is.
+    `headline`, `details`, `report` and `written` are the benchmark's `Result`, `metric` says what the headline is, `standard_error`
+    (`standard_error`) how far chance moves it. `questions` counts those answered, now or before.
     """
 
     name: str
     benchmark: str | None
     metric: str | None
     headline: float | None
+    standard_error: float | None
+    questions: int
     details: dict[str, float]
     visual_reduction: float
     prefill_gflops: float
@@ -238,6 +243,8 @@ def row_of(
         benchmark=benchmark.name if benchmark else None,
         metric=benchmark.metric if benchmark else None,
         headline=result.headline,
+        standard_error=standard_error(result),
+        questions=run.answered + run.resumed,
         details=result.details,
         visual_reduction=1 - macs[1] / macs[0] if macs[0] else 0.0,
         prefill_gflops=flops[1] / count / 1e9,
@@ -251,12 +258,27 @@ def row_of(
     )
 
 
+def standard_error(result: Result) -> float | None:
+    """Standard error of a headline that is the mean of what its answers are worth, in percent: their sample standard deviation
+    divided by the square root of their number.
+
+    Takes questions as independent; several about one picture make it too small. None for headlines made otherwise, and where all
+    answers are worth the same, which does not show how much they vary.
+    """
+    worth = result.per_answer or []
+    if result.headline is None or len(set(worth)) < 2 or not math.isclose(result.headline, 100 * mean(worth)):
+        return None
+    return 100 * stdev(worth) / math.sqrt(len(worth))
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text, then the tokens alive after each layer."""
     metric = next((row.metric for row in rows if row.metric), None)
+    known = any(row.standard_error is not None for row in rows)
     head = [
         "run",
         *([metric] if metric else []),
+        *(["±"] if known else []),
         "visual MACs saved",
         "prefill GFLOPs",
         "saved",
@@ -272,6 +294,7 @@ def table(rows: Sequence[Row]) -> str:
             [
                 row.name,
                 *([_headline(row)] if metric else []),
+                *([error_cell(row)] if known else []),
                 f"{row.visual_reduction:.1%}",
                 f"{row.prefill_gflops:.2f}",
                 f"{row.prefill_reduction:.1%}",
@@ -285,6 +308,11 @@ def table(rows: Sequence[Row]) -> str:
     lines.insert(1, "  ".join("-" * width for width in widths))
     kept = [f"visual tokens alive after each layer, {row.name}: {spread(row.alive)}" for row in rows if row.alive]
     return "\n".join([*lines, *([""] if kept else []), *kept])
+
+
+def error_cell(row: Row) -> str:
+    """The standard error as tables show it."""
+    return "-" if row.standard_error is None else f"{row.standard_error:.2f}"
 
 
 def _headline(row: Row) -> str:
