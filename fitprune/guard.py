@@ -12,6 +12,8 @@ A client that goes away in the middle of a body ends the request quietly; there 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -48,6 +50,7 @@ class Guard:
         most = self.most(scope["path"]) if scope["method"] not in READING else 0
         status, said = self._refused(scope["method"], headers, most)
         if status:
+            await _drain(receive)
             return await refuse(send, status, said)
         body = _Body(receive, most)
         try:
@@ -111,6 +114,20 @@ def _host(origin: str) -> str:
 
 def _too_much(most: int) -> tuple[int, str]:
     return 413, f"at most {most} bytes are taken here"
+
+
+async def _drain(receive: Receive, most: int = 2**16, seconds: float = 1.0) -> None:
+    """Takes a little of what is on its way: a connection closed over unread bytes is reset before its answer is read."""
+
+    async def take() -> None:
+        taken, more = 0, True
+        while more and taken <= most:
+            message = await receive()
+            taken += len(message.get("body", b""))
+            more = message["type"] == "http.request" and message.get("more_body", False)
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(take(), seconds)
 
 
 async def refuse(send: Send, status: int, said: str) -> None:

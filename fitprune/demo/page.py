@@ -61,12 +61,15 @@ def build(gradio: Any, engine: Engine, uploads: Path) -> Any:
     layers = loaded.cost.layers
     samples = _samples(uploads)
 
-    def check(picture: Any) -> tuple[Any, str]:
+    def check(picture: Any) -> tuple[Any, Any]:
         """Looks at a picture as soon as it is there; one that cannot be used is taken away again."""
         try:
             if picture:
                 _picture(picture, uploads)
-            return gr.skip(), ""
+            return (
+                gr.skip(),
+                gr.skip(),
+            )  # what was said of the last picture is gone already: it may be said of a question
         except Exception as error:
             return None, _problem(error)
 
@@ -129,6 +132,7 @@ def build(gradio: Any, engine: Engine, uploads: Path) -> Any:
                 )  # fmt: skip
                 shown = gr.HTML("", elem_id="fitprune-frames")
         closed: dict[str, Any] = {"preprocess": False, "api_visibility": "private"}
+        picture.input(None, [], [message], js="() => ''")
         picture.input(check, [picture], [picture, message], concurrency_limit=1, show_progress="hidden", **closed)
         examples.click(choose, examples, [picture, question], show_progress="hidden", **closed)
         given, results = [picture, question, ratio, method, layer], [message, dense, pruned, table, shown]
