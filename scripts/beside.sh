@@ -21,12 +21,12 @@ demo)
     if ! command -v chromium chromium-browser google-chrome >/dev/null; then # else every test would be skipped
         echo "beside.sh: the demo's tests need a browser: apt-get install chromium" >&2 && exit 2
     fi
-    packages=('gradio>=6.31,<7' 'pillow<13' playwright)
+    packages=(gradio==6.31.0 pillow==12.3.0 playwright==1.65.2)
     tests=tests/test_demo.py
     probe='import gradio, playwright'
     ;;
 lmms-eval)
-    packages=(datasets evaluate 'filelock<4' loguru pytablewriter pytz sacrebleu tenacity)
+    packages=(datasets==5.2.0 evaluate==0.4.6 filelock==3.32.7 loguru==0.7.3 pytablewriter==1.2.1 pytz==2026.6 sacrebleu==2.6.0 tenacity==9.2.1)
     alone=('lmms-eval==0.7.3')
     tests=tests/test_lmms_eval.py
     probe='import lmms_eval'
