@@ -123,7 +123,7 @@ def _keep(recipe: Recipe, args: argparse.Namespace, stem: str, cost: CostModel |
 def statistical_analysis(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
     """The authors' fitting script, `llava/eval/statistical_analysis.py`: their flags and a family's default model,
     `fitprune fit` behind them."""
-    made = argparse.ArgumentParser(
+    made = options.Parser(
         prog="statistical_analysis.py", description="Fit a recipe: how many visual tokens each layer deletes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip

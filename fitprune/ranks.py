@@ -46,6 +46,7 @@ class LostError(FitPruneError):
 
 
 def to_json(value: Any) -> bytes:
+    """What travels unless a caller says otherwise."""
     return json.dumps(value).encode()
 
 

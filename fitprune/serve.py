@@ -39,9 +39,7 @@ from .strangers import MAX_BYTES, check_bytes, read_strange
 
 CLOSED = ("/v1/audio/transcriptions",)  # no model here hears, and strangers' sound would be decoded first
 PICTURES = 8  # of one request: more of LLaVA-1.5's than its 4096 positions hold
-MOST = (
-    3 * MAX_BYTES
-)  # bytes of a request: two of the largest pictures in base64, which takes 4 for 3, and what is around them
+MOST = 3 * MAX_BYTES  # bytes of a request: two of the largest pictures in base64 (4 bytes for 3), and some around them
 
 Messages = Sequence[Mapping[str, Any]]
 

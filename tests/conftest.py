@@ -34,6 +34,18 @@ def llava():
 
 
 @pytest.fixture
+def trace(llava):
+    """A real one: 16 visual tokens (4 × 4) from position `tiny.FIRST` on, deletions in layers 0, 2 and 3."""
+    import tiny
+
+    import fitprune
+
+    with torch.no_grad(), fitprune.prune(llava, tiny.RECIPE) as trace:
+        llava(**tiny.prompt(tiny.FIRST, "image", 5))
+    return trace
+
+
+@pytest.fixture
 def implementation(request):
     """Indirect parameter `(model fixture, name)`: that model with that attention implementation, set back afterwards."""
     fixture, name = request.param

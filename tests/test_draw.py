@@ -17,16 +17,6 @@ from fitprune.draw.places import places
 from fitprune.errors import FitPruneError
 from fitprune.trace import Trace
 
-FIRST = 3  # text tokens before the image
-
-
-@pytest.fixture
-def trace(llava) -> Trace:
-    """A real one: 16 visual tokens (4 × 4) from position 3 on, deletions in layers 0, 2 and 3."""
-    with torch.no_grad(), fitprune.prune(llava, tiny.RECIPE) as trace:
-        llava(**tiny.prompt(FIRST, "image", 5))
-    return trace
-
 
 @pytest.fixture
 def image() -> Image.Image:

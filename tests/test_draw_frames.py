@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
+from tiny import FIRST
 
 import fitprune
 from fitprune import Recipe
@@ -17,16 +18,6 @@ from fitprune.draw.places import on_grid, places
 from fitprune.embedded import MODELS
 from fitprune.errors import FitPruneError
 from fitprune.trace import Trace
-
-FIRST = 3  # text tokens before the image
-
-
-@pytest.fixture
-def trace(llava) -> Trace:
-    """A real one: 16 visual tokens (4 × 4) from position 3 on, deletions in layers 0, 2 and 3."""
-    with torch.no_grad(), fitprune.prune(llava, tiny.RECIPE) as trace:
-        llava(**tiny.prompt(FIRST, "image", 5))
-    return trace
 
 
 def test_alive_are_the_survivors_in_the_order_of_the_tokens(trace):

@@ -60,6 +60,7 @@ DECODERS = {
 }
 
 RECIPE = Recipe.from_deletions([3, 0, 5, 2], visual_tokens=16)  # scales with the number of visual tokens
+FIRST = 3  # text tokens before the image of the `trace` fixture
 
 
 def sharpen(model: nn.Module, seed: int = 0) -> Any:
