@@ -40,6 +40,20 @@ class Calibration:
     batch_size: int = 8
     read: Callable[[Path], list[Question]] = read_questions
 
+    @classmethod
+    def shipped(cls, samples: int = SAMPLES, batch_size: int = 8) -> Calibration:
+        """The embedded set, for embedded models."""
+        return cls(embedded().calibration, embedded().calibration_images, samples, batch_size)
+
+    @classmethod
+    def nothing(cls, what: str) -> Calibration:
+        """Where nothing may be fitted on: asked for questions it raises a FitPruneError that says what to do instead."""
+
+        def refuse(path: Path) -> list[Question]:
+            raise FitPruneError(what)
+
+        return cls("", "", read=refuse)
+
     def questions(self) -> list[Question]:
         """Evenly spaced questions that have an image.
 
@@ -59,7 +73,7 @@ def observe_questions(
     loaded: Loaded, calibration: Calibration | None = None, progress: bool = True, ranks: Ranks = ALONE
 ) -> AttentionStats:
     """Statistics of a loaded checkpoint on calibration questions, default the embedded ones; `ranks` and errors as `observe`."""
-    calibration = calibration or Calibration(embedded().calibration, embedded().calibration_images)
+    calibration = calibration or Calibration.shipped()
     questions = calibration.questions()
     size = calibration.batch_size
     ranks.agree("calibration questions", told_apart(questions))

@@ -25,7 +25,7 @@ from PIL import Image
 
 from . import options
 from .calibrate import Calibration, choose, file_name
-from .embedded import MODELS, embedded
+from .embedded import MODELS
 from .errors import FitPruneError, explained
 from .families import Loaded, load
 from .families.conversation import build_prompt
@@ -96,8 +96,7 @@ def recipe_for(loaded: Loaded, ratio: float, file: str | None = None) -> tuple[R
             Recipe.published(loaded.name, ratio)
         except FitPruneError as error:
             raise FitPruneError(f"{error}; or fit one (fitprune fit) and name its file with --recipe") from None
-    calibration = Calibration(embedded().calibration, embedded().calibration_images)
-    return choose(loaded, ratio, calibration, recipe_file=file)
+    return choose(loaded, ratio, Calibration.shipped(), recipe_file=file)
 
 
 def server(

@@ -32,7 +32,7 @@ from typing import Any
 
 from . import ablate, options, sweep_plot
 from .calibrate import Calibration, observe_questions
-from .embedded import MODELS, embedded
+from .embedded import MODELS
 from .errors import FitPruneError
 from .evaluation.answer import AnswerRun, answer, warm_up
 from .evaluation.benchmark import Benchmark
@@ -186,7 +186,7 @@ def _calibration(args: argparse.Namespace, benchmark: Benchmark, data: Path) -> 
         images = args.calibration_images or data / benchmark.images
         return Calibration(args.calibration_file, images, args.samples, batch)
     if args.model_path in MODELS:
-        return Calibration(embedded().calibration, embedded().calibration_images, args.samples, batch)
+        return Calibration.shipped(args.samples, batch)
     return Calibration(data / benchmark.questions, data / benchmark.images, args.samples, batch, benchmark.read)
 
 

@@ -21,7 +21,6 @@ from fitprune import Recipe, draw
 from fitprune.calibrate import Calibration, observe_questions
 from fitprune.cost import VICUNA_7B
 from fitprune.draw import style
-from fitprune.embedded import embedded
 from fitprune.files import write_atomically
 from fitprune.fit import alive_fractions, fit_all
 
@@ -49,8 +48,7 @@ def published() -> tuple[Figure, Data]:
 def alpha() -> tuple[Figure, Data]:
     """The embedded model: mean survivors after each layer at several α, and what each α saves, with the fitted recipes."""
     llava = fitprune.load("embedded", device="cpu")
-    calibration = Calibration(embedded().calibration, embedded().calibration_images, SAMPLES)
-    stats = observe_questions(llava, calibration, progress=False)
+    stats = observe_questions(llava, Calibration.shipped(SAMPLES), progress=False)
     fractions, cost, tokens = alive_fractions(stats), llava.cost, int(stats.visual_tokens.max())
     curves = {value: (fractions(value).mean(0) * tokens).tolist() for value in ALPHAS}
     axis = [index / 40 for index in range(1, 40)]

@@ -18,7 +18,7 @@ from typing import Any
 
 from .. import options
 from ..calibrate import Calibration, observe_questions
-from ..embedded import MODELS, embedded
+from ..embedded import MODELS
 from ..errors import FitPruneError
 from ..families import Loaded, load
 from ..ports import listen, open_to, port, shown
@@ -96,7 +96,7 @@ def _calibration(args: argparse.Namespace) -> Calibration | None:
         made.questions()  # a file that cannot be used is said before the model is loaded
         return made
     if args.model_path in MODELS:
-        return Calibration(embedded().calibration, embedded().calibration_images, args.samples)
+        return Calibration.shipped(args.samples)
     try:
         published_ratios(args.model_path)
     except FitPruneError:

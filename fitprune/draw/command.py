@@ -22,7 +22,7 @@ from .. import options
 from ..calibrate import Calibration, choose
 from ..embedded import MODELS, embedded
 from ..errors import FitPruneError
-from ..evaluation.questions import Question, read_questions
+from ..evaluation.questions import read_questions
 from ..families import Loaded, load
 from ..families.loaded import read_image
 from ..files import nearest_existing, writable, write_atomically
@@ -177,18 +177,16 @@ def _calibration(args: argparse.Namespace) -> Calibration:
     if args.calibration_file or args.model_path in MODELS:
         return options.calibration(args)
 
-    def nothing(path: Path) -> list[Question]:
-        raise FitPruneError(
-            f"no published recipe fits {args.model_path} at {args.reduction_ratio:g}: name one with --recipe (fitprune fit "
-            "makes it), or questions to fit on with --calibration-file and --image-folder"
-        )
-
+    what = (
+        f"no published recipe fits {args.model_path} at {args.reduction_ratio:g}: name one with --recipe (fitprune fit "
+        "makes it), or questions to fit on with --calibration-file and --image-folder"
+    )
     if args.recipe is None:
         try:
             Recipe.published(args.model_path, args.reduction_ratio)
         except FitPruneError:
-            nothing(Path())
-    return Calibration("", "", read=nothing)
+            raise FitPruneError(what) from None
+    return Calibration.nothing(what)
 
 
 def _overlay(args: argparse.Namespace, targets: dict[str, Path]) -> int:

@@ -13,13 +13,11 @@ recipe (ranks.py).
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from ..calibrate import SAMPLES, Calibration, choose
-from ..embedded import MODELS, embedded
+from ..embedded import MODELS
 from ..errors import FitPruneError
-from ..evaluation.questions import Question
 from ..families import Loaded, load
 from ..launch import company, own_device, started
 from ..ratio import parse_ratio
@@ -109,11 +107,8 @@ class Arguments:
         if self.calibration_file is not None:
             return Calibration(self.calibration_file, str(self.calibration_images), self.samples, size)
         if self.pretrained in MODELS:
-            return Calibration(embedded().calibration, embedded().calibration_images, self.samples, size)
-        return Calibration("", "", self.samples, size, self._nothing_to_fit_on)
-
-    def _nothing_to_fit_on(self, path: Path) -> list[Question]:
-        raise FitPruneError(
+            return Calibration.shipped(self.samples, size)
+        return Calibration.nothing(
             f"no recipe of {self.pretrained} is published for {self.reduction_ratio}: name one with recipe=FILE "
             "(fitprune fit makes it), or questions to fit on with calibration_file=FILE,calibration_images=FOLDER"
         )
