@@ -7,6 +7,8 @@ Three things are put in place, and every one is taken back by `detach`, also aft
 - each decoder layer's `forward`, replaced on the instance (layer.py), which carries fewer tokens on than it got;
 - a listening attention function (attention.py).
 
+What this relies on in transformers is looked for first (upstream.py), before anything is put in place.
+
 Nothing is patched at import, nothing is written on classes, and the frame travels as a keyword argument from decoder
 to attention: two forwards at once, or two generations taking turns, do not meet. Models placed by accelerate keep
 their hooks: the replacement goes inside them.
@@ -17,7 +19,6 @@ their hooks: the replacement goes inside them.
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -28,12 +29,24 @@ import torch
 from torch import Tensor, nn
 
 from . import cache as kv
-from .attention import LISTENER, check_implementation, listening, registry
+from .attention import check_implementation, listening
 from .errors import FitPruneError, UnsupportedError
 from .frame import Frame
 from .heads import heads_of
 from .layer import LayerForward
 from .locate import ByMask, ByTokenId, Spans, without_padding
+from .upstream import (
+    MASK,
+    STATE,
+    Parts,
+    attention_registry,
+    bound,
+    cache_argument,
+    cache_in,
+    caches_in,
+    inspect_layers,
+    use_implementation,
+)
 
 _numbers = itertools.count()  # for names in the attention registry, so that two attachments never share one
 
@@ -123,15 +136,16 @@ class Attachment:
                 "this model already has a recipe attached: leave that `with` block, or call detach(model), first"
             )
         check_implementation(self.config._attn_implementation)
+        parts = inspect_layers(self.decoder, self.layers)
         self._mask = None if visual_mask is None else ByMask(visual_mask)
         self._undo = ExitStack()
         with ExitStack() as undo:
             self._hook_model(model, undo)
             undo.callback(self.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True).remove)
             undo.callback(self.decoder.register_forward_hook(self._after_decoder, with_kwargs=True).remove)
-            for index, layer in enumerate(self.layers):
-                self._replace_forward(index, layer, undo)
-                self._listen(layer, undo)
+            for index, found in enumerate(parts):
+                self._replace_forward(index, found, undo)
+                self._listen(found.attention, undo)
             self._undo = undo.pop_all()
 
     def detach(self) -> None:
@@ -150,9 +164,9 @@ class Attachment:
         def find(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            if LISTENER in kwargs:
+            if STATE in kwargs:
                 return None
-            call = _bound(module, args, kwargs)
+            call = bound(module, args, kwargs)
             spans = None if locate is None else locate(call)
             visual = spans is None or any(spans)
             if call.get("labels") is not None and visual:
@@ -165,43 +179,55 @@ class Attachment:
                     "logits_to_keep as a tensor names positions that pruning may have removed: give a number of last tokens"
                 )
             reads = int(keep or 0) if not isinstance(keep, Tensor) and not _shows_hidden_states(module, call) else 0
-            return args, {**kwargs, LISTENER: Arriving(spans, reads)}
+            return args, {**kwargs, STATE: Arriving(spans, reads)}
 
         def arrived(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            sent = kwargs.get(LISTENER)
+            sent = kwargs.get(STATE)
             if isinstance(sent, Arriving) and any(sent.spans or []) and not sent.delivered:
                 raise UnsupportedError(
                     f"{type(model).__name__} does not hand keyword arguments on to its decoder, so nothing was pruned: "
                     "pass visual_mask= to prune()"
                 )
+            if isinstance(sent, Arriving) and any(sent.spans or []) and getattr(output, "loss", None) is not None:
+                raise UnsupportedError(
+                    "this call made a loss, which pruning does not compute from every token: call the model without labels"
+                )
 
-        for module in {
-            id(m): m for m in (model, getattr(model, "base_model", model)) if m is not self.decoder
-        }.values():
+        def not_for_it(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return args, {name: value for name, value in kwargs.items() if name != STATE}
+
+        base = getattr(model, "base_model", model)
+        for part in base.children() if base is not self.decoder else ():
+            if all(module is not self.decoder for module in part.modules()):  # a vision tower, a projector
+                undo.callback(part.register_forward_pre_hook(not_for_it, with_kwargs=True).remove)
+        for module in {id(m): m for m in (model, base) if m is not self.decoder}.values():
             undo.callback(module.register_forward_pre_hook(find, with_kwargs=True).remove)
             undo.callback(module.register_forward_hook(arrived, with_kwargs=True).remove)
 
-    def _replace_forward(self, index: int, layer: nn.Module, undo: ExitStack) -> None:
+    def _replace_forward(self, index: int, parts: Parts, undo: ExitStack) -> None:
+        layer = parts.layer
         name = "_old_forward" if hasattr(layer, "_hf_hook") else "forward"  # accelerate calls the former
         own = layer.__dict__.get(name)
         last = index + 1 == len(self.layers)
         replacement = LayerForward(
-            self, index, layer, getattr(layer, name), inside=self.cut_inside, last=last, undo=undo
+            self, index, parts, getattr(layer, name), inside=self.cut_inside, last=last, undo=undo
         )
         setattr(layer, name, replacement)
         undo.callback(lambda: setattr(layer, name, own) if own is not None else delattr(layer, name))
 
-    def _listen(self, layer: nn.Module, undo: ExitStack) -> None:
-        attention = getattr(layer, "self_attn", None)
+    def _listen(self, attention: nn.Module | None, undo: ExitStack) -> None:
         if attention is None:
             return  # nothing to listen to; a recipe that deletes in this layer finds that out there
-        functions, config, name = registry(attention), attention.config, f"fitprune_{next(_numbers)}"
+        functions, name = attention_registry(attention), f"fitprune_{next(_numbers)}"
+        config: Any = attention.config
         heads = heads_of(attention)
         functions[name] = listening(config, heads)
         self.shares_heads = self.shares_heads or heads is not None
         undo.callback(lambda: functions.__delitem__(name))
         own = copy.copy(config)
-        own._attn_implementation_internal = name
+        use_implementation(own, name)
         attention.config = own
         undo.callback(lambda: setattr(attention, "config", config))
 
@@ -210,13 +236,14 @@ class Attachment:
     def _on_decoder(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        sent = kwargs.pop(LISTENER, None)
-        call = _bound(decoder, args, kwargs)
+        sent = kwargs.pop(STATE, None)
+        call = bound(decoder, args, kwargs)
         tokens = call["inputs_embeds"] if call.get("inputs_embeds") is not None else call.get("input_ids")
         if tokens is None:
             return None  # the decoder itself says what is missing
         rows, length = tokens.shape[:2]
-        cache = call.get("past_key_values")
+        cache = cache_in(call) or call.get(cache_argument(decoder) or "")  # the latter for one that is no `Cache`
+        kv.check_notes(cache)
         past = int(cache.get_seq_length()) if cache is not None else 0
         if isinstance(sent, Arriving):
             sent.delivered = True
@@ -240,7 +267,7 @@ class Attachment:
             )
         flash = "flash" in (self.config._attn_implementation or "")
         check_implementation(self.config._attn_implementation)
-        real = _real(call.get("attention_mask"), length) if prefill else None
+        real = _real(call.get(MASK), length) if prefill else None
         if real is not None:
             spans = without_padding(spans, real)
         told = Prefill(spans, length, past, real, tokens.device, flash)
@@ -248,13 +275,20 @@ class Attachment:
             kv.check_prunable(cache)
         frame = self.session.begin(told) if prefill else Frame(*told.parts)
         frame.reads = sent.reads if isinstance(sent, Arriving) else 0
-        return args, {**kwargs, LISTENER: frame}
+        return args, {**kwargs, STATE: frame}
 
     def _after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        frame = kwargs.get(LISTENER)
-        if isinstance(frame, Frame) and frame.layer + 1 != len(self.layers):
+        frame = kwargs.get(STATE)
+        if not isinstance(frame, Frame):
+            return
+        name = type(decoder).__name__
+        if frame.layer + 1 != len(self.layers):
             raise UnsupportedError(
-                f"{type(decoder).__name__} does not hand keyword arguments on to its layers, so nothing was pruned; see docs/new_family.md"
+                f"{name} does not hand keyword arguments on to its layers, so nothing was pruned; see docs/new_family.md"
+            )
+        if frame.columns is not None and any(cache is not frame.cache for cache in caches_in(output)):
+            raise UnsupportedError(
+                f"{name} keeps its cache from its layers, so nothing says which tokens each of them holds: call it with use_cache=False"
             )
 
 
@@ -266,14 +300,6 @@ def attachment_of(model: nn.Module) -> Attachment | None:
             if isinstance(own, LayerForward):
                 return own.attachment
     return None
-
-
-def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name, whether they were given by position or by keyword."""
-    if not args:
-        return kwargs
-    names = list(inspect.signature(type(module).forward).parameters)[1:]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _shows_hidden_states(module: nn.Module, call: Mapping[str, Any]) -> bool:

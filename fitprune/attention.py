@@ -1,19 +1,18 @@
 """A transformers attention function that lets somebody listen.
 
-`transformers` looks attention functions up by name in a registry, with the attention module's own `config`. While
-pruning is attached, each attention module of the decoder has a shallow copy of that config which names the function
+`transformers` looks attention functions up by name in a registry, with the attention module's own `config` (upstream.py
+finds both). While pruning is attached, each attention module of the decoder has a shallow copy of that config which names the function
 below; it calls whatever implementation the model really uses (sdpa, eager, flash_attention_2, …) and, where a layer
 is to be scored, hands query, key and mask to the listener. The model's shared config, its masks and every other module
 stay as they are. The listener travels as a keyword argument, so concurrent forwards cannot mix.
 
-Modifications against transformers' attention (5.0 to 5.23): none to its result; query and key are also shown to `listener`.
+Modifications against transformers' attention (5.0 to 5.24): none to its result; query and key are also shown to `listener`.
 
     pytest tests/test_attach.py
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +21,7 @@ from torch import Tensor, nn
 from .errors import UnsupportedError
 from .heads import Heads, check_complete
 from .kernels import attend
-
-LISTENER = "fitprune"  # the keyword under which a forward's state travels, from the decoder down to its attention
+from .upstream import STATE, attention_function
 
 
 class _WithConfig:
@@ -34,25 +32,6 @@ class _WithConfig:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
-
-
-def _globals(module: nn.Module) -> dict[str, Any]:
-    return inspect.unwrap(type(module).forward).__globals__
-
-
-def registry(module: nn.Module) -> Any:
-    """The registry that this attention module consults (models may have their own).
-
-    Raises:
-        UnsupportedError: if the module was written without one.
-    """
-    found = _globals(module).get("ALL_ATTENTION_FUNCTIONS")
-    if found is None or not hasattr(module, "config"):
-        raise UnsupportedError(
-            f"{type(module).__name__} does not use transformers' attention registry, so its attention cannot be scored; "
-            "see docs/new_family.md"
-        )
-    return found
 
 
 def check_implementation(name: str | None) -> None:
@@ -79,13 +58,12 @@ def listening(config: Any, heads: Heads | None = None) -> Callable[..., tuple[Te
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        listener = kwargs.pop(LISTENER, None)
+        listener = kwargs.pop(STATE, None)
         if listener is not None:
             _check_formula(module, kwargs)
             check_complete(heads, query.shape[1], config)
         name = config._attn_implementation or "eager"
-        known = _globals(module)
-        inner = known["eager_attention_forward"] if name == "eager" else registry(module)[name]
+        inner = attention_function(module, name)
         if listener is None:
             return inner(_WithConfig(module, config), query, key, value, attention_mask, **kwargs)
         scaling, logsumexp, found = kwargs.get("scaling") or query.shape[-1] ** -0.5, None, None

@@ -6,8 +6,11 @@ mask, made for layer 0, has to be read at the columns that a layer still has. Th
 layer itself: they are reordered with the beams and die with the cache. Nothing is kept on the model.
 
 A pruned layer is the cache's own layer with a mixin added (`mark`), so quantised or offloaded caches keep
-their behaviour. Left out: sliding windows (a window counts tokens, not positions) and `crop`, which assisted decoding
-needs: layers of unequal length cannot be cut back to one length.
+their behaviour. It takes new tokens only from a forward that has read its notes (`admit`): anything else, be it a model
+without a recipe attached or a transformers that hides its cache from us, would attend by a mask made for layer 0.
+
+Left out: sliding windows (a window counts tokens, not positions) and `crop`, which assisted decoding needs: layers of unequal
+length cannot be cut back to one length.
 
     pytest tests/test_cache.py
 """
@@ -18,9 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
 
 from .errors import UnsupportedError
+from .upstream import Cache, DynamicLayer
 
 
 class PrunedLayer:
@@ -29,11 +32,22 @@ class PrunedLayer:
     columns: [B, n] int, for its first n entries, the column of layer 0's cache that each one is.
     valid: [B, n] bool, False where an entry is padding or a deleted token kept as filler; None if all are real.
     seen: Length of layer 0's cache when `columns` was written; entries after the first n follow from there one by one.
+    admitted: Whether a forward that knows these notes is about to add its tokens.
     """
 
     columns: Tensor
     valid: Tensor | None
     seen: int
+    admitted: bool = False
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.admitted:
+            raise UnsupportedError(
+                "a pruned cache is used by a forward that does not know which tokens are gone: continue inside `with prune(...)` "
+                "of the model that made it, or start with a new cache"
+            )
+        self.admitted = False
+        return super().update(*args, **kwargs)  # type: ignore[misc]
 
     def entries(self, length: int) -> tuple[Tensor, Tensor | None]:
         """Columns [B, length] and validity of the layer's entries, those appended since `mark` included."""
@@ -97,22 +111,51 @@ def mark(cache: Cache, index: int, columns: Tensor, valid: Tensor | None, seen: 
 
 def entries(cache: Cache | None, layer: int) -> tuple[Tensor, Tensor | None] | None:
     """What `layer` of the cache holds before this forward, or None where it holds every token."""
-    if cache is None or layer >= len(cache.layers):
+    held = _layer(cache, layer)
+    if not isinstance(held, PrunedLayer):
         return None
-    held = cache.layers[layer]
-    length = held.get_seq_length()
-    return held.entries(length) if length and isinstance(held, PrunedLayer) else None
+    length = held.get_seq_length()  # type: ignore[attr-defined]
+    return held.entries(length) if length else None
+
+
+def admit(cache: Any, layer: int) -> None:
+    """Lets one forward add its tokens to `layer`, which may be pruned: it has read the notes, or needs none."""
+    held = _layer(cache, layer)
+    if isinstance(held, PrunedLayer):
+        held.admitted = True
+
+
+def _layer(cache: Any, layer: int) -> Any:
+    """A layer of a cache; None where there is none yet."""
+    return None if cache is None or layer >= len(cache.layers) else cache.layers[layer]
 
 
 def all_valid(cache: Cache | None, layer: int) -> bool:
     """Whether `layer` of the cache holds no filler and no padding, as far as pruning knows."""
-    held = None if cache is None or layer >= len(cache.layers) else cache.layers[layer]
-    return getattr(held, "valid", None) is None
+    return getattr(_layer(cache, layer), "valid", None) is None
 
 
 def is_pruned(cache: Cache | None) -> bool:
     """Whether some layer of the cache lacks tokens."""
-    return cache is not None and any(isinstance(layer, PrunedLayer) for layer in cache.layers)
+    return any(isinstance(layer, PrunedLayer) for layer in getattr(cache, "layers", None) or [])
+
+
+def check_notes(cache: Any) -> None:
+    """Refuses a cache that was pruned but does not say which tokens it holds.
+
+    Raises:
+        UnsupportedError: if layers without notes are of unequal length.
+    """
+    lengths = {
+        layer.get_seq_length()
+        for layer in getattr(cache, "layers", None) or []
+        if isinstance(layer, DynamicLayer) and not isinstance(layer, PrunedLayer) and not layer.is_sliding
+    }
+    if len(lengths - {0}) > 1:
+        raise UnsupportedError(
+            "the layers of this cache have different lengths and no notes of which tokens they hold, as if it was pruned and then "
+            "copied tensor by tensor: copy.deepcopy keeps the notes, or start with a new cache"
+        )
 
 
 def check_prunable(cache: Cache | None) -> None:
@@ -143,5 +186,5 @@ def _check(kind: type, name: str) -> None:
     if getattr(kind, "is_sliding", False):
         raise UnsupportedError(
             f"cannot prune with a sliding-window {name}: its window counts tokens, and pruned tokens leave gaps. "
-            "Pass past_key_values=DynamicCache(), or set sliding_window to None in the config if it exceeds your prompts"
+            "Pass a DynamicCache() of your own, or set sliding_window to None in the config if it exceeds your prompts"
         )

@@ -27,6 +27,7 @@ from .observe import Observation, per_image
 from .prune import prune
 from .ranks import ALONE, Ranks
 from .recipe import Recipe
+from .upstream import cache_in, pass_cache
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,8 @@ def led(model: Any, inputs: dict[str, Tensor], answer: Tensor) -> Tensor:
             input_ids=fed,
             attention_mask=whole,
             position_ids=places,
-            past_key_values=output.past_key_values,
             use_cache=True,
+            **pass_cache(model, cache_in(output)),
         )
         logits.append(output.logits.float().cpu())
     return torch.cat(logits, 1)

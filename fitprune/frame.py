@@ -24,6 +24,7 @@ from .kernels import TEXT
 from .locate import Spans, groups
 from .scores import Attended
 from .select import ALIVE, DELETED, PADDING, take
+from .upstream import MASK, POSITIONS, ROTARY
 
 
 class Frame:
@@ -35,6 +36,7 @@ class Frame:
     padded: whether the new tokens came with padding.
     fillers: whether any row carries something that is not alive (known to the host).
     reads: how many of the last columns the model looks at in the end, 0 for all.
+    cache: the one that the layers were seen to fill, None if none was.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Frame:
         self.padded = self.fillers = real is not None
         self.keep: Tensor | None = None
         self.reads = 0
+        self.cache: Any = None
         self.layer = self.heard_at = -1
         self._held: tuple[Tensor, Tensor | None] | None = None
         self._entered: tuple[Tensor, Tensor | None] | None = None
@@ -80,29 +83,28 @@ class Frame:
 
     # ---- the way through a layer ------------------------------------------------------------------------------
 
-    def enter(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+    def enter(self, layer: int, hidden: Tensor, cache: Any, kwargs: dict[str, Any]) -> None:
         """Before a layer: its keyword arguments are narrowed, in place, to the tokens that are still there."""
         self.layer, self.keep, self._entered, self._held = layer, None, None, None
         self._to(hidden.device)
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        kv.admit(cache, layer)
+        mask = kwargs.get(MASK)
         if mask is None and self.length == 1 and self.columns is None and kv.all_valid(cache, layer):
             return  # a token decoded without padding sees all that the layer holds, whatever that is
         self._held = kv.entries(cache, layer)
         if self.columns is None and self._held is None:
             return
-        kwargs["attention_mask"] = (
+        kwargs[MASK] = (
             self._mask(mask) if self._held is not None else self._once("mask", mask, lambda: self._mask(mask))
         )
         if self.columns is None:
             return
-        embeddings = kwargs.get("position_embeddings")
+        embeddings = kwargs.get(ROTARY)
         if embeddings is not None:
-            kwargs["position_embeddings"] = self._once(
-                "rotary", embeddings, lambda: tuple(map(self._alive, embeddings))
-            )
-            kwargs["position_ids"] = None  # used up; flash attention would take their gaps for packed sequences
-        elif kwargs.get("position_ids") is not None:
-            kwargs["position_ids"] = self._alive(kwargs["position_ids"], dim=-1)
+            kwargs[ROTARY] = self._once("rotary", embeddings, lambda: tuple(map(self._alive, embeddings)))
+            kwargs[POSITIONS] = None  # used up; flash attention would take their gaps for packed sequences
+        elif kwargs.get(POSITIONS) is not None:
+            kwargs[POSITIONS] = self._alive(kwargs[POSITIONS], dim=-1)
 
     def heard(
         self,
@@ -146,6 +148,7 @@ class Frame:
 
         A layer that got all new tokens needs no note: entries without one follow from the last note one by one.
         """
+        self.cache = cache
         if cache is not None and self.columns is not None:
             columns, valid = self._entered if self._entered is not None else self._keys()
             kv.mark(cache, layer, columns, valid, self.past + self.length)

@@ -31,21 +31,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from . import cache as kv
-from .attention import LISTENER
 from .errors import FitPruneError, UnsupportedError
 from .prune_frame import PruneFrame
 from .select import ALIVE
+from .upstream import MASK, POSITIONS, STATE, DynamicCache, DynamicLayer, cache_argument, cache_in, output_with_cache
 
 BUCKET = 32  # prompt lengths are rounded up to a multiple of this
 WARM_UP = 2  # runs before a recording: kernels are compiled and chosen then
 
-# Keyword arguments of a decoder that a recording takes or that say nothing when true; any other one with a value is unknown.
-_KNOWN = {"inputs_embeds", "input_ids", "attention_mask", "position_ids", "past_key_values", "cache_position", LISTENER}
+# Keyword arguments of a decoder that a recording takes, beside the cache, or that say nothing when true; any other one with a value
+# is unknown.
+_KNOWN = {"inputs_embeds", "input_ids", MASK, POSITIONS, "cache_position", STATE}
 _FLAGS = {"use_cache", "return_dict"}
 
 log = logging.getLogger(__name__)
@@ -157,6 +155,7 @@ class Graphs:
                     "graphs need a model on one CUDA device, without offloading: move it there, or leave graphs out"
                 )
             self._recorder = CudaRecorder()
+        self.cache_argument = cache_argument(decoder) or ""
         self.decoder, self.original, own = decoder, decoder.forward, decoder.__dict__.get("forward")
         decoder.forward = self
 
@@ -170,27 +169,27 @@ class Graphs:
         return remove
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        frame = kwargs.get(LISTENER)
+        frame, cache = kwargs.get(STATE), cache_in(kwargs)
         if args or not isinstance(frame, PruneFrame):
             return self.original(*args, **kwargs)
-        if reason := self._unfit(frame, kwargs):
+        if reason := self._unfit(frame, cache, kwargs):
             log.debug("fitprune: this prefill is not recorded: %s", reason)
             return self.original(**kwargs)
         embeds = kwargs.get("inputs_embeds")
         if embeds is None:
             embeds = self.decoder.get_input_embeddings()(kwargs["input_ids"])  # type: ignore[operator]
-        positions = kwargs.get("position_ids")
+        positions = kwargs.get(POSITIONS)
         if positions is None:
             positions = torch.arange(frame.length, device=embeds.device)[None]
         length = -(-frame.length // BUCKET) * BUCKET
-        mask = self._mask(kwargs["attention_mask"], length, embeds.dtype) if frame.padded else None
+        mask = self._mask(kwargs[MASK], length, embeds.dtype) if frame.padded else None
         given = Inputs(embeds, positions, frame.token_group, frame.status, mask)
         with self._lock:
-            return self._replayed(frame, _lengthened(given, length), kwargs.get("past_key_values"))
+            return self._replayed(frame, _lengthened(given, length), cache)
 
-    def _unfit(self, frame: PruneFrame, kwargs: dict[str, Any]) -> str | None:
+    def _unfit(self, frame: PruneFrame, cache: Any, kwargs: dict[str, Any]) -> str | None:
         """Why a prefill cannot be recorded, or None."""
-        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        mask = kwargs.get(MASK)
         config: Any = self.decoder.config
         if frame.past or torch.is_grad_enabled():
             return "earlier tokens are cached, or gradients are on"
@@ -204,7 +203,10 @@ class Graphs:
             return "its cache is not a DynamicCache of plain layers"
         if config.output_hidden_states or config.output_attentions:
             return "hidden states or attentions are wanted"
-        others = [name for name in kwargs if name not in _KNOWN | _FLAGS and kwargs[name] not in (None, False)]
+        others = [
+            name for name, value in kwargs.items()
+            if name not in _KNOWN | _FLAGS and value is not cache and value not in (None, False)
+        ]  # fmt: skip
         return f"arguments {', '.join(others)}" if others else None
 
     def _mask(self, real: Tensor, length: int, dtype: torch.dtype) -> Tensor:
@@ -216,7 +218,7 @@ class Graphs:
             return seen
         return torch.zeros(seen.shape, dtype=dtype, device=real.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
-    def _replayed(self, frame: PruneFrame, given: Inputs, cache: Any) -> BaseModelOutputWithPast:
+    def _replayed(self, frame: PruneFrame, given: Inputs, cache: Any) -> Any:
         """The prefill of inputs that have the bucket's length already, from its recording."""
         images = tuple(tuple(end - start for start, end in row) for row in frame.spans)
         shapes = given.embeds.shape[1], given.positions.shape, given.embeds.dtype
@@ -240,11 +242,8 @@ class Graphs:
             now, cache = prototype.fresh(inputs.group, inputs.status), DynamicCache(config=config)
             output = original(
                 inputs_embeds=inputs.embeds,
-                attention_mask=inputs.mask,
-                position_ids=inputs.positions,
-                past_key_values=cache,
                 use_cache=True,
-                **{LISTENER: now},
+                **{MASK: inputs.mask, POSITIONS: inputs.positions, self.cache_argument: cache, STATE: now},
             )
             held: list[Any] = cache.layers
             return Outputs(
@@ -268,7 +267,7 @@ class Graphs:
                 "a score that does not ask the host"
             ) from error
 
-    def _handed_out(self, made: Outputs, frame: PruneFrame, spare: int, cache: Any) -> BaseModelOutputWithPast:
+    def _handed_out(self, made: Outputs, frame: PruneFrame, spare: int, cache: Any) -> Any:
         """Copies of what a replay made, without the bucket's unused columns, in the caller's cache and trace."""
 
         def real(tensor: Tensor | None, dim: int = 1) -> Tensor | None:
@@ -281,8 +280,8 @@ class Graphs:
             if columns is not None:
                 kv.mark(cache, index, columns, real(made.valid[index]), frame.length)
         frame.steps.extend((real(columns), real(status)) for columns, status in made.steps)
-        frame.layer = len(made.keys) - 1  # every layer was walked
-        return BaseModelOutputWithPast(last_hidden_state=real(made.hidden), past_key_values=cache)
+        frame.layer, frame.cache = len(made.keys) - 1, cache  # every layer was walked
+        return output_with_cache(real(made.hidden), cache)
 
 
 def _lengthened(given: Inputs, length: int) -> Inputs:

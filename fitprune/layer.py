@@ -8,9 +8,10 @@ values and attention and for nothing after. The last layer carries on only the c
 The cut inside the attention module is a pre-hook on `o_proj`, its last step: the frame at hand lies in a thread-local of
 the attachment while that one call runs.
 
-Modifications against transformers' LlamaDecoderLayer.forward (5.0 to 5.23; Mistral, Qwen2, Qwen3 and the Qwen-VL text
-layers share it), in layers that delete and in the last: residual and attention output lose the rows that do not go on.
-Layers of any other class are cut at their exit instead: the survivors are the same, what comes after attention is not saved.
+Modifications against transformers' LlamaDecoderLayer.forward (5.0 to 5.24; some eighty decoder layers have its shape, Mistral's and
+Qwen's among them: `upstream.read_block` tells), in layers that delete and in the last: residual and attention output lose the rows
+that do not go on. Layers of any other shape are cut at their exit instead: the survivors are the same, what comes after attention
+is not saved.
 
     pytest tests/test_attach.py
 """
@@ -24,14 +25,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .attention import LISTENER
 from .errors import UnsupportedError
 from .frame import Frame
-
-# Classes whose forward is norm → attention → add → norm → MLP → add, checked by tests/test_attach.py for each.
-CUT_INSIDE = frozenset(
-    f"{name}DecoderLayer" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen2VL", "Qwen2_5_VL", "Qwen3VLText")
-)
+from .upstream import PROJECTION, STATE, Block, Parts, argument_names, cache_in
 
 
 class LayerForward:
@@ -41,7 +37,7 @@ class LayerForward:
         self,
         attachment: Any,
         index: int,
-        layer: nn.Module,
+        parts: Parts,
         original: Callable[..., Any],
         *,
         inside: bool,
@@ -52,31 +48,41 @@ class LayerForward:
         Args:
             attachment: What it belongs to.
             index: Number of the layer.
+            parts: What was found of the layer.
             original: The forward that it replaces.
-            inside: Whether the layer may be cut between its attention and its MLP, if it is of a class that can.
+            inside: Whether the layer may be cut between its attention and its MLP, if it has the shape.
             last: Whether it is the decoder's last layer.
             undo: Gets what takes the hook back.
         """
-        self.attachment, self.index, self.layer, self.original, self.last = attachment, index, layer, original, last
-        self.inside = inside and type(layer).__name__ in CUT_INSIDE
+        self.attachment, self.index, self.layer, self.original, self.last = (
+            attachment,
+            index,
+            parts.layer,
+            original,
+            last,
+        )
+        self.block: Block | None = parts.block if inside else None
+        self._arguments = argument_names(parts.layer)[1:]  # after the hidden states
         self._attending = threading.local()  # .frame: whose attention runs on this thread
-        projection = getattr(getattr(layer, "self_attn", None), "o_proj", None)
-        if self.inside and isinstance(projection, nn.Module):
+        projection = getattr(parts.attention, PROJECTION, None)
+        if self.block is not None and isinstance(projection, nn.Module):
             # before other hooks: those of transformers' tensor parallelism may wrap the input
             undo.callback(projection.register_forward_pre_hook(self._before_projection, prepend=True).remove)
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        frame: Frame | None = kwargs.pop(LISTENER, None)
+        frame: Frame | None = kwargs.pop(STATE, None)
         if frame is None:
             return self.original(hidden_states, *args, **kwargs)
-        frame.enter(self.index, hidden_states, kwargs)
-        cache = kwargs.get("past_key_values")
+        kwargs.update(zip(self._arguments, args, strict=False))
+        cache = cache_in(kwargs)
+        frame.enter(self.index, hidden_states, cache, kwargs)
         cuts = frame.listens(self.index)
         if cuts:
-            kwargs[LISTENER] = frame
-        if self.inside and (cuts or (self.last and frame.reads)):
-            return self._inside(hidden_states, frame, cuts, kwargs)
-        output = self.original(hidden_states, *args, **kwargs)
+            kwargs[STATE] = frame
+        if self.block is not None and (cuts or (self.last and frame.reads)):
+            output = self._inside(self.block, hidden_states, frame, cuts, cache, kwargs)
+            return (output,) if self.block.in_tuple else output
+        output = self.original(hidden_states, **kwargs)
         frame.held_by(self.index, cache)
         if cuts:
             self._check_heard(frame)
@@ -84,21 +90,25 @@ class LayerForward:
             return frame.cut(output)
         return frame.cut(output[0]), *output[1:]
 
-    def _inside(self, hidden_states: Tensor, frame: Frame, cuts: bool, kwargs: dict[str, Any]) -> Tensor:
-        layer = self.layer
+    def _inside(
+        self, block: Block, hidden_states: Tensor, frame: Frame, cuts: bool, cache: Any, kwargs: dict[str, Any]
+    ) -> Tensor:
+        first_norm, attention, second_norm, mlp = (
+            getattr(self.layer, name) for name in (block.first_norm, block.attention, block.second_norm, block.mlp)
+        )
         self._attending.frame = frame
         try:
-            attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)  # type: ignore[operator]
+            attended, _ = attention(first_norm(hidden_states), **kwargs)
             narrowed = self._attending.frame is None
         finally:
             self._attending.frame = None
         if cuts:
             self._check_heard(frame)
-        frame.held_by(self.index, kwargs.get("past_key_values"))
+        frame.held_by(self.index, cache)
         if not narrowed:  # an attention module without `o_proj`
             attended = self._read(frame, frame.narrow(attended))
         hidden_states = self._read(frame, frame.cut(hidden_states)) + attended
-        return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))  # type: ignore[operator]
+        return hidden_states + mlp(second_norm(hidden_states))
 
     def _before_projection(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         frame: Frame | None = getattr(self._attending, "frame", None)

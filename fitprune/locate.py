@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import anyres
 from .errors import FitPruneError
+from .upstream import encoded_images
 
 Spans = list[list[tuple[int, int]]]  # per row, per image: first position and one past the last
 
@@ -139,8 +140,7 @@ class ByTokenId:
 
 def _encoded_lengths(call: Mapping[str, Any]) -> list[int]:
     """Tokens of each image that the call brings encoded; empty if it brings none, or not one by one."""
-    output = (call.get("mm_encoder_outputs") or {}).get("image")
-    images = getattr(output, "pooler_output", None)  # a list of [n, hidden], or [images, n, hidden]
+    images = encoded_images(call)  # a list of [n, hidden], or [images, n, hidden]
     if images is None or any(image.ndim != 2 for image in images):
         return []
     return [len(image) for image in images]

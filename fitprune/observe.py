@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .attach import Arriving, Attachment, Prefill, Session, find_decoder
-from .attention import LISTENER
 from .cost import CostModel
 from .errors import FitPruneError
 from .frame import Frame
@@ -32,6 +31,7 @@ from .locate import ByTokenId, find_spans
 from .ranks import ALONE, Ranks
 from .scores import Attended
 from .stats import AttentionStats
+from .upstream import STATE
 
 
 class ObserveFrame(Frame):
@@ -174,7 +174,7 @@ def run_sample(model: nn.Module, sample: Mapping[str, Any]) -> None:
             "a calibration sample has no image: remove it, or check that its prompt contains the image token"
         )
     base = getattr(model, "base_model", model)
-    base(**inputs, **{LISTENER: Arriving(spans)}, use_cache=False)
+    base(**inputs, **{STATE: Arriving(spans)}, use_cache=False)
 
 
 Observed = tuple[list[tuple[Tensor, Tensor, int, int]], bytes]  # per image as `per_image`; a digest of the inputs

@@ -3,6 +3,7 @@
 #
 #   bash scripts/beside.sh .venv demo [pytest arguments]           the demo's page: Gradio, a browser driver; needs Debian's chromium
 #   bash scripts/beside.sh .venv lmms-eval [pytest arguments]      the real lmms-eval
+#   bash scripts/beside.sh .venv transformers-5.0.0 [pytest …]     the method and the families on another transformers
 #
 # Everything of .venv is seen from there, and stays as it is. Made anew when .venv is, and when this script, pyproject.toml or
 # constraints.txt changes.
@@ -13,7 +14,7 @@
 #   filelock._api, which version 4 does not have.
 set -euo pipefail
 
-usage="usage: beside.sh FOLDER of the environment made by setup_venv.sh, then demo or lmms-eval"
+usage="usage: beside.sh FOLDER of the environment made by setup_venv.sh, then demo, lmms-eval or transformers-VERSION"
 venv=$(cd "${1:?$usage}" && pwd)
 alone=() # installed without what they require
 case ${2:?$usage} in
@@ -22,14 +23,20 @@ demo)
         echo "beside.sh: the demo's tests need a browser: apt-get install chromium" >&2 && exit 2
     fi
     packages=(gradio==6.31.0 pillow==12.3.0 playwright==1.65.2)
-    tests=tests/test_demo.py
+    tests=(tests/test_demo.py)
     probe='import gradio, playwright'
     ;;
 lmms-eval)
     packages=(datasets==5.2.0 evaluate==0.4.6 filelock==3.32.7 loguru==0.7.3 pytablewriter==1.2.1 pytz==2026.6 sacrebleu==2.6.0 tenacity==9.2.1)
     alone=('lmms-eval==0.7.3')
-    tests=tests/test_lmms_eval.py
+    tests=(tests/test_lmms_eval.py)
     probe='import lmms_eval'
+    ;;
+transformers-*)
+    packages=("transformers==${2#transformers-}")
+    mapfile -t tests <scripts/method_tests.txt
+    tests+=(-n "${WORKERS:-2}")
+    probe="import transformers; assert transformers.__version__ == '${2#transformers-}'"
     ;;
 *) echo "$usage" >&2 && exit 2 ;;
 esac
@@ -49,11 +56,11 @@ if [ -n "$stale" ]; then
     "$(realpath "$venv/bin/python")" -m venv ${outside[@]+"${outside[@]}"} "$own"
     site='import sysconfig; print(sysconfig.get_path("purelib"))'
     "$venv/bin/python" -c "$site" >"$("$python" -c "$site")/below.pth"
-    grep -v '^pillow' constraints.txt >"$own/constraints.txt"
+    grep -v -e '^pillow' -e '^transformers' constraints.txt >"$own/constraints.txt" # demo has another Pillow
     "$python" -m pip install -qq -c "$own/constraints.txt" "${packages[@]}"
     [ ${#alone[@]} -eq 0 ] || "$python" -m pip install -qq --no-deps "${alone[@]}"
     "$python" -m pip install -qq --no-deps -e . # below.pth does not reach .venv's editable fitprune
     touch "$own/.done"
 fi
 "$python" -c "$probe"
-"$python" -m pytest "$tests" "${@:3}"
+"$python" -m pytest "${tests[@]}" "${@:3}"

@@ -8,8 +8,9 @@ import torch
 from transformers import AttentionInterface
 from transformers.models.llama.modeling_llama import ALL_ATTENTION_FUNCTIONS
 
-from fitprune.attention import LISTENER, check_implementation, listening, registry
+from fitprune.attention import check_implementation, listening
 from fitprune.errors import UnsupportedError
+from fitprune.upstream import STATE, attention_registry
 
 
 class Ear:
@@ -31,7 +32,7 @@ def test_the_result_is_the_implementations(llama, tensors, name):
     config = SimpleNamespace(_attn_implementation=name)
     mask = torch.zeros(2, 1, 5, 5)
     ear = Ear()
-    out, weights = listening(config)(module, *tensors, mask, scaling=0.3, dropout=0.0, **{LISTENER: ear})
+    out, weights = listening(config)(module, *tensors, mask, scaling=0.3, dropout=0.0, **{STATE: ear})
     if name == "sdpa":
         wanted = ALL_ATTENTION_FUNCTIONS["sdpa"](module, *tensors, mask, scaling=0.3, dropout=0.0)
     else:
@@ -56,7 +57,7 @@ def test_nobody_listens(llama, tensors):
 def test_scaling_by_default(llama, tensors):
     ear = Ear()
     listening(SimpleNamespace(_attn_implementation="sdpa"))(
-        llama.model.layers[0].self_attn, *tensors, None, **{LISTENER: ear}
+        llama.model.layers[0].self_attn, *tensors, None, **{STATE: ear}
     )
     assert ear.heard_all[0][2] == 8**-0.5
 
@@ -71,7 +72,7 @@ def test_the_implementation_sees_the_models_own_config(llama, tensors):
     AttentionInterface.register("spying", spy)
     try:
         config = SimpleNamespace(_attn_implementation="spying", mine=True)
-        listening(config)(llama.model.layers[2].self_attn, *tensors, None, scaling=1.0, **{LISTENER: Ear()})
+        listening(config)(llama.model.layers[2].self_attn, *tensors, None, scaling=1.0, **{STATE: Ear()})
     finally:
         AttentionInterface._global_mapping.pop("spying")
     assert seen == [(config, 2, {"scaling"})]  # nothing of ours is handed on
@@ -82,7 +83,7 @@ def test_attention_that_scores_do_not_know(llama, tensors, name):
     function = listening(SimpleNamespace(_attn_implementation="sdpa"))
     module = llama.model.layers[0].self_attn
     with pytest.raises(UnsupportedError, match=name):
-        function(module, *tensors, None, **{name: 5.0, LISTENER: Ear()})
+        function(module, *tensors, None, **{name: 5.0, STATE: Ear()})
 
 
 def test_implementations():
@@ -94,8 +95,7 @@ def test_implementations():
 
 
 def test_registry(llama):
-    assert registry(llama.model.layers[0].self_attn) is ALL_ATTENTION_FUNCTIONS
+    assert attention_registry(llama.model.layers[0].self_attn) is ALL_ATTENTION_FUNCTIONS
     for foreign in (torch.nn.Linear(2, 2), torch.nn.MultiheadAttention(4, 2)):
-        with pytest.raises(UnsupportedError, match="registry"):
-            registry(foreign)
+        assert attention_registry(foreign) is None
     assert len(llama.model.layers) == tiny.LAYERS

@@ -10,6 +10,7 @@ from test_parity_llama import CASES, load, parity_model, recipe_of
 import fitprune
 from fitprune.bench import eager_maps
 from fitprune.bench.models import twin
+from fitprune.upstream import cache_in
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -35,7 +36,7 @@ def test_rows_of_a_batch_keep_what_pruning_keeps() -> None:
     model = tiny.llama().model
     embeds, mask = tiny.embedded(30, (4, 20), rows=3)
     with torch.no_grad(), fitprune.prune(model, tiny.RECIPE, visual_mask=mask) as trace:
-        ours = model(inputs_embeds=embeds, use_cache=True).past_key_values
+        ours = cache_in(model(inputs_embeds=embeds, use_cache=True))
     eager = twin(model)
     eager.set_attn_implementation("eager")
     with torch.no_grad():

@@ -74,3 +74,10 @@ def test_without_a_browser_the_demos_tests_fail_instead_of_being_skipped(place: 
         program(place / "browser" / name)
         assert beside(place, f"{place / 'browser'}").returncode == 0, name
         (place / "browser" / name).unlink()
+
+
+def test_the_methods_tests_are_there() -> None:
+    named = (ROOT / "scripts" / "method_tests.txt").read_text(encoding="utf-8").split()
+    assert len(named) == len(set(named)) > 20
+    for name in named:
+        assert (ROOT / name).exists(), name

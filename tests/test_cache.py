@@ -31,6 +31,7 @@ def marked(valid=True):
 
 def grow(cache, count, rows=2):
     for layer in range(len(cache.layers)):
+        kv.admit(cache, layer)
         cache.update(torch.zeros(rows, 2, count, 4), torch.zeros(rows, 2, count, 4), layer)
 
 

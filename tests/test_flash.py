@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import flash_attention_mask
 
 import fitprune
+from fitprune.upstream import pass_cache
 
 NAME = "standin_flash"
 calls = []
@@ -104,11 +105,12 @@ def test_ragged_rows_without_padding(flash):
         causal.config._attn_implementation_internal = name
         cache = DynamicCache()
         with torch.no_grad(), fitprune.prune(causal, RECIPE, visual_mask=mask) as trace:
-            first = causal(inputs_embeds=embeds, past_key_values=cache).last_hidden_state
+            first = causal(inputs_embeds=embeds, **pass_cache(causal, cache)).last_hidden_state
             then = [
-                causal(input_ids=torch.tensor([[n], [n + 1]]), past_key_values=cache).last_hidden_state for n in (3, 5)
+                causal(input_ids=torch.tensor([[n], [n + 1]]), **pass_cache(causal, cache)).last_hidden_state
+                for n in (3, 5)
             ]
-            more = causal(input_ids=torch.tensor([[3, 4, 5], [6, 7, 8]]), past_key_values=cache).last_hidden_state
+            more = causal(input_ids=torch.tensor([[3, 4, 5], [6, 7, 8]]), **pass_cache(causal, cache)).last_hidden_state
         real = trace.positions >= 0
         hidden.append(torch.cat([first[real], *(step.flatten(0, 1) for step in then), more.flatten(0, 1)]))
         kept.append(trace.positions)
@@ -127,14 +129,16 @@ def test_a_later_turn(flash, padded):
     if not padded:
         one.pop("attention_mask")
     with torch.no_grad(), fitprune.prune(flash, RECIPE) as trace:
-        flash(**one, position_ids=positions[:, :width], past_key_values=cache)
+        flash(**one, position_ids=positions[:, :width], **pass_cache(flash, cache))
         kept = trace.alive
         removed = [
             removed_of(trace, row, width - firsts[row]["input_ids"].shape[1], firsts[row]["input_ids"].shape[1])
             for row in range(len(firsts))
         ]
         second = {"attention_mask": mask, "position_ids": positions[:, width:]} if padded else {}
-        output = flash(input_ids=two["input_ids"], pixel_values=two["pixel_values"], past_key_values=cache, **second)
+        output = flash(
+            input_ids=two["input_ids"], pixel_values=two["pixel_values"], **pass_cache(flash, cache), **second
+        )
     assert kept
     for row, (first, turn) in enumerate(zip(firsts, turns, strict=True)):
         past = first["input_ids"].shape[1]

@@ -107,7 +107,7 @@ def test_entering_an_uncut_layer_changes_nothing():
     frame = Frame([[(1, 3)]], 5, 0, None, torch.device("cpu"), False)
     given = {"attention_mask": torch.zeros(1, 1, 5, 5), "position_ids": torch.arange(5)[None]}
     kwargs = dict(given)
-    frame.enter(0, torch.zeros(1, 5, 2), kwargs)
+    frame.enter(0, torch.zeros(1, 5, 2), None, kwargs)
     assert all(kwargs[name] is given[name] for name in given)
     assert frame.cut(kwargs["attention_mask"]) is kwargs["attention_mask"]
 
@@ -119,11 +119,11 @@ def test_positions_are_used_up_by_rotary_embeddings(flash):
     frame.columns, frame.status = torch.tensor([[0, 3, 4]]), torch.zeros(1, 3, dtype=torch.long)
     cos = torch.randn(1, 5, 4)
     kwargs = {"attention_mask": None, "position_ids": torch.arange(5)[None], "position_embeddings": (cos, cos)}
-    frame.enter(1, torch.zeros(1, 3, 2), kwargs)
+    frame.enter(1, torch.zeros(1, 3, 2), None, kwargs)
     assert kwargs["position_ids"] is None
     assert torch.equal(kwargs["position_embeddings"][0], cos[:, [0, 3, 4]])
     bare = {"attention_mask": None, "position_ids": torch.arange(5)[None]}
-    frame.enter(1, torch.zeros(1, 3, 2), bare)  # a layer that makes its own embeddings needs them
+    frame.enter(1, torch.zeros(1, 3, 2), None, bare)  # a layer that makes its own embeddings needs them
     assert bare["position_ids"].tolist() == [[0, 3, 4]]
 
 
@@ -143,7 +143,7 @@ def test_what_a_layer_deletes_stays_valid_in_its_own_cache():
     cache = DynamicCache()
     for layer in range(2):
         cache.update(torch.zeros(2, 1, 4, 2), torch.zeros(2, 1, 4, 2), layer)
-    frame.enter(1, torch.zeros(2, 4, 2), {"past_key_values": None})
+    frame.enter(1, torch.zeros(2, 4, 2), None, {})
     frame.heard(torch.zeros(2, 1, 4, 2), torch.zeros(2, 1, 4, 2), 1.0, None)
     frame.held_by(1, cache)
     _, valid = kv.entries(cache, 1)

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 import fitprune
 from fitprune import Recipe
 from fitprune import cache as kv
+from fitprune.upstream import pass_cache
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
 LLAVAS = [("llava", name) for name in ATTENTIONS]
@@ -70,9 +71,9 @@ def test_decoding_by_hand_for_every_decoder(kind, attention):
     wanted = dense_pruned(model, {"inputs_embeds": whole}, [], None, removed=dense.removed).logits[24:]
     cache = DynamicCache()
     with torch.no_grad(), fitprune.prune(model, RECIPE, visual_mask=mask):
-        model(inputs_embeds=embeds, past_key_values=cache)
-        one = model(input_ids=new[None, :1], past_key_values=cache).logits[0]
-        rest = model(input_ids=new[None, 1:], past_key_values=cache).logits[0]  # several tokens at once
+        model(inputs_embeds=embeds, **pass_cache(model, cache))
+        one = model(input_ids=new[None, :1], **pass_cache(model, cache)).logits[0]
+        rest = model(input_ids=new[None, 1:], **pass_cache(model, cache)).logits[0]  # several tokens at once
     close(torch.cat([one, rest]), wanted)
     assert [layer.get_seq_length() for layer in cache.layers] == [28, 25, 25, 20]
 
@@ -173,7 +174,7 @@ def step_by_hand(model, row):
     """A generator that yields after every forward."""
     cache, given, tokens = DynamicCache(), row, []
     for _ in range(6):
-        logits = model(**given, past_key_values=cache).logits
+        logits = model(**given, **pass_cache(model, cache)).logits
         tokens.append(int(logits[0, -1].argmax()))
         given = {"input_ids": torch.tensor([tokens[-1:]])}
         yield tokens
@@ -223,12 +224,12 @@ def test_a_later_turn_brings_an_image(implementation, new):
     how = {**GREEDY, "return_dict_in_generate": True, "output_logits": True}
     with torch.no_grad(), fitprune.prune(implementation, RECIPE) as trace:
         cache = DynamicCache()
-        before = implementation.generate(**first, past_key_values=cache, **how)
+        before = implementation.generate(**first, **pass_cache(implementation, cache), **how)
         removed = removed_of(trace, 0, 0, first["input_ids"].shape[1])
         past = cache.get_seq_length()
         ids = torch.cat([before.sequences, turn["input_ids"]], dim=1)
         pixels = {name: value for name, value in turn.items() if name == "pixel_values"}
-        after = implementation.generate(input_ids=ids, past_key_values=cache, **pixels, **how)
+        after = implementation.generate(input_ids=ids, **pass_cache(implementation, cache), **pixels, **how)
     length = ids.shape[1]
     whole = {"input_ids": ids, "pixel_values": torch.cat([first["pixel_values"], *pixels.values()])}
     spans = [span for span in image_spans(whole) if span[0] >= past]
@@ -255,17 +256,17 @@ def test_a_later_turn_in_a_padded_batch(implementation, side):
     width, cache = one["input_ids"].shape[1], DynamicCache()
     step = torch.tensor([[7], [8], [9]])
     with torch.no_grad(), fitprune.prune(implementation, RECIPE) as trace:
-        implementation(**one, position_ids=positions[:, :width], past_key_values=cache)
+        implementation(**one, position_ids=positions[:, :width], **pass_cache(implementation, cache))
         removed = [removed_of(trace, row, pad(one, row), firsts[row]["input_ids"].shape[1]) for row in range(3)]
         output = implementation(
             input_ids=two["input_ids"], pixel_values=two["pixel_values"], attention_mask=mask,
-            position_ids=positions[:, width:], past_key_values=cache,
+            position_ids=positions[:, width:], **pass_cache(implementation, cache),
         )  # fmt: skip
         decoded = implementation(
             input_ids=step,
             attention_mask=torch.cat([mask, torch.ones(3, 1, dtype=torch.long)], dim=1),
             position_ids=mask.sum(1, keepdim=True),
-            past_key_values=cache,
+            **pass_cache(implementation, cache),
         )
     total = cache.get_seq_length()
     assert total == mask.shape[1] + 1

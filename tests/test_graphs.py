@@ -17,6 +17,7 @@ import fitprune
 from fitprune import FitPruneError, Recipe
 from fitprune.errors import UnsupportedError
 from fitprune.graphs import BUCKET, Graphs
+from fitprune.upstream import cache_in, pass_cache
 
 
 def traced(run, inputs):
@@ -79,7 +80,7 @@ PROMPTS = {
 def test_a_recorded_prefill_is_the_prefill(model, graphs, name):
     found, wanted = check(model, PROMPTS[name], graphs)
     close(found.logits, wanted.logits)
-    for ours, theirs in zip(found.past_key_values.layers, wanted.past_key_values.layers, strict=True):
+    for ours, theirs in zip(cache_in(found).layers, cache_in(wanted).layers, strict=True):
         close(ours.keys, theirs.keys)
         close(ours.values, theirs.values)
 
@@ -121,7 +122,7 @@ def test_padded_batches(model, graphs, rows):
     found, wanted = check(model, inputs, graphs)
     close(found.logits[:, -1], wanted.logits[:, -1])
     padding = (inputs["attention_mask"] == 0).sum(1).tolist()
-    for ours, theirs in zip(found.past_key_values.layers, wanted.past_key_values.layers, strict=True):
+    for ours, theirs in zip(cache_in(found).layers, cache_in(wanted).layers, strict=True):
         for a, b in zip(real_columns(ours, padding), real_columns(theirs, padding), strict=True):
             close(a, b)
     with torch.no_grad():
@@ -163,12 +164,12 @@ def test_what_cannot_be_recorded_runs_as_it_is(llava, graphs):
         llava(**inputs, use_cache=False)
         assert not graphs.recordings
         cache = DynamicCache()
-        llava(**inputs, past_key_values=cache)
+        llava(**inputs, **pass_cache(llava, cache))
         assert len(graphs.recordings) == 1
         later = torch.tensor([[5, 6, 7]])
-        llava(input_ids=later, past_key_values=cache)  # a later turn, text only
+        llava(input_ids=later, **pass_cache(llava, cache))  # a later turn, text only
         again = prompt(2, "image", 2, seed=8)
-        llava(**again, past_key_values=cache)  # and one with a picture
+        llava(**again, **pass_cache(llava, cache))  # and one with a picture
         assert len(graphs.recordings) == 1
     with fitprune.prune(llava, RECIPE, graphs=graphs):
         llava(**inputs)  # with gradients

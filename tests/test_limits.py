@@ -19,6 +19,7 @@ from transformers import (
 import fitprune
 from fitprune import FitPruneError, Recipe, UnsupportedError
 from fitprune.attach import attachment_of
+from fitprune.upstream import pass_cache
 
 GREEDY = {"do_sample": False, "max_new_tokens": 4}
 
@@ -66,7 +67,7 @@ def test_a_static_cache_by_hand(llama):
         torch.no_grad(),
         fitprune.prune(llama, RECIPE, visual_mask=mask),
     ):
-        llama(inputs_embeds=embeds, past_key_values=StaticCache(config=llama.config, max_cache_len=40))
+        llama(inputs_embeds=embeds, **pass_cache(llama, StaticCache(config=llama.config, max_cache_len=40)))
 
 
 def test_prompt_lookup(llava):
@@ -165,8 +166,8 @@ def test_a_layer_that_keeps_the_state_to_itself(llama):
     layer = llama.model.layers[2]
     cls = type(layer.self_attn)
     try:
-        layer.self_attn.forward = lambda **kwargs: cls.forward(
-            layer.self_attn, **{name: value for name, value in kwargs.items() if name != "fitprune"}
+        layer.self_attn.forward = lambda hidden_states, **kwargs: cls.forward(
+            layer.self_attn, hidden_states, **{name: value for name, value in kwargs.items() if name != "fitprune"}
         )
         with (
             refused("does not hand", UnsupportedError),
@@ -213,11 +214,10 @@ class Deaf(torch.nn.Module):
     def get_input_embeddings(self):
         return self.decoder.get_input_embeddings()
 
-    def forward(self, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, **_):
+    def forward(self, attention_mask=None, position_ids=None, inputs_embeds=None, **_):
         return self.own(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
         )
 

@@ -15,6 +15,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import fitprune
 from fitprune import Recipe
+from fitprune.upstream import pass_cache
 
 DATA = Path(__file__).parent / "parity" / "llama"
 CASES = sorted(path.stem for path in [*DATA.glob("runtime_*_r*.json"), *DATA.glob("next_*.json")])
@@ -71,7 +72,7 @@ def test_everything_recorded(case, attention):
         hooks.append(layer.register_forward_hook(lambda _m, _a, out: last_of_layer.append(out[0, -1])))
     try:
         with torch.no_grad(), fitprune.prune(model, recipe_of(facts), visual_mask=mask) as trace:
-            base = model.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+            base = model.model(inputs_embeds=embeds, **pass_cache(model.model, cache), use_cache=True)
             hidden = base.last_hidden_state
             for hook in hooks:
                 hook.remove()
@@ -93,7 +94,7 @@ def test_everything_recorded(case, attention):
                 close(logits[0, -1], theirs)
                 tokens.append(int(logits[0, -1].argmax()))
                 if step + 1 < len(recorded["step_logits"]):
-                    logits = model(input_ids=torch.tensor([tokens[-1:]]), past_key_values=cache).logits
+                    logits = model(input_ids=torch.tensor([tokens[-1:]]), **pass_cache(model, cache)).logits
                     if "kv_len_decode" in facts:
                         assert lengths(cache) == facts["kv_len_decode"][step]
             assert tokens == facts["greedy_tokens"]

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 import fitprune
 from fitprune import FitPruneError, Recipe
 from fitprune.attach import find_decoder
+from fitprune.upstream import cache_in, pass_cache
 
 ATTENTIONS = ["sdpa", "eager"]
 BOTH = [("llama", name) for name in ATTENTIONS]
@@ -232,11 +233,11 @@ def test_any_batch(data):
     def more(first, last):
         cut = {name: value[:, : width + last] for name, value in given_mask.items()}
         ids, where = steps[:, first:last], after[:, first:last]
-        return model(input_ids=ids, position_ids=where, past_key_values=cache, **cut).logits
+        return model(input_ids=ids, position_ids=where, **pass_cache(model, cache), **cut).logits
 
     with torch.no_grad(), fitprune.prune(model, recipe, visual_mask=mask) as trace:
         cut = {name: value[:, :width] for name, value in given_mask.items()}
-        output = model(inputs_embeds=embeds, position_ids=positions, past_key_values=cache, **cut)
+        output = model(inputs_embeds=embeds, position_ids=positions, **pass_cache(model, cache), **cut)
         decoded = torch.cat([more(0, 1), more(1, 3)], dim=1)
     model.set_attn_implementation("sdpa")
     for row, (here, visual, shift) in enumerate(singles):
@@ -282,7 +283,7 @@ def test_inside_is_exit(kind):
     close(inside.logits, outside.logits, atol=1e-5)
     for layer in range(LAYERS):
         assert all(map(torch.equal, trace.alive[layer], other.alive[layer]))
-        held, there = inside.past_key_values.layers[layer], outside.past_key_values.layers[layer]
+        held, there = cache_in(inside).layers[layer], cache_in(outside).layers[layer]
         close(held.keys, there.keys, atol=1e-5)
 
 
@@ -323,7 +324,7 @@ def test_the_last_layer_carries_on_only_what_is_read(llama, recipe):
         assert torch.equal(trace.positions, again.positions)
         close(short.logits, whole.logits[:, -reads:])
         close(seen.logits, short.logits)
-        for ours, theirs in zip(short.past_key_values.layers, whole.past_key_values.layers, strict=True):
+        for ours, theirs in zip(cache_in(short).layers, cache_in(whole).layers, strict=True):
             close(ours.keys, theirs.keys)
 
 
@@ -340,7 +341,7 @@ def test_generate_reads_one_column_of_the_last_layer(llava):
 def test_caches_hold_what_enters(llama):
     embeds, mask = embedded(26, (3, 19))
     output, _ = forward(llama, visual_mask=mask, inputs_embeds=embeds)
-    assert [layer.get_seq_length() for layer in output.past_key_values.layers] == [26, 23, 23, 18]
+    assert [layer.get_seq_length() for layer in cache_in(output).layers] == [26, 23, 23, 18]
 
 
 # ---- more deleted, fewer kept ------------------------------------------------------------------------------------
@@ -388,7 +389,7 @@ def test_text_only_prompts_are_untouched(implementation):
             assert torch.equal(implementation.generate(**inputs, max_new_tokens=5, do_sample=False), tokens)
     assert torch.equal(output.logits, wanted.logits)
     assert len(trace) == 0
-    assert not fitprune.cache.is_pruned(output.past_key_values)
+    assert not fitprune.cache.is_pruned(cache_in(output))
 
 
 # ---- other ways in -----------------------------------------------------------------------------------------------
@@ -398,7 +399,7 @@ def test_bare_decoder_and_causal_model_agree(llama):
     embeds, mask = embedded(26, (3, 19), rows=2)
     whole, trace = forward(llama, visual_mask=mask, inputs_embeds=embeds)
     with torch.no_grad(), fitprune.prune(llama.model, RECIPE, visual_mask=mask) as bare:
-        hidden = llama.model(inputs_embeds=embeds, past_key_values=DynamicCache()).last_hidden_state
+        hidden = llama.model(inputs_embeds=embeds, **pass_cache(llama.model, DynamicCache())).last_hidden_state
         assert torch.equal(llama.lm_head(hidden), whole.logits)
     assert torch.equal(bare.positions, trace.positions)
 

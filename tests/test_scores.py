@@ -24,6 +24,7 @@ from fitprune.errors import FitPruneError
 from fitprune.kernels import TEXT, reference
 from fitprune.kernels.reference import additive
 from fitprune.scores import SCORES, Attended, find_score, last, product, random
+from fitprune.upstream import pass_cache
 
 
 def seen(group, past=0, seed=0, layer=0):
@@ -334,11 +335,11 @@ def test_last_in_a_later_turn(llava, rows):
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     width, cache = one["input_ids"].shape[1], DynamicCache()
     with torch.no_grad(), fitprune.prune(llava, RECIPE, score="last") as trace:
-        llava(**one, position_ids=positions[:, :width], past_key_values=cache)
+        llava(**one, position_ids=positions[:, :width], **pass_cache(llava, cache))
         sizes = [row["input_ids"].shape[1] for row in firsts]
         removed = [removed_of(trace, row, width - size, size) for row, size in enumerate(sizes)]
         second = {**two, "attention_mask": mask, "position_ids": positions[:, width:]}
-        output = llava(**second, past_key_values=cache)
+        output = llava(**second, **pass_cache(llava, cache))
     for row, (first, turn) in enumerate(zip(firsts, turns, strict=True)):
         whole = {name: torch.cat([first[name], turn[name]], dim=int(name == "input_ids")) for name in first}
         spans = [span for span in image_spans(whole) if span[0] >= sizes[row]]

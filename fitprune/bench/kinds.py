@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..errors import FitPruneError, first_line
 from ..prune import attach
 from ..recipe import Recipe
+from ..upstream import pass_cache
 from . import eager_maps
 from .models import Workload, is_out_of_memory, twin
 
@@ -156,7 +157,9 @@ def bare(work: Workload, recipe: Recipe) -> Prefill:
         rotary = model.rotary_emb(hidden, torch.arange(shape.length, device=work.device)[None])
         for layer, left in zip(model.layers, alive, strict=True):
             near = tuple(part[:, : hidden.shape[1]] for part in rotary)
-            attended, _ = layer.self_attn(layer.input_layernorm(hidden), near, None, past_key_values=cache)
+            attended, _ = layer.self_attn(
+                layer.input_layernorm(hidden), near, None, **pass_cache(layer.self_attn, cache)
+            )
             hidden = (hidden + attended)[:, : left + shape.text]
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         head(model.norm(hidden)[:, -1:])

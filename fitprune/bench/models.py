@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..cost import CostModel
 from ..errors import FitPruneError, first_line
 from ..families.placed import dtype_named, where
+from ..upstream import cache_in
 from .clock import proc_bytes
 from .shapes import Shape, Tower
 
@@ -63,7 +64,7 @@ class Workload:
 
     def prefill(self, model: Any) -> Any:
         """Runs the prompt through a model, up to the last token's logits as `generate` does, and returns its cache."""
-        return model(inputs_embeds=self.embeds, use_cache=True, logits_to_keep=1).past_key_values
+        return cache_in(model(inputs_embeds=self.embeds, use_cache=True, logits_to_keep=1))
 
     def resized(self, visual: int) -> Workload:
         """The same model with a prompt of another number of visual tokens."""

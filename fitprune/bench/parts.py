@@ -21,6 +21,7 @@ import torch
 from ..prune import attach
 from ..recipe import Recipe
 from ..scores import find_score
+from ..upstream import pass_cache
 from .clock import Spread, Stopwatch, timed
 from .models import Workload, random_tower, twin
 
@@ -107,7 +108,7 @@ def decode(models: Mapping[str, tuple[Any, Any]], work: Workload, tokens: int) -
     times: dict[str, list[float]] = {name: [] for name in models}
     for count in range(WARM_STEPS + tokens):
         for name, (model, cache) in models.items():
-            step = partial(model, inputs_embeds=token, past_key_values=cache, use_cache=True)
+            step = partial(model, inputs_embeds=token, use_cache=True, **pass_cache(model, cache))
             seconds, _ = timed(step, work.device)
             if count >= WARM_STEPS:
                 times[name].append(seconds)

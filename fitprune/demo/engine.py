@@ -33,6 +33,7 @@ from ..prune import prune
 from ..recipe import Recipe
 from ..stats import AttentionStats
 from ..trace import Trace
+from ..upstream import cache_in
 
 MAX_QUESTION = 500  # characters
 MAX_RATIO = 0.9
@@ -84,7 +85,8 @@ class _Watch:
         self.forwards += 1
         if self.forwards == 1:
             self.first = now(self.device)
-            self.kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
+            cache = cache_in(output)
+            self.kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) if cache else 0
 
 
 @dataclass
