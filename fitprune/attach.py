@@ -44,6 +44,7 @@ from .upstream import (
     cache_argument,
     cache_in,
     caches_in,
+    forward_name,
     inspect_layers,
     use_implementation,
 )
@@ -208,7 +209,7 @@ class Attachment:
 
     def _replace_forward(self, index: int, parts: Parts, undo: ExitStack) -> None:
         layer = parts.layer
-        name = "_old_forward" if hasattr(layer, "_hf_hook") else "forward"  # accelerate calls the former
+        name = forward_name(layer)
         own = layer.__dict__.get(name)
         last = index + 1 == len(self.layers)
         replacement = LayerForward(

@@ -207,6 +207,11 @@ def encoded_images(call: Mapping[str, Any]) -> Any:
     return None
 
 
+def forward_name(module: nn.Module) -> str:
+    """Where an instance's forward may be replaced: accelerate's hooks stay around it, and call it by another name."""
+    return "_old_forward" if hasattr(module, "_hf_hook") else "forward"
+
+
 # ---- the shape of a layer -------------------------------------------------------------------------------------------
 
 
@@ -272,7 +277,8 @@ def read_block(layer: nn.Module) -> Block | None:
     on the residual, a third norm, a dropout make it another shape. Attention has to get all that the layer gets, but for switches,
     under the same names.
     """
-    if "forward" in layer.__dict__:  # somebody's own
+    own = layer.__dict__.get(forward_name(layer))
+    if own is not None and getattr(own, "__func__", None) is not type(layer).forward:  # somebody's own
         return None
     passed: dict[str, Any] = {STATE: object()}
     for name, one in list(_parameters(layer).items())[2:]:  # after self and the hidden states
@@ -389,7 +395,7 @@ def inspect_layers(decoder: nn.Module, layers: Iterable[nn.Module]) -> list[Part
         for kind in {type(subject): subject for subject in subjects}.values():
             if not one.holds(kind):
                 whose = "transformers" if one.of == "transformers" else type(kind).__name__
-                refuse(f"{whose} has not {one.what}", one.purpose)
+                refuse(f"{whose} lacks {one.what}", one.purpose)
     say_if_newer()
     return found
 

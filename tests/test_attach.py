@@ -195,6 +195,7 @@ def test_accelerates_hooks_stay(place):
         wanted, kept = steps(plain), trace.positions
     model = place(tiny.llama())
     assert any(hasattr(module, "_hf_hook") for module in model.modules())
+    assert all(upstream.read_block(layer) is not None for layer in find_decoder(model).layers)  # still cut inside
     before = state(model)
     with torch.no_grad():
         dense = steps(model)

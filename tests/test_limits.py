@@ -214,7 +214,9 @@ class Deaf(torch.nn.Module):
     def get_input_embeddings(self):
         return self.decoder.get_input_embeddings()
 
-    def forward(self, attention_mask=None, position_ids=None, inputs_embeds=None, **_):
+    def forward(
+        self, attention_mask=None, position_ids=None, inputs_embeds=None, cache=None, past_key_values=None, **_
+    ):
         return self.own(
             attention_mask=attention_mask,
             position_ids=position_ids,

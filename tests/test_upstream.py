@@ -96,7 +96,7 @@ def decoder_layers():
             continue
         try:
             module = importlib.import_module(f"transformers.models.{file.parent.name}.{file.stem}")
-        except ImportError:
+        except Exception:  # it needs a package, or another torch
             continue
         yield from (
             kind for name, kind in vars(module).items()
@@ -267,7 +267,9 @@ def test_other_shapes_are_told_apart():
     for kind in (Scaled, NormedFirst, ThirdNorm, SideBySide, Forgetful, MixtureAside):
         assert upstream.read_block(kind()) is None, kind
     own = OtherNames()
-    own.forward = lambda x, **_: x  # somebody's own forward, on the instance
+    own.forward = own.forward  # as transformers 5.0 leaves it behind after recording hidden states
+    assert upstream.read_block(own) is not None
+    own.forward = lambda x, **_: x  # somebody's own
     assert upstream.read_block(own) is None
 
 
