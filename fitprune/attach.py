@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from . import cache as kv
 from .attention import check_implementation, listening
+from .block import read_block
 from .errors import FitPruneError, UnsupportedError
 from .frame import Frame
 from .heads import heads_of
@@ -38,14 +39,14 @@ from .locate import ByMask, ByTokenId, Spans, without_padding
 from .upstream import (
     MASK,
     STATE,
-    Parts,
+    attention_of,
     attention_registry,
     bound,
     cache_argument,
     cache_in,
     caches_in,
+    check,
     forward_name,
-    inspect_layers,
     use_implementation,
 )
 
@@ -137,16 +138,17 @@ class Attachment:
                 "this model already has a recipe attached: leave that `with` block, or call detach(model), first"
             )
         check_implementation(self.config._attn_implementation)
-        parts = inspect_layers(self.decoder, self.layers)
+        check(self.decoder, self.layers)
         self._mask = None if visual_mask is None else ByMask(visual_mask)
         self._undo = ExitStack()
         with ExitStack() as undo:
             self._hook_model(model, undo)
             undo.callback(self.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True).remove)
             undo.callback(self.decoder.register_forward_hook(self._after_decoder, with_kwargs=True).remove)
-            for index, found in enumerate(parts):
-                self._replace_forward(index, found, undo)
-                self._listen(found.attention, undo)
+            for index, layer in enumerate(self.layers):
+                attention = attention_of(layer)
+                self._replace_forward(index, layer, attention, undo)
+                self._listen(attention, undo)
             self._undo = undo.pop_all()
 
     def detach(self) -> None:
@@ -207,14 +209,11 @@ class Attachment:
             undo.callback(module.register_forward_pre_hook(find, with_kwargs=True).remove)
             undo.callback(module.register_forward_hook(arrived, with_kwargs=True).remove)
 
-    def _replace_forward(self, index: int, parts: Parts, undo: ExitStack) -> None:
-        layer = parts.layer
-        name = forward_name(layer)
+    def _replace_forward(self, index: int, layer: nn.Module, attention: nn.Module | None, undo: ExitStack) -> None:
+        name, block = forward_name(layer), read_block(layer) if self.cut_inside else None
         own = layer.__dict__.get(name)
         last = index + 1 == len(self.layers)
-        replacement = LayerForward(
-            self, index, parts, getattr(layer, name), inside=self.cut_inside, last=last, undo=undo
-        )
+        replacement = LayerForward(self, index, layer, attention, block, getattr(layer, name), last=last, undo=undo)
         setattr(layer, name, replacement)
         undo.callback(lambda: setattr(layer, name, own) if own is not None else delattr(layer, name))
 
@@ -243,7 +242,9 @@ class Attachment:
         if tokens is None:
             return None  # the decoder itself says what is missing
         rows, length = tokens.shape[:2]
-        cache = cache_in(call) or call.get(cache_argument(decoder) or "")  # the latter for one that is no `Cache`
+        cache = cache_in(call)  # which may be empty, and so false
+        if cache is None:
+            cache = call.get(cache_argument(decoder) or "")  # one that is no `Cache`, to be refused
         kv.check_notes(cache)
         past = int(cache.get_seq_length()) if cache is not None else 0
         if isinstance(sent, Arriving):

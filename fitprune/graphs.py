@@ -205,7 +205,7 @@ class Graphs:
             return "hidden states or attentions are wanted"
         others = [
             name for name, value in kwargs.items()
-            if name not in _KNOWN | _FLAGS and value is not cache and value not in (None, False)
+            if name not in _KNOWN | _FLAGS and value is not cache and value is not None and value is not False
         ]  # fmt: skip
         return f"arguments {', '.join(others)}" if others else None
 

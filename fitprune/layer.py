@@ -9,7 +9,7 @@ The cut inside the attention module is a pre-hook on `o_proj`, its last step: th
 the attachment while that one call runs.
 
 Modifications against transformers' LlamaDecoderLayer.forward (5.0 to 5.24; some eighty decoder layers have its shape, Mistral's and
-Qwen's among them: `upstream.read_block` tells), in layers that delete and in the last: residual and attention output lose the rows
+Qwen's among them: `block.py` tells), in layers that delete and in the last: residual and attention output lose the rows
 that do not go on. Layers of any other shape are cut at their exit instead: the survivors are the same, what comes after attention
 is not saved.
 
@@ -25,9 +25,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .block import Block
 from .errors import UnsupportedError
 from .frame import Frame
-from .upstream import PROJECTION, STATE, Block, Parts, argument_names, cache_in
+from .upstream import PROJECTION, STATE, argument_names, cache_in
 
 
 class LayerForward:
@@ -37,10 +38,11 @@ class LayerForward:
         self,
         attachment: Any,
         index: int,
-        parts: Parts,
+        layer: nn.Module,
+        attention: nn.Module | None,
+        block: Block | None,
         original: Callable[..., Any],
         *,
-        inside: bool,
         last: bool,
         undo: ExitStack,
     ) -> None:
@@ -48,23 +50,18 @@ class LayerForward:
         Args:
             attachment: What it belongs to.
             index: Number of the layer.
-            parts: What was found of the layer.
+            layer: The layer.
+            attention: The part of it that is its attention; None if it has none.
+            block: Its parts, if it may be cut between its attention and its MLP.
             original: The forward that it replaces.
-            inside: Whether the layer may be cut between its attention and its MLP, if it has the shape.
             last: Whether it is the decoder's last layer.
             undo: Gets what takes the hook back.
         """
-        self.attachment, self.index, self.layer, self.original, self.last = (
-            attachment,
-            index,
-            parts.layer,
-            original,
-            last,
-        )
-        self.block: Block | None = parts.block if inside else None
-        self._arguments = argument_names(parts.layer)[1:]  # after the hidden states
+        self.attachment, self.index, self.layer, self.original, self.last = attachment, index, layer, original, last
+        self.block = block
+        self._arguments = argument_names(layer)[1:]  # after the hidden states
         self._attending = threading.local()  # .frame: whose attention runs on this thread
-        projection = getattr(parts.attention, PROJECTION, None)
+        projection = getattr(attention, PROJECTION, None)
         if self.block is not None and isinstance(projection, nn.Module):
             # before other hooks: those of transformers' tensor parallelism may wrap the input
             undo.callback(projection.register_forward_pre_hook(self._before_projection, prepend=True).remove)

@@ -3,10 +3,9 @@
 transformers renames. Its cache argument was `past_key_values` until 5.23 and is `cache` since 5.24; a string of ours that
 names the old one would find nothing, narrow nothing, refuse nothing, and say nothing. So nothing elsewhere asks for such a
 name: a cache is an argument that is annotated, and a value that is an instance, of `Cache`; a registry of attention functions is an
-`AttentionInterface`; and whether a layer is norm → attention → add → norm → MLP → add is found by running its forward on
-symbols instead of tensors (`read_block`), not by the name of its class.
+`AttentionInterface`; and which steps a layer takes is read from its forward (block.py), not from the name of its class.
 
-`TABLE` lists what is relied on, and what for. `inspect_decoder` checks all of it when pruning attaches, and refuses with one line
+`TABLE` lists what is relied on, and what for. `check` looks for all of it when pruning attaches, and refuses with one line
 that names what is missing, the version found and the versions on which the whole suite ran (`RAN`). What no check beforehand can
 see is checked while it happens: see cache.py (a pruned cache used without its notes) and attach.py.
 
@@ -21,7 +20,7 @@ import copy
 import inspect
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal, NoReturn
@@ -84,9 +83,9 @@ def version_numbers(text: str) -> tuple[int, ...]:
 
 def cache_argument(module: nn.Module) -> str | None:
     """The name of the argument that brings a module's forward its cache: the one that is annotated with `Cache`."""
-    parameters = _parameters(module)
-    annotated = [name for name, one in parameters.items() if re.search(r"Cache\b", str(one.annotation))]
-    return next((name for name in (*annotated, *_CACHE_NAMES) if name in parameters), None)
+    known = parameters(module)
+    annotated = [name for name, one in known.items() if re.search(r"Cache\b", str(one.annotation))]
+    return next((name for name in (*annotated, *_CACHE_NAMES) if name in known), None)
 
 
 def pass_cache(module: nn.Module, cache: Any) -> dict[str, Any]:
@@ -161,22 +160,27 @@ def use_implementation(config: Any, name: str) -> bool:
     return config._attn_implementation == name
 
 
+def _is_eager(attention: nn.Module) -> bool:
+    config: Any = attention.config
+    return config._attn_implementation in (None, "eager")
+
+
 def _takes_implementation(attention: nn.Module) -> bool:
-    own = copy.copy(attention.config)
-    before = attention.config._attn_implementation  # type: ignore[union-attr]
-    return use_implementation(own, "sdpa") and attention.config._attn_implementation == before  # type: ignore[union-attr]
+    config: Any = attention.config
+    before = config._attn_implementation
+    return use_implementation(copy.copy(config), "fitprune") and config._attn_implementation == before
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
 
 
-def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+def parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(type(module).forward).parameters
 
 
 def argument_names(module: nn.Module) -> list[str]:
     """The names of a forward's arguments, in order."""
-    return list(_parameters(module))[1:]
+    return list(parameters(module))[1:]
 
 
 def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -188,12 +192,12 @@ def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
 
 def _takes(module: nn.Module, *names: str) -> bool:
     """Whether a module's forward has one of these parameters."""
-    return any(name in _parameters(module) for name in names)
+    return any(name in parameters(module) for name in names)
 
 
 def _hands_on(module: nn.Module) -> bool:
     """Whether a module's forward takes keywords that it does not know."""
-    return any(one.kind is one.VAR_KEYWORD for one in _parameters(module).values())
+    return any(one.kind is one.VAR_KEYWORD for one in parameters(module).values())
 
 
 def encoded_images(call: Mapping[str, Any]) -> Any:
@@ -210,105 +214,6 @@ def encoded_images(call: Mapping[str, Any]) -> Any:
 def forward_name(module: nn.Module) -> str:
     """Where an instance's forward may be replaced: accelerate's hooks stay around it, and call it by another name."""
     return "_old_forward" if hasattr(module, "_hf_hook") else "forward"
-
-
-# ---- the shape of a layer -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Block:
-    """A layer whose forward is norm → attention → add → norm → MLP → add, by the names of its parts.
-
-    in_tuple: Whether it returns its hidden states in a tuple of one.
-    """
-
-    first_norm: str
-    attention: str
-    second_norm: str
-    mlp: str
-    in_tuple: bool
-
-
-class _Symbol:
-    """What stands for a tensor while a layer's forward is read: a note of how it was made. It can be added, nothing else."""
-
-    __match_args__ = ("made",)
-
-    def __init__(self, *made: Any) -> None:
-        self.made = made
-
-    def __add__(self, other: Any) -> _Symbol:
-        return _Symbol("+", self, other)
-
-
-class _Part:
-    """What stands for a part of the layer, and says that it is of that part's class.
-
-    Called with keywords it is taken for an attention, which returns a pair.
-    """
-
-    def __init__(self, name: str, module: nn.Module) -> None:
-        self._name, self._kind = name, type(module)
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:  # what isinstance asks, by which layers tell an MLP from a mixture of experts
-        return self._kind
-
-    def __call__(self, *args: Any, hidden_states: Any = None, **kwargs: Any) -> Any:
-        (hidden,) = args or (hidden_states,)
-        return (_Symbol(self._name, hidden, kwargs), None) if kwargs else _Symbol(self._name, hidden)
-
-
-class _StandIn:
-    """What stands for the layer: its own attributes, but that its parts make notes."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        self._layer = layer
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._layer, name)
-        return _Part(name, value) if isinstance(value, nn.Module) else value
-
-
-def read_block(layer: nn.Module) -> Block | None:
-    """The parts of a layer of the shape norm → attention → add → norm → MLP → add; None for a layer of any other shape.
-
-    The forward of the layer's class runs on symbols, so the answer is about what this version does with this instance: a factor
-    on the residual, a third norm, a dropout make it another shape. Attention has to get all that the layer gets, but for switches,
-    under the same names.
-    """
-    own = layer.__dict__.get(forward_name(layer))
-    if own is not None and getattr(own, "__func__", None) is not type(layer).forward:  # somebody's own
-        return None
-    passed: dict[str, Any] = {STATE: object()}
-    for name, one in list(_parameters(layer).items())[2:]:  # after self and the hidden states
-        if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) and "bool" not in str(one.annotation):
-            passed[name] = object()
-    hidden = _Symbol("hidden")
-    try:
-        result = inspect.unwrap(type(layer).forward)(_StandIn(layer), hidden, **passed)
-    except Exception:  # it does more with its tensors than add them: another shape
-        return None
-    in_tuple = isinstance(result, tuple) and len(result) == 1
-    for middle, second in _sides(result[0] if in_tuple else result):
-        for start, first in _sides(middle):
-            match first, second:
-                case (
-                    _Symbol((attention, _Symbol((first_norm, normed)), handed)),
-                    _Symbol((mlp, _Symbol((second_norm, between)))),
-                ):
-                    as_given = all(handed.get(name) is value for name, value in passed.items())
-                    if start is normed is hidden and between is middle and as_given:
-                        return Block(first_norm, attention, second_norm, mlp, in_tuple)
-    return None
-
-
-def _sides(total: Any) -> list[tuple[Any, Any]]:
-    """Both ways round of an addition; none of anything else."""
-    match total:
-        case _Symbol(("+", left, right)):
-            return [(left, right), (right, left)]
-    return []
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -363,41 +268,28 @@ TABLE = (
     Reliance(
         "attention", "a config that names the implementation", "ours is put in by its name", _takes_implementation
     ),
+    Reliance(
+        "attention", "an eager_attention_forward beside its class", "it is what the implementation 'eager' means",
+        lambda attention: "eager_attention_forward" in _globals(attention) or not _is_eager(attention),
+    ),
     Reliance("attention", "keyword arguments for its function", "the state of pruning travels there", _hands_on),
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What was found of one decoder layer."""
+def check(decoder: nn.Module, layers: Sequence[nn.Module]) -> None:
+    """Looks for everything in `TABLE` in a decoder and its layers, before anything runs.
 
-    layer: nn.Module
-    attention: nn.Module | None
-    block: Block | None
-
-
-def inspect_layers(decoder: nn.Module, layers: Iterable[nn.Module]) -> list[Parts]:
-    """Checks `TABLE` on a decoder and on its layers, before anything runs.
-
-    Returns:
-        What was found of each layer.
     Raises:
         UnsupportedError: for the first thing that is not there, with the version found and the versions known to work.
     """
-    found = [Parts(layer, attention_of(layer), read_block(layer)) for layer in layers]
+    attentions = [attention for attention in map(attention_of, layers) if attention is not None]
+    subjects = {"transformers": [decoder], "decoder": [decoder], "layer": layers, "attention": attentions}
     for one in TABLE:
-        subjects = {
-            "transformers": [decoder],
-            "decoder": [decoder],
-            "layer": [parts.layer for parts in found],
-            "attention": [parts.attention for parts in found if parts.attention is not None],
-        }[one.of]
-        for kind in {type(subject): subject for subject in subjects}.values():
-            if not one.holds(kind):
-                whose = "transformers" if one.of == "transformers" else type(kind).__name__
+        for subject in {type(each): each for each in subjects[one.of]}.values():  # one of each class
+            if not one.holds(subject):
+                whose = "transformers" if one.of == "transformers" else type(subject).__name__
                 refuse(f"{whose} lacks {one.what}", one.purpose)
     say_if_newer()
-    return found
 
 
 if __name__ == "__main__":

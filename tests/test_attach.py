@@ -13,6 +13,7 @@ from transformers import AttentionInterface, DynamicCache
 import fitprune
 from fitprune import upstream
 from fitprune.attach import attachment_of, find_decoder
+from fitprune.block import read_block
 from fitprune.upstream import attention_registry, pass_cache
 
 MODELS = ["llama", "llava"]
@@ -163,6 +164,20 @@ def test_the_state_goes_to_the_decoder_alone(llava):
     assert all(upstream.STATE not in names for names in seen)
 
 
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_under_either_name(llama, name):
+    """The old name is taken from callers until transformers 5.40, the new one since 5.24; an empty cache is false as a truth value."""
+    if name == "cache" and upstream.cache_argument(llama) != "cache":
+        pytest.skip("this transformers does not know the name")
+    embeds, mask = embedded(26, (3, 19))
+    cache = DynamicCache()
+    with torch.no_grad(), fitprune.prune(llama, RECIPE, visual_mask=mask):
+        first = llama(inputs_embeds=embeds, **{name: cache}).logits
+        second = llama(input_ids=torch.tensor([[4]]), **{name: cache}).logits
+    assert [layer.get_seq_length() for layer in cache.layers] == [27, 24, 24, 19]
+    assert (first.shape[1], second.shape[1]) == (16, 1)
+
+
 # ---- accelerate --------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +210,7 @@ def test_accelerates_hooks_stay(place):
         wanted, kept = steps(plain), trace.positions
     model = place(tiny.llama())
     assert any(hasattr(module, "_hf_hook") for module in model.modules())
-    assert all(upstream.read_block(layer) is not None for layer in find_decoder(model).layers)  # still cut inside
+    assert all(read_block(layer) is not None for layer in find_decoder(model).layers)  # still cut inside
     before = state(model)
     with torch.no_grad():
         dense = steps(model)

@@ -86,7 +86,8 @@ class _Watch:
         if self.forwards == 1:
             self.first = now(self.device)
             cache = cache_in(output)
-            self.kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) if cache else 0
+            held = [] if cache is None else cache.layers
+            self.kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in held)
 
 
 @dataclass
