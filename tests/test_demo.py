@@ -104,7 +104,11 @@ class User:
         self.page.set_default_timeout(20_000)
         self.requests: list[str] = []
         self.complaints: list[str] = []
+        self.streams: set[Any] = set()  # of answers that the page still waits for
         self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("request", lambda request: "/queue/data" in request.url and self.streams.add(request))
+        self.page.on("requestfinished", lambda request: self.streams.discard(request))
+        self.page.on("requestfailed", lambda request: self.streams.discard(request))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda said: "Security" in said.text and self.complaints.append(said.text))
         self.page.goto(address)
@@ -115,8 +119,14 @@ class User:
         self.page.locator("#fitprune-picture input[type=file]").set_input_files(file)
 
     def uploaded(self, name: str, content: bytes) -> None:
-        self.upload(name, content)
+        """With the look at the picture done: Gradio can lose a click that comes while the answer to that closes its stream."""
+        with self.page.expect_response(lambda answer: "/queue/join" in answer.url):
+            self.upload(name, content)
         self.page.wait_for_selector("#fitprune-picture img")
+        for _ in range(40):
+            self.page.wait_for_timeout(50)
+            if not self.streams:
+                break
 
     def question(self, text: str) -> None:
         self.page.fill("#fitprune-question textarea", text)
@@ -347,7 +357,10 @@ def http(served: Served, path: str, data: Any = None, **headers: str) -> tuple[i
         with opener.open(request, timeout=20) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
-        return error.code, error.read()
+        try:
+            return error.code, error.read()
+        except ConnectionResetError:  # answered and closed before all that was sent was read
+            return error.code, b""
 
 
 def answering(served: Served) -> int:
