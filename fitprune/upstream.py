@@ -175,6 +175,7 @@ def _takes_implementation(attention: nn.Module) -> bool:
 
 
 def parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the forward of a module's class, `self` first."""
     return inspect.signature(type(module).forward).parameters
 
 

@@ -61,15 +61,20 @@ def test_layers_of_transformers_are_read():
         assert block is not None, prefix
         assert (block.first_norm, block.attention) == ("input_layernorm", "self_attn"), prefix
         assert (block.second_norm, block.mlp) == ("post_attention_layernorm", "mlp"), prefix
-    for prefix in (
-        "Gemma2",
-        "Gemma3",
-        "Phi",
-        "Granite",
-        "Cohere",
-        "Bart",
-    ):  # more norms, factors, dropout, side by side, encoders
+    # more norms, factors, dropout, side by side, encoders
+    for prefix in ("Gemma2", "Gemma3", "Phi", "Granite", "Cohere", "Bart"):
         assert inside[f"{prefix}DecoderLayer"] is None, prefix
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_the_output_projection_is_the_last_step_of_attention(family):
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    kinds = [kind for name, kind in vars(module).items() if name.endswith("Attention") and "Vision" not in name]
+    assert kinds
+    for kind in kinds:
+        assert re.search(
+            rf"attn_output = self\.{PROJECTION}\(attn_output\)\s+return attn_output", inspect.getsource(kind.forward)
+        )
 
 
 @pytest.mark.parametrize("kind", tiny.DECODERS)
@@ -107,86 +112,52 @@ class Variant(LlamaDecoderLayer):
         self.factor = 0.5
 
 
+def attended(layer, x, **given):
+    """What attention makes of the normed hidden states; a function, since a method would see the layer behind its stand-in."""
+    return layer.self_attn(layer.input_layernorm(x), **given)[0]
+
+
 class OtherNames(Variant):
-    def forward(self, x, attention_mask=None, position_embeddings=None, cache=None, **more):
-        y, _ = self.self_attn(
-            self.input_layernorm(x),
-            attention_mask=attention_mask,
-            position_embeddings=position_embeddings,
-            cache=cache,
-            **more,
-        )
-        y = y + x
+    def forward(self, x, attention_mask=None, cache=None, **more):
+        y = attended(self, x, attention_mask=attention_mask, cache=cache, **more) + x
         return (self.mlp(self.post_attention_layernorm(y)) + y,)
 
 
 class Scaled(Variant):
-    def forward(self, x, attention_mask=None, position_embeddings=None, cache=None, **more):
-        y, _ = self.self_attn(
-            self.input_layernorm(x),
-            attention_mask=attention_mask,
-            position_embeddings=position_embeddings,
-            cache=cache,
-            **more,
-        )
+    def forward(self, x, attention_mask=None, cache=None, **more):
+        y = attended(self, x, attention_mask=attention_mask, cache=cache, **more)
         y = x + y * self.factor
         return y + self.mlp(self.post_attention_layernorm(y))
 
 
 class NormedFirst(Variant):
-    def forward(self, x, attention_mask=None, position_embeddings=None, cache=None, **more):
+    def forward(self, x, attention_mask=None, cache=None, **more):
         x = self.input_layernorm(x)  # the residual is normed as well
-        y, _ = self.self_attn(
-            x, attention_mask=attention_mask, position_embeddings=position_embeddings, cache=cache, **more
-        )
-        y = x + y
+        y = x + self.self_attn(x, attention_mask=attention_mask, cache=cache, **more)[0]
         return y + self.mlp(self.post_attention_layernorm(y))
 
 
 class ThirdNorm(Variant):
-    def forward(self, x, attention_mask=None, position_embeddings=None, cache=None, **more):
-        y, _ = self.self_attn(
-            self.input_layernorm(x),
-            attention_mask=attention_mask,
-            position_embeddings=position_embeddings,
-            cache=cache,
-            **more,
-        )
-        y = x + y
+    def forward(self, x, attention_mask=None, cache=None, **more):
+        y = attended(self, x, attention_mask=attention_mask, cache=cache, **more) + x
         return y + self.third_norm(self.mlp(self.post_attention_layernorm(y)))
 
 
 class SideBySide(Variant):
-    def forward(self, x, attention_mask=None, position_embeddings=None, cache=None, **more):
-        y, _ = self.self_attn(
-            self.input_layernorm(x),
-            attention_mask=attention_mask,
-            position_embeddings=position_embeddings,
-            cache=cache,
-            **more,
-        )
-        return x + y + self.mlp(self.post_attention_layernorm(x))
+    def forward(self, x, attention_mask=None, cache=None, **more):
+        y = attended(self, x, attention_mask=attention_mask, cache=cache, **more) + x
+        return y + self.mlp(self.post_attention_layernorm(x))
 
 
 class Forgetful(Variant):
-    def forward(self, x, attention_mask=None, position_embeddings=None, cache=None, **more):
-        y, _ = self.self_attn(
-            self.input_layernorm(x), attention_mask=None, position_embeddings=position_embeddings, cache=cache, **more
-        )
-        y = x + y
+    def forward(self, x, attention_mask=None, cache=None, **more):
+        y = attended(self, x, attention_mask=None, cache=cache, **more) + x
         return y + self.mlp(self.post_attention_layernorm(y))
 
 
 class MixtureAside(Variant):
-    def forward(self, x, attention_mask=None, position_embeddings=None, cache=None, **more):
-        y, _ = self.self_attn(
-            self.input_layernorm(x),
-            attention_mask=attention_mask,
-            position_embeddings=position_embeddings,
-            cache=cache,
-            **more,
-        )
-        y = x + y
+    def forward(self, x, attention_mask=None, cache=None, **more):
+        y = attended(self, x, attention_mask=attention_mask, cache=cache, **more) + x
         z = self.post_attention_layernorm(y)
         return y + (self.mlp(z, z) if isinstance(self.mlp, nn.Identity) else self.mlp(z))
 
