@@ -43,7 +43,7 @@ test-latest: $(STAMP) ## the wheel in an empty environment, then the method and 
 	@WORKERS='$(WORKERS)' bash scripts/latest.sh $(VENV) $(PYTEST_ARGS)
 
 test-claimed: $(STAMP) ## the method and the families on the older transformers that are claimed, in environments beside .venv
-	@for version in $$($(VENV)/bin/python -c 'from fitprune.upstream import RAN; print(*RAN[:-1])'); do \
+	@for version in $$($(VENV)/bin/python -c 'from fitprune.decoder.upstream import RAN; print(*RAN[:-1])'); do \
 	    echo "transformers $$version" && WORKERS='$(WORKERS)' bash scripts/beside.sh $(VENV) transformers-$$version $(PYTEST_ARGS) || exit 1; done
 
 check: $(STAMP) ## ruff (lint and format) and mypy

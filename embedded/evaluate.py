@@ -22,9 +22,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import fitprune
-from fitprune import options
+from fitprune import arguments, entry
 from fitprune.cost import CostModel
-from fitprune.families import Loaded
+from fitprune.families import VLM
 from fitprune.files import write_atomically
 
 from .canvas import Size, place
@@ -59,18 +59,18 @@ def asked(
     return found
 
 
-def methods(loaded: Loaded, ratios: Sequence[float], scores: Sequence[str], samples: int) -> list[Method]:
+def methods(vlm: VLM, ratios: Sequence[float], scores: Sequence[str], samples: int) -> list[Method]:
     """The dense model, then for every ratio above 0 each score on the fitted schedule, and FastV."""
     found = [Method("dense", None)]
     if not (ratios := [ratio for ratio in ratios if ratio]):
         return found
     questions = asked("calibration", samples)
     spread = [questions[at * len(questions) // samples] for at in range(samples)]
-    stats = fitprune.observe(loaded.model, (_encode(loaded, [one], "right") for one in spread), total=samples)
-    tokens = loaded.tokens_for(spread[0][0])
+    stats = fitprune.observe(vlm.model, (_encode(vlm, [one], "right") for one in spread), total=samples)
+    tokens = vlm.tokens_for(spread[0][0])
     for ratio, recipe in fitprune.fit_all(stats, None, ratios).items():
         found += [Method(f"{ratio:.0%} {score}", recipe, score) for score in scores]
-        found.append(Method(f"{ratio:.0%} fastv", step(loaded.cost, tokens, recipe, FASTV_LAYER), "last"))
+        found.append(Method(f"{ratio:.0%} fastv", step(vlm.cost, tokens, recipe, FASTV_LAYER), "last"))
     return found
 
 
@@ -84,17 +84,15 @@ def step(cost: CostModel, tokens: int, like: fitprune.Recipe, layer: int) -> fit
     return min(each, key=lambda r: abs(cost.visual_reduction_of_alive(r.alive(tokens, cost.layers), tokens) - wanted))
 
 
-def answers(loaded: Loaded, questions: Sequence[Asked], method: Method, batch_size: int) -> Iterator[str]:
+def answers(vlm: VLM, questions: Sequence[Asked], method: Method, batch_size: int) -> Iterator[str]:
     """The answers, in order."""
-    with fitprune.prune(loaded.model, method.recipe, score=method.score) if method.recipe else nullcontext():
+    with fitprune.prune(vlm.model, method.recipe, score=method.score) if method.recipe else nullcontext():
         for at in tqdm(range(0, len(questions), batch_size), desc=method.name, unit="batch", leave=False):
-            batch = _encode(loaded, questions[at : at + batch_size], "left")
-            yield from loaded.generate(batch, max_new_tokens=8)
+            batch = _encode(vlm, questions[at : at + batch_size], "left")
+            yield from vlm.generate(batch, max_new_tokens=8)
 
 
-def evaluate(
-    loaded: Loaded, questions: Sequence[Asked], tried: Sequence[Method], batch_size: int = 32
-) -> dict[str, Any]:
+def evaluate(vlm: VLM, questions: Sequence[Asked], tried: Sequence[Method], batch_size: int = 32) -> dict[str, Any]:
     """Shares of exact answers: {"methods": {name: {group: share}}, "counts": {group: questions}, "majority": …, "pictures": …}.
 
     Groups are "all", "reading", "other" and every family; "majority" is the share of a group's commonest answer.
@@ -115,7 +113,7 @@ def evaluate(
         given = [truth[at] for at in members]
         result["majority"][name] = max(map(given.count, set(given))) / len(given)
     for method in tried:
-        given = list(answers(loaded, questions, method, batch_size))
+        given = list(answers(vlm, questions, method, batch_size))
         right = [text == wanted for text, wanted in zip(given, truth, strict=True)]
         result["methods"][method.name] = {n: sum(right[m] for m in ms) / len(ms) for n, ms in groups.items()}
     return result
@@ -131,20 +129,20 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _encode(loaded: Loaded, batch: Sequence[Asked], side: str) -> dict[str, Any]:
-    prompts = [(loaded.prompt(f"{question.text}\n{INSTRUCTION}"), [picture]) for picture, question in batch]
-    return loaded.encode(prompts, side)
+def _encode(vlm: VLM, batch: Sequence[Asked], side: str) -> dict[str, Any]:
+    prompts = [(vlm.prompt(f"{question.text}\n{INSTRUCTION}"), [picture]) for picture, question in batch]
+    return vlm.encode(prompts, side)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates, prints the table; returns the exit code."""
-    loaded = fitprune.load(args.model_path, **options.load_options(args))
-    tried = methods(loaded, args.ratios, args.scores, args.samples)
+    vlm = fitprune.load(args.model_path, **arguments.load_options(args))
+    tried = methods(vlm, args.ratios, args.scores, args.samples)
     for method in tried:
         if method.recipe:
-            tokens = method.recipe.alive(loaded.tokens_for(render(draw("held-out", 0))), loaded.cost.layers)
+            tokens = method.recipe.alive(vlm.tokens_for(render(draw("held-out", 0))), vlm.cost.layers)
             print(f"{method.name}: tokens after each layer {' '.join(map(str, tokens))}")
-    result = evaluate(loaded, asked("held-out", args.pictures, size=tuple(args.canvas)), tried, args.batch_size)
+    result = evaluate(vlm, asked("held-out", args.pictures, size=tuple(args.canvas)), tried, args.batch_size)
     print(table(result))
     if args.output:
         write_atomically(args.output, json.dumps(result, indent=1).encode())
@@ -153,25 +151,25 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 with one line on stderr for bad input."""
-    parser = options.Parser(
+    parser = arguments.Parser(
         prog="embedded.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_model(parser)
+    arguments.add_model(parser)
     parser.add_argument(
-        "--pictures", type=options.positive, default=60, help="held-out pictures, about 14 questions each"
+        "--pictures", type=arguments.positive, default=60, help="held-out pictures, about 14 questions each"
     )
     parser.add_argument(
-        "--ratios", type=options.ratio, nargs="*", default=[0.5, 0.7], help="shares of visual compute to save"
+        "--ratios", type=arguments.ratio, nargs="*", default=[0.5, 0.7], help="shares of visual compute to save"
     )
-    parser.add_argument("--scores", nargs="+", choices=list(options.SCORES), default=SCORES)
+    parser.add_argument("--scores", nargs="+", choices=list(arguments.SCORES), default=SCORES)
     parser.add_argument(
-        "--canvas", type=options.positive, nargs=2, default=(SIDE, SIDE), metavar=("WIDTH", "HEIGHT"),
+        "--canvas", type=arguments.positive, nargs=2, default=(SIDE, SIDE), metavar=("WIDTH", "HEIGHT"),
         help="put pictures on noise of that size, for a model that looks at tiles",
     )  # fmt: skip
-    parser.add_argument("--samples", type=options.positive, default=128, help="calibration questions")
-    parser.add_argument("--batch-size", type=options.positive, default=32)
+    parser.add_argument("--samples", type=arguments.positive, default=128, help="calibration questions")
+    parser.add_argument("--batch-size", type=arguments.positive, default=32)
     parser.add_argument("--output", type=Path, default=None, help="also write the result as JSON")
-    return options.guarded(run, parser, argv)
+    return entry.guarded(run, parser, argv)
 
 
 if __name__ == "__main__":

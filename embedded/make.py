@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import fitprune
-from fitprune import options
+from fitprune import arguments, entry
 from fitprune.embedded import MODELS as FOLDERS
-from fitprune.families import Loaded
+from fitprune.families import VLM
 
 from . import benchmarks, card, evaluate, train
 from .export import export
@@ -38,8 +38,8 @@ def make(args: argparse.Namespace) -> int:
     """All steps; returns the exit code."""
     train.train(*train.settings(args))
     model = export(args.folder, args.folder / "model")
-    loaded = fitprune.load(str(model), device=args.device)
-    print(card.write(args.folder, model, figures(loaded, args)).read_text(encoding="utf-8"))
+    vlm = fitprune.load(str(model), device=args.device)
+    print(card.write(args.folder, model, figures(vlm, args)).read_text(encoding="utf-8"))
     whole = args.family == "llava"
     if whole:
         benchmarks.write(args.folder / "data", overwrite=True)
@@ -50,37 +50,37 @@ def make(args: argparse.Namespace) -> int:
     return 0
 
 
-def figures(loaded: Loaded, args: argparse.Namespace) -> dict[str, Any]:
+def figures(vlm: VLM, args: argparse.Namespace) -> dict[str, Any]:
     """What the card tells."""
-    tried = evaluate.methods(loaded, args.ratios, args.scores, SAMPLES)
-    found = evaluate.evaluate(loaded, evaluate.asked("held-out", args.pictures), tried)
-    found["dense"] = evaluate.evaluate(loaded, evaluate.asked("held-out", args.dense_pictures), tried[:1])
-    found["tokens"] = loaded.tokens_for(render(draw("held-out", 0)))
+    tried = evaluate.methods(vlm, args.ratios, args.scores, SAMPLES)
+    found = evaluate.evaluate(vlm, evaluate.asked("held-out", args.pictures), tried)
+    found["dense"] = evaluate.evaluate(vlm, evaluate.asked("held-out", args.dense_pictures), tried[:1])
+    found["tokens"] = vlm.tokens_for(render(draw("held-out", 0)))
     if args.family == "next":
         questions = evaluate.asked("held-out", args.pictures, size=CANVAS)
-        found["canvas"] = {**evaluate.evaluate(loaded, questions, tried[:1]), "size": CANVAS}
+        found["canvas"] = {**evaluate.evaluate(vlm, questions, tried[:1]), "size": CANVAS}
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, 2 with one line on stderr for bad input, 130 when interrupted."""
-    parser = options.Parser(
+    parser = arguments.Parser(
         prog="embedded.make", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     train.add_options(parser)
-    parser.add_argument("--pictures", type=options.positive, default=PICTURES, help="held-out pictures for the card")
+    parser.add_argument("--pictures", type=arguments.positive, default=PICTURES, help="held-out pictures for the card")
     parser.add_argument(
         "--dense-pictures",
-        type=options.positive,
+        type=arguments.positive,
         default=DENSE_PICTURES,
         help="the same, for the model without pruning",
     )
-    parser.add_argument("--ratios", type=options.ratio, nargs="+", default=RATIOS, help="for the card")
+    parser.add_argument("--ratios", type=arguments.ratio, nargs="+", default=RATIOS, help="for the card")
     parser.add_argument(
-        "--scores", nargs="+", choices=list(options.SCORES), default=evaluate.SCORES, help="for the card"
+        "--scores", nargs="+", choices=list(arguments.SCORES), default=evaluate.SCORES, help="for the card"
     )
     parser.add_argument("--install", type=Path, default=None, help="folder that gets the model, and the data of llava")
-    return options.guarded(make, parser, argv)
+    return entry.guarded(make, parser, argv)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
-from fitprune import anyres
 from fitprune.families import llava_next
-from fitprune.families.family import Pictures
+from fitprune.families.protocols import Images
+from fitprune.images import anyres
 
 from .batches import Batch
 from .canvas import canvas_of, place
@@ -49,10 +49,10 @@ def settings(size: str = "small") -> LlavaNextConfig:
 
 
 @cache
-def pictures() -> Pictures:
+def pictures() -> Images:
     """How pictures are prepared: as `fitprune.load` does it."""
     config = settings()
-    return llava_next.pictures(config, llava_next.image_processor(config, None))
+    return llava_next.images(config, llava_next.image_processor(config, None))
 
 
 def look(scenes: list[Scene]) -> Batch:

@@ -31,7 +31,7 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 from tqdm import tqdm
 
-from fitprune import options
+from fitprune import arguments, entry
 from fitprune.errors import FitPruneError
 
 from .batches import stream_of
@@ -265,13 +265,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="the run: its checkpoint and its log")
     parser.add_argument("--family", choices=MODELS, default="llava", help="next and hr start from the embedded llava")
     parser.add_argument("--size", choices=SIZES, default="small", help="of a llava; others have that of the llava")
-    parser.add_argument("--batch", type=options.positive, default=128 if gpu else Plan.batch, help="pictures per step")
-    parser.add_argument("--see-steps", type=options.positive, help="of the vision tower alone; default by family")
-    parser.add_argument("--answer-steps", type=options.positive, help="of everything; default by family")
+    parser.add_argument(
+        "--batch", type=arguments.positive, default=128 if gpu else Plan.batch, help="pictures per step"
+    )
+    parser.add_argument("--see-steps", type=arguments.positive, help="of the vision tower alone; default by family")
+    parser.add_argument("--answer-steps", type=arguments.positive, help="of everything; default by family")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
     parser.add_argument(
-        "--ranks", type=options.positive, default=None, help="processes; default 1 on a GPU, else one per core"
+        "--ranks", type=arguments.positive, default=None, help="processes; default 1 on a GPU, else one per core"
     )
     parser.add_argument("--workers", type=int, default=cores if gpu else 0, help="drawing processes, per rank")
     parser.add_argument("--save-seconds", type=float, default=120, help="time between checkpoints")
@@ -290,7 +292,7 @@ def settings(args: argparse.Namespace) -> tuple[Plan, Run]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, 2 with one line on stderr for bad input, 130 when interrupted."""
-    parser = options.Parser(
+    parser = arguments.Parser(
         prog="embedded.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser)
@@ -299,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(train(*settings(args)))
         return 0
 
-    return options.guarded(run, parser, argv)
+    return entry.guarded(run, parser, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writing a file so that it is either the old one or the new one, never half of it.
+"""Files of ours and of others: read with a line that says what is wrong, written whole or not at all.
 
 Recipes and statistics are written once after minutes of work and read by later runs; a torn one must not exist. The
 bytes go to a temporary file in the same folder, to the disk, and then take the final name in one step.
@@ -8,10 +8,12 @@ bytes go to a temporary file in the same folder, to the disk, and then take the 
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import FitPruneError
 
@@ -87,3 +89,60 @@ def current_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def file_name(model: str, ratio: float | None = None, *more: str) -> str:
+    """A readable file name stem such as `llava-1.5-7b-hf-r60`."""
+    stem = [part for part in str(model).replace("\\", "/").split("/") if part][-1]
+    return "-".join([stem, *([] if ratio is None else [f"r{round(ratio * 100, 4):g}"]), *more])
+
+
+def read_json_lines(path: str | os.PathLike[str], what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON-lines file with their line numbers (from 1); lines end at a newline and nowhere else.
+
+    Args:
+        path: The file, UTF-8.
+        what: What to call the file in messages ("question file").
+    Raises:
+        FitPruneError: for a file that cannot be read, and (on reaching it) a line that is not a JSON object.
+    """
+    for number, line in enumerate(read_bytes(path, what).split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):
+            raise FitPruneError(
+                f"{path} line {number} is torn or not JSON: repair the {what}, or leave that line out"
+            ) from None
+        if not isinstance(entry, dict):
+            raise FitPruneError(f"{path} line {number} is not a JSON object: a {what} has one object per line")
+        yield number, entry
+
+
+def read_json(path: str | os.PathLike[str], what: str) -> Any:
+    """A JSON file's value.
+
+    Raises:
+        FitPruneError: for a file that cannot be read or is not JSON.
+    """
+    content = read_bytes(path, what)
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise FitPruneError(f"{what} {path} is torn or not JSON: get it again") from None
+
+
+def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
+    """A file without its byte-order mark.
+
+    Raises:
+        FitPruneError: if it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read().removeprefix(b"\xef\xbb\xbf")
+    except FileNotFoundError:
+        raise FitPruneError(f"{what} {path} does not exist: check the path") from None
+    except (OSError, ValueError) as problem:
+        raise FitPruneError(f"cannot read {what} {path}: {getattr(problem, 'strerror', None) or problem}") from None

@@ -29,15 +29,15 @@ from torch import Tensor
 
 from .cost import CostModel
 from .errors import FitPruneError
-from .ratio import parse_ratio
 from .recipe import Recipe
-from .schedule import deepen, round_to_budget, smallest
+from .schedule.budget import round_to_budget, scale_to_budget, smallest
+from .schedule.ratio import parse_ratio
+from .schedule.validation import CRITERIA
 from .stats import AttentionStats
 
 TIGHT = 0.002  # the bracket is tight once its two curves' reductions are this close; between them we interpolate
 BLOCK = 131072  # elements of a layer that a thread works on: enough to outweigh starting an operation, few enough for a cache
 FINEST = 2.0**-30  # or, where a few samples make the cost jump, once alpha is known this well
-CRITERIA = ("both", "cross", "self", "product")  # whose least attended tokens may go; "both": the paper's
 
 
 def alive_reference(
@@ -223,7 +223,7 @@ def _fit(
 
     low, high = 0.0, 1.0 if ratio else 0.0
     if saved(curve(high)) < ratio:  # losing all that can be lost is not enough: go on in the same shape
-        alive = deepen([count / tokens for count in curve(high)], tokens, cost, ratio)
+        alive = scale_to_budget([count / tokens for count in curve(high)], tokens, cost, ratio)
     else:
         while high - low > FINEST and saved(curve(high)) - saved(curve(low)) > TIGHT:
             middle = (low + high) / 2

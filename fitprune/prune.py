@@ -23,11 +23,12 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from .attach import Attachment, attachment_of, find_decoder
 from .cost import CostModel
+from .decoder.attach import Attachment, attachment_of, find_decoder
+from .decoder.deletion import DeletionPolicy
+from .decoder.graphs import Graphs
 from .errors import FitPruneError, UnsupportedError
-from .graphs import Graphs
-from .prune_frame import Pruning
+from .images.lengths import ImageLengths
 from .recipe import Recipe
 from .scores import Score, find_score
 from .trace import Trace
@@ -36,11 +37,11 @@ from .trace import Trace
 class PrunedModel(Attachment):
     """A lasting attachment; `trace` describes the last prefill, `detach()` ends it."""
 
-    session: Pruning
+    policy: DeletionPolicy
 
     @property
     def trace(self) -> Trace:
-        return self.session.trace
+        return self.policy.trace
 
 
 def attach(
@@ -50,7 +51,6 @@ def attach(
     score: str | Score = "fitprune",
     visual_mask: Tensor | None = None,
     seed: int = 0,
-    cut_inside: bool = True,
     graphs: int | Graphs = 0,
 ) -> PrunedModel:
     """Attaches a recipe to a model until `detach`. Arguments and errors as `prune`; returns a handle with `trace`."""
@@ -64,14 +64,16 @@ def attach(
     layers = len(decoder.layers)  # type: ignore[arg-type]
     recipe.check_layers(layers)
     recipe.check_model(CostModel.from_config(decoder.config))
-    attached = PrunedModel(model, Pruning(recipe, layers, find_score(score), seed), visual_mask, cut_inside)
+    policy = DeletionPolicy(recipe, layers, find_score(score), seed)
+    attached = PrunedModel(model, policy, visual_mask, ImageLengths(getattr(model, "config", None)))
     if graphs:
         try:
             if attached.shares_heads:
                 raise UnsupportedError(
                     "recorded prefills do not go with tensor parallelism: leave out graphs=, or load the model whole"
                 )
-            attached.wrap_decoder(graphs if isinstance(graphs, Graphs) else Graphs(graphs))
+            recorded = graphs if isinstance(graphs, Graphs) else Graphs(graphs)
+            attached.on_detach(recorded.install(attached.decoder, attached.layers))
         except FitPruneError:
             attached.detach()
             raise
@@ -93,7 +95,6 @@ def prune(
     score: str | Score = "fitprune",
     visual_mask: Tensor | None = None,
     seed: int = 0,
-    cut_inside: bool = True,
     graphs: int | Graphs = 0,
 ) -> Iterator[Trace]:
     """Prunes visual tokens in every forward and `generate` of `model` inside the `with` block.
@@ -105,7 +106,6 @@ def prune(
         visual_mask: bool [B, S], True at visual positions of the prompt; each run of True is one image. Needed where
             the config names no image token, or for `inputs_embeds`. Rows may be repeated by beams.
         seed: For scores that draw lots.
-        cut_inside: False cuts each layer at its exit; the same survivors, less saved. For tests and comparisons.
         graphs: On a GPU, how many recorded prefills (CUDA graphs) to keep; 0 records none. See graphs.py.
     Yields:
         A `Trace` of the last prefill: `trace.alive[layer][row]`, original positions alive after that layer.
@@ -113,9 +113,7 @@ def prune(
         FitPruneError: recipe for another model, mask that does not fit, recipe already attached.
         UnsupportedError: what pruning cannot do; see the module's docstring.
     """
-    attached = attach(
-        model, recipe, score=score, visual_mask=visual_mask, seed=seed, cut_inside=cut_inside, graphs=graphs
-    )
+    attached = attach(model, recipe, score=score, visual_mask=visual_mask, seed=seed, graphs=graphs)
     try:
         yield attached.trace
     finally:

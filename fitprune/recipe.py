@@ -24,15 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .chart import chart
 from .cost import VICUNA_7B, CostModel, alive_after
 from .errors import FitPruneError
-from .fields import checked, number
 from .files import write_atomically
-from .merge import merge
-from .ratio import parse_ratio
 from .recipes import published_names, published_ratios, published_table, schedules
-from .schedule import rescaled
+from .schedule.budget import rescaled
+from .schedule.merge import merge
+from .schedule.ratio import parse_ratio
+from .schedule.validation import checked, number
+from .tables import bar
 from .version import __version__
 
 __all__ = ["Recipe", "published_names", "published_ratios"]
@@ -299,4 +299,20 @@ class Recipe:
         return hash(self._schedule())
 
     def __str__(self) -> str:
-        return chart(self)
+        """Where it comes from, then a line per layer: tokens alive, those deleted, a bar; of 100 tokens if it is in fractions."""
+        tokens = 100 if self.scaling == "fraction" else self.visual_tokens
+        deletions, alive = self.deletions(tokens), self.alive(tokens)
+        facts = [f"{self.source} recipe" + (f" for {self.model}" if self.model else "")]
+        if self.reduction_ratio is not None:
+            facts.append(f"asked {self.reduction_ratio:.1%}")
+        if self.achieved is not None:
+            facts.append(f"saves {self.achieved:.1%} of visual compute")
+        width = len(str(tokens))
+        depth = f"{len(alive)} layers" if self.num_layers else "any model"
+        steps = sum(map(bool, deletions))
+        lines = [", ".join(facts), f"{depth}, {steps} delete, {tokens} visual tokens, {alive[-1]} alive at the end"]
+        lines += [
+            f"{layer:4d} {count:{width}d} {f'-{gone}' if gone else '':>{width + 1}} {bar(count / tokens)}"
+            for layer, (count, gone) in enumerate(zip(alive, deletions, strict=True))
+        ]
+        return "\n".join(line.rstrip() for line in lines)

@@ -12,14 +12,17 @@ per sample for 576 tokens and 32 layers in float32; attention maps themselves (t
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
@@ -114,12 +117,37 @@ class AttentionStats:
         whole = list(which) == list(range(self.samples))
         return dataclasses.replace(self, **tensors, fingerprint=self.fingerprint if whole else None)
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[AttentionStats]) -> AttentionStats:
+        """The samples of all parts, in order, padded to the largest image; the fingerprint is one of their fingerprints.
+
+        Raises:
+            FitPruneError: when there are none.
+        """
+        if not parts:
+            raise FitPruneError("nothing to observe: give at least one sample with an image")
+        widest = max(part.cross.shape[2] for part in parts)
+
+        def joined(name: str) -> Tensor:
+            found = [getattr(part, name) for part in parts]
+            if found[0].ndim == 3:
+                found = [torch.nn.functional.pad(one, (0, widest - one.shape[2])) for one in found]
+            return torch.cat(found)
+
+        digest = hashlib.sha256(b"".join(bytes.fromhex(part.fingerprint or "") for part in parts))
+        tensors: dict[str, Any] = {name: joined(name) for name in TENSORS}
+        return dataclasses.replace(parts[0], **tensors, fingerprint=digest.hexdigest())
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file whose metadata holds the provenance, atomically.
 
         Raises:
             FitPruneError: when the file cannot be written.
         """
+        write_atomically(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
         metadata = {
             "schema": SCHEMA,
             "fitprune_version": self.fitprune_version,
@@ -128,7 +156,14 @@ class AttentionStats:
             "cost": json.dumps(self.cost and self.cost.to_dict()),
         }
         tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in TENSORS}
-        write_atomically(path, to_safetensors(tensors, metadata))
+        return to_safetensors(tensors, metadata)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> AttentionStats:
+        """What `to_bytes` made, from another process of the same run."""
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+        return cls._read(from_safetensors(content), metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AttentionStats:
@@ -143,17 +178,22 @@ class AttentionStats:
                 if metadata.get("schema") != SCHEMA:
                     raise FitPruneError(f'not statistics of schema "{SCHEMA}": observe again with this version')
                 tensors = {name: file.get_tensor(name) for name in TENSORS}
-            cost = json.loads(metadata["cost"])
-            return cls(
-                **tensors,
-                model=json.loads(metadata["model"]),
-                fingerprint=json.loads(metadata["fingerprint"]),
-                cost=None if cost is None else CostModel.from_dict(cost),
-                fitprune_version=metadata["fitprune_version"],
-            )
+            return cls._read(tensors, metadata)
         except OSError as error:
             raise FitPruneError(f"cannot read statistics {path}: {error.strerror or error}") from None
         except FitPruneError as error:
             raise FitPruneError(f"{path}: {error}") from None
         except (SafetensorError, KeyError, ValueError) as error:
             raise FitPruneError(f"{path} is not a file of statistics, or a torn one ({error}): observe again") from None
+
+    @classmethod
+    def _read(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> AttentionStats:
+        """From the tensors and the metadata of a safetensors file."""
+        cost = json.loads(metadata["cost"])
+        return cls(
+            **tensors,
+            model=json.loads(metadata["model"]),
+            fingerprint=json.loads(metadata["fingerprint"]),
+            cost=None if cost is None else CostModel.from_dict(cost),
+            fitprune_version=metadata["fitprune_version"],
+        )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .select import ALIVE
+from .kernels.select import ALIVE
 
 Steps = list[tuple[Tensor | None, Tensor | None]]
 
@@ -29,7 +29,7 @@ class Trace:
         self.clear(0, None, None)
 
     def clear(self, past: int, status: Tensor | None, group: Tensor | None) -> Steps:
-        """Starts anew for a prefill after `past` tokens; status and group [B, n] as in `Frame`, on the CPU.
+        """Starts anew for a prefill after `past` tokens; status and group [B, n] as in `PrefillState`, on the CPU.
 
         Returns:
             The list that this prefill appends (columns, status) to after each layer, references only; None means as

@@ -23,13 +23,13 @@ demo)
         echo "beside.sh: the demo's tests need a browser: apt-get install chromium" >&2 && exit 2
     fi
     packages=(gradio==6.31.0 pillow==12.3.0 playwright==1.65.2)
-    tests=(tests/test_demo.py)
+    tests=(tests/web/test_demo.py)
     probe='import gradio, playwright'
     ;;
 lmms-eval)
     packages=(datasets==5.2.0 evaluate==0.4.6 filelock==3.32.7 loguru==0.7.3 pytablewriter==1.2.1 pytz==2026.6 sacrebleu==2.6.0 tenacity==9.2.1)
     alone=('lmms-eval==0.7.3')
-    tests=(tests/test_lmms_eval.py)
+    tests=(tests/lmms/test_lmms_eval.py)
     probe='import lmms_eval'
     ;;
 transformers-*)

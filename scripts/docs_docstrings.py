@@ -3,7 +3,7 @@
 Griffe, which reads docstrings for mkdocstrings, takes `Raises:` for text unless the line before it is empty. mkdocs.yml names this file
 as an extension of it.
 
-    pytest tests/test_docs_site.py
+    pytest tests/docs/test_docs_site.py
 """
 
 import re

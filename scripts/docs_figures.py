@@ -1,7 +1,7 @@
 """The figures of docs/how_it_works.md, drawn from what the code computes: recipes, survivors against α, cost by layer.
 
 Ink is a middle grey and paper is transparent, so that a figure can be read on a light page and on a dark one. What is drawn
-is kept inside each PNG as well (text chunk "data", JSON), which is how tests/test_docs_figures.py notices a stale one. The
+is kept inside each PNG as well (text chunk "data", JSON), which is how tests/docs/test_docs_figures.py notices a stale one. The
 same versions of matplotlib and torch make the same bytes.
 
     python -m scripts.docs_figures                # writes docs/figures/*.png again

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 
 import fitprune
-from fitprune.calibrate import Calibration, choose, file_name, observe_questions
+from fitprune.calibrate import Calibration, observe_questions
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
-from fitprune.families.loaded import Loaded
+from fitprune.families.vlm import VLM
+from fitprune.files import file_name
 from fitprune.recipe import Recipe
+from fitprune.resolve import choose
 
 
 @pytest.fixture(scope="module")
-def small() -> Loaded:
+def small() -> VLM:
     return fitprune.load("embedded", device="cpu")
 
 
@@ -33,7 +35,7 @@ def test_questions_are_spread_over_the_file() -> None:
     assert len(whole) == len(embedded().calibration.read_text().splitlines())
 
 
-def test_batch_size_does_not_change_statistics(small: Loaded, few: Calibration) -> None:
+def test_batch_size_does_not_change_statistics(small: VLM, few: Calibration) -> None:
     together = observe_questions(small, few, progress=False)
     alone = observe_questions(small, dataclasses.replace(few, batch_size=1), progress=False)
     assert (together.cross - alone.cross).abs().max() < 1e-5
@@ -41,9 +43,7 @@ def test_batch_size_does_not_change_statistics(small: Loaded, few: Calibration) 
     assert together.text_tokens.tolist() == alone.text_tokens.tolist()
 
 
-def test_the_named_file_wins_then_published_then_kept_then_fitted(
-    small: Loaded, few: Calibration, tmp_path: Path
-) -> None:
+def test_the_named_file_wins_then_published_then_kept_then_fitted(small: VLM, few: Calibration, tmp_path: Path) -> None:
     assert choose(small, 0.0, few)[0] is None
     keep = tmp_path / "kept.recipe.json"
     fitted, source = choose(small, 0.5, few, keep_at=keep, progress=False)
@@ -64,8 +64,8 @@ def test_the_named_file_wins_then_published_then_kept_then_fitted(
     assert str(named) in source
 
 
-def test_a_published_recipe_is_used_where_it_fits(small: Loaded, few: Calibration) -> None:
-    class Posing(Loaded):
+def test_a_published_recipe_is_used_where_it_fits(small: VLM, few: Calibration) -> None:
+    class Posing(VLM):
         cost = fitprune.cost.VICUNA_7B  # type: ignore[assignment,misc]
 
     posing = Posing("liuhaotian/llava-v1.5-7b", small.model, None, "vicuna_v1", small.pictures)
@@ -74,7 +74,7 @@ def test_a_published_recipe_is_used_where_it_fits(small: Loaded, few: Calibratio
     assert "published recipe of llava-v1.5-7b" in source
 
 
-def test_recipes_for_other_models_are_refused(small: Loaded, few: Calibration, tmp_path: Path) -> None:
+def test_recipes_for_other_models_are_refused(small: VLM, few: Calibration, tmp_path: Path) -> None:
     file = tmp_path / "other.json"
     Recipe.from_deletions([1] * 32, visual_tokens=576).save(file)
     with pytest.raises(FitPruneError, match=f"32 layers but the model has {small.cost.layers}"):

@@ -13,7 +13,7 @@ from fitprune.cost import VICUNA_7B, CostModel
 from fitprune.errors import FitPruneError
 from fitprune.fit import CRITERIA, alive_fractions, alive_reference, fit, fit_all, judged_by
 from fitprune.recipe import Recipe
-from fitprune.schedule import deepen
+from fitprune.schedule.budget import scale_to_budget
 from fitprune.stats import AttentionStats
 
 RATIOS = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9]
@@ -276,7 +276,7 @@ def test_beyond_alpha_one_the_same_shape_goes_deeper():
     recipe = fit(stats, None, 0.93)
     assert recipe.alpha == 1
     assert 0.93 <= recipe.achieved < 1
-    assert deepen(most.tolist(), 6, stats.cost, 0.93)[0] < 6 * most[0]
+    assert scale_to_budget(most.tolist(), 6, stats.cost, 0.93)[0] < 6 * most[0]
 
 
 def test_out_of_reach_and_unfit():

@@ -11,8 +11,8 @@ from transformers import DynamicCache
 
 import fitprune
 from fitprune import Recipe
-from fitprune import cache as kv
-from fitprune.upstream import pass_cache
+from fitprune.decoder import cache as kv
+from fitprune.decoder.upstream import pass_cache
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
 LLAVAS = [("llava", name) for name in ATTENTIONS]

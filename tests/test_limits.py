@@ -18,8 +18,8 @@ from transformers import (
 
 import fitprune
 from fitprune import FitPruneError, Recipe, UnsupportedError
-from fitprune.attach import attachment_of
-from fitprune.upstream import pass_cache
+from fitprune.decoder.attach import attachment_of
+from fitprune.decoder.upstream import pass_cache
 
 GREEDY = {"do_sample": False, "max_new_tokens": 4}
 
@@ -178,7 +178,8 @@ def test_a_layer_that_keeps_the_state_to_itself(llama):
         with (
             refused("does not hand", UnsupportedError),
             torch.no_grad(),
-            fitprune.prune(llama, RECIPE, visual_mask=mask, cut_inside=False),
+            tiny.cut_at_exit(),
+            fitprune.prune(llama, RECIPE, visual_mask=mask),
         ):
             llama(inputs_embeds=embeds)
     finally:

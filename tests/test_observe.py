@@ -6,7 +6,7 @@ import torch
 from test_prune import ROWS, image_spans
 from tiny import LAYERS, batch, embedded, prompt
 
-from fitprune.attach import attachment_of
+from fitprune.decoder.attach import attachment_of
 from fitprune.errors import FitPruneError
 from fitprune.fit import fit
 from fitprune.observe import observe

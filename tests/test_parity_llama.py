@@ -15,7 +15,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import fitprune
 from fitprune import Recipe
-from fitprune.upstream import pass_cache
+from fitprune.decoder.upstream import pass_cache
 
 DATA = Path(__file__).parent / "parity" / "llama"
 CASES = sorted(path.stem for path in [*DATA.glob("runtime_*_r*.json"), *DATA.glob("next_*.json")])

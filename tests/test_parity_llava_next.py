@@ -14,7 +14,7 @@ import torch
 from multimodal import Recorded, close, forward
 from safetensors.torch import load_file
 
-from fitprune.families.loaded import Loaded
+from fitprune.families.vlm import VLM
 
 RECORDED = Recorded("llava_next")
 TILED = [name for name in RECORDED.cases if name != "single_view"]
@@ -22,8 +22,8 @@ PIXELS = [name for name in TILED if "pixel_values" in RECORDED.values(name)]
 
 
 @pytest.fixture(scope="module", params=["original", "converted"])
-def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    return RECORDED.loaded(request.param, tmp_path_factory.mktemp("llava_next"))
+def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VLM:
+    return RECORDED.vlm(request.param, tmp_path_factory.mktemp("llava_next"))
 
 
 def test_every_case_is_here() -> None:
@@ -32,14 +32,14 @@ def test_every_case_is_here() -> None:
 
 
 @pytest.mark.parametrize("name", TILED)
-def test_ids_logits_and_greedy_tokens(llava: Loaded, name: str) -> None:
+def test_ids_logits_and_greedy_tokens(llava: VLM, name: str) -> None:
     RECORDED.check_ids(llava, name)
     RECORDED.check_forward(llava, name)
     RECORDED.check_greedy(llava, name)
 
 
 @pytest.mark.parametrize("name", PIXELS)
-def test_pixels_and_the_packed_sequence(llava: Loaded, name: str) -> None:
+def test_pixels_and_the_packed_sequence(llava: VLM, name: str) -> None:
     RECORDED.check_pixels(llava, name)
     case, values = RECORDED.cases[name], RECORDED.values(name)
     _, embeds = forward(llava, llava.encode([(case["prompt"], RECORDED.pictures(name))]))
@@ -51,11 +51,11 @@ def test_pixels_and_the_packed_sequence(llava: Loaded, name: str) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_of_unlike_pictures_gives_the_same_logits(llava: Loaded, side: str) -> None:
+def test_a_batch_of_unlike_pictures_gives_the_same_logits(llava: VLM, side: str) -> None:
     RECORDED.check_batch(llava, side)
 
 
-def test_embeddings_of_the_right_padded_batch(llava: Loaded) -> None:
+def test_embeddings_of_the_right_padded_batch(llava: VLM) -> None:
     assert RECORDED.batch is not None
     recorded = load_file(RECORDED.folder / RECORDED.batch["file"])
     asked = [
@@ -70,7 +70,7 @@ def test_embeddings_of_the_right_padded_batch(llava: Loaded) -> None:
     assert (embeds - recorded["inputs_embeds"])[real].abs().max() <= 1e-4 * recorded["inputs_embeds"].abs().max()
 
 
-def test_a_view_alone_is_followed_by_one_newline(llava: Loaded) -> None:
+def test_a_view_alone_is_followed_by_one_newline(llava: VLM) -> None:
     model: Any = llava.model
     case, values = RECORDED.cases["single_view"], RECORDED.values("single_view")
     view = llava.prepare(RECORDED.pictures("single_view")[0])["pixel_values"][:, 0]

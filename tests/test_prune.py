@@ -14,8 +14,8 @@ from transformers import DynamicCache
 
 import fitprune
 from fitprune import FitPruneError, Recipe
-from fitprune.attach import find_decoder
-from fitprune.upstream import cache_in, pass_cache
+from fitprune.decoder.attach import find_decoder
+from fitprune.decoder.upstream import cache_in, pass_cache
 
 ATTENTIONS = ["sdpa", "eager"]
 BOTH = [("llama", name) for name in ATTENTIONS]
@@ -32,10 +32,10 @@ def close(ours, theirs, atol=2e-4):
     torch.testing.assert_close(ours, theirs, atol=atol, rtol=1e-4)
 
 
-def forward(model, recipe=RECIPE, visual_mask=None, cut_inside=True, score="fitprune", **inputs):
+def forward(model, recipe=RECIPE, visual_mask=None, score="fitprune", **inputs):
     with (
         torch.no_grad(),
-        fitprune.prune(model, recipe, visual_mask=visual_mask, cut_inside=cut_inside, score=score) as trace,
+        fitprune.prune(model, recipe, visual_mask=visual_mask, score=score) as trace,
     ):
         return model(**inputs), trace
 
@@ -279,7 +279,8 @@ def test_inside_is_exit(kind):
     model = tiny.decoder(kind)
     embeds, mask = embedded(28, (2, 18), (20, 24), rows=2)
     inside, trace = forward(model, visual_mask=mask, inputs_embeds=embeds)
-    outside, other = forward(model, visual_mask=mask, inputs_embeds=embeds, cut_inside=False)
+    with tiny.cut_at_exit():
+        outside, other = forward(model, visual_mask=mask, inputs_embeds=embeds)
     close(inside.logits, outside.logits, atol=1e-5)
     for layer in range(LAYERS):
         assert all(map(torch.equal, trace.alive[layer], other.alive[layer]))
@@ -389,7 +390,7 @@ def test_text_only_prompts_are_untouched(implementation):
             assert torch.equal(implementation.generate(**inputs, max_new_tokens=5, do_sample=False), tokens)
     assert torch.equal(output.logits, wanted.logits)
     assert len(trace) == 0
-    assert not fitprune.cache.is_pruned(cache_in(output))
+    assert not fitprune.decoder.cache.is_pruned(cache_in(output))
 
 
 # ---- other ways in -----------------------------------------------------------------------------------------------

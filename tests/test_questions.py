@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitprune.errors import FitPruneError
-from fitprune.evaluation.questions import Question, chunk, read_questions
+from fitprune.questions import Question, chunk, read_questions
 
 OCR = "What is the brand?\nReference OCR token: DAKOTA, DIGITAL\nAnswer the question using a single word or phrase."
 

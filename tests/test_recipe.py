@@ -206,9 +206,9 @@ def test_equality_is_that_of_the_schedule():
 def test_file_round_trip(recipe, tmp_path):
     path = tmp_path / "new" / "recipe.json"
     recipe.save(path)
-    loaded = Recipe.load(str(path))
-    assert loaded == recipe
-    assert vars(loaded) == vars(recipe)
+    vlm = Recipe.load(str(path))
+    assert vlm == recipe
+    assert vars(vlm) == vars(recipe)
     assert vars(pickle.loads(pickle.dumps(recipe))) == vars(recipe)
     assert os.listdir(path.parent) == ["recipe.json"]
     data = json.loads(path.read_text())

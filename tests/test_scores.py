@@ -20,11 +20,12 @@ from transformers import DynamicCache
 
 import fitprune
 from fitprune import Recipe
+from fitprune.decoder.upstream import pass_cache
 from fitprune.errors import FitPruneError
 from fitprune.kernels import TEXT, reference
+from fitprune.kernels.attended import Attended
 from fitprune.kernels.reference import additive
-from fitprune.scores import SCORES, Attended, find_score, last, product, random
-from fitprune.upstream import pass_cache
+from fitprune.scores import SCORES, find_score, last, product, random
 
 
 def seen(group, past=0, seed=0, layer=0):

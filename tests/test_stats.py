@@ -70,9 +70,9 @@ def test_file_round_trip(tmp_path, plain):
     stats = AttentionStats(**parts(**plain)).subset(3)
     path = tmp_path / "new" / "stats.safetensors"
     stats.save(path)
-    loaded = AttentionStats.load(str(path))
+    vlm = AttentionStats.load(str(path))
     for name, value in vars(stats).items():
-        other = getattr(loaded, name)
+        other = getattr(vlm, name)
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
     assert os.listdir(path.parent) == ["stats.safetensors"]
 

@@ -5,7 +5,7 @@ import torch
 from tiny import LAYERS, RECIPE, batch, embedded, prompt
 
 import fitprune
-from fitprune.select import ALIVE, DELETED, PADDING
+from fitprune.kernels.select import ALIVE, DELETED, PADDING
 from fitprune.trace import Trace
 
 

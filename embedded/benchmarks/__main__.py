@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fitprune import options
+from fitprune import arguments, entry
 
 from . import BENCHMARKS, scienceqa, write
 
@@ -36,13 +36,13 @@ def _questions(path: str, content: bytes) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 after one line on stderr that says what is wrong."""
-    parser = options.Parser(prog="embedded.benchmarks", description="Write the embedded benchmarks.")
+    parser = arguments.Parser(prog="embedded.benchmarks", description="Write the embedded benchmarks.")
     parser.add_argument("dest", type=Path, metavar="DEST", help=f"folder that gets {', '.join(BENCHMARKS)}")
     parser.add_argument(
         "--pictures", type=int, help="pictures per benchmark, in MME per category (default: each its own)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace such folders that are there, whole")
-    return options.guarded(run, parser, argv)
+    return entry.guarded(run, parser, argv)
 
 
 if __name__ == "__main__":

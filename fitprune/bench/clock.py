@@ -5,7 +5,7 @@ in every run): a machine that slows down for a while falls on all alike, and so 
 next one, which in a fixed order would be the same next one every time.
 A speed-up is the median over rounds of the quotient of two times of the same round, not the quotient of two medians.
 
-    pytest tests/test_bench_clock.py
+    pytest tests/bench/test_bench_clock.py
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ It differs where theirs would only lose: it takes batches (theirs is for one row
 picks nothing in layers that delete nothing (theirs picks everything). Scores are in the model's precision, as theirs;
 so in half precision the two ways need not agree about every token.
 
-    pytest tests/test_bench_eager_maps.py
+    pytest tests/bench/test_bench_eager_maps.py
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ the whole of a run while the other stays as it is, and both take turns without b
 Weights are made in the precision asked for (a 7B model in float32 first would need twice the memory), and what cannot
 fit is said before the machine runs out, where it tells how much it has.
 
-    pytest tests/test_bench.py
+    pytest tests/bench/test_bench.py
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from ..cost import CostModel
+from ..decoder.upstream import cache_in
 from ..errors import FitPruneError, first_line
-from ..families.placed import dtype_named, where
-from ..upstream import cache_in
+from ..families.placement import dtype_named, where
 from .clock import proc_bytes
 from .shapes import Shape, Tower
 

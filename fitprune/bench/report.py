@@ -5,10 +5,10 @@ fitprune bench --repeats 3
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from .parts import GATHER, SCORING, SELECTION
+from ..tables import aligned
+from .breakdown import GATHER, SCORING, SELECTION
 
 MIB = 2**20
 
@@ -128,21 +128,6 @@ def _decode(figures: dict[str, Any]) -> str:
 
 
 # Cells.
-
-
-def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines: the first column to the left, all others to the right, a rule below the first row; empty columns go."""
-    columns = [column for column in zip(*cells, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    lines = []
-    for row in zip(*columns, strict=True):
-        first, *others = (
-            cell.rjust(width) if at else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join([first, *others]).rstrip())
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return lines
 
 
 def _ms(seconds: float) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..cost import CostModel
 from ..errors import FitPruneError
 from ..recipe import Recipe
-from ..schedule import round_to_budget, smallest
+from ..schedule.budget import round_to_budget, smallest
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ shape. Then each tensor goes from its mapped file to its device and precision, o
 The original vocabulary has no `<image>`; transformers' models need a row for it. The rows that are added are the mean
 of the others: as an output its logit is the mean logit, which never is the largest.
 
-    pytest tests/test_checkpoint_fill.py
+    pytest tests/checkpoints/test_checkpoint_fill.py
 """
 
 from __future__ import annotations

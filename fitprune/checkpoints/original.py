@@ -9,9 +9,9 @@ and `mm_…` fields; AutoConfig reads them without an error, and wrongly. So con
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -25,9 +25,6 @@ from .source import Source, read_json
 from .tokens import IMAGE, PADDING, original_tokenizer, rows_for
 from .tower import NOT_SIZES, clip_config, find_tower, tower_part
 from .weights import Weights
-
-if TYPE_CHECKING:
-    from ..families.family import Family
 
 LANGUAGES = {"mistral": "MistralConfig", "qwen": "Qwen2Config", "llama": "LlamaConfig"}
 NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -105,15 +102,40 @@ class Original:
     shapes: Mapping[str, tuple[int, ...]]
 
 
+class OriginalLayout(Protocol):
+    """What is peculiar to the original checkpoints of one family."""
+
+    RULES: Sequence[tuple[str, str]]
+    """Original name of a weight → transformers' (5.23, in memory): (regular expression, replacement), the first that
+    matches at the beginning of the name. Only what is peculiar to the family: language model, projector and a plain
+    CLIP tower are renamed for every family. A replacement of "" drops the weight."""
+
+    def model_class(self) -> Any:
+        """The transformers class, such as LlavaForConditionalGeneration."""
+
+    def claims(self, config: Mapping[str, Any]) -> bool:
+        """Whether an original config.json is of this family, by fields of its own; one that two families claim is refused."""
+
+    def configure(self, original: Original) -> Any:
+        """The transformers config of an original checkpoint.
+
+        Raises:
+            FitPruneError: for a variant that is not supported; names the field.
+        """
+
+
+Layout = TypeVar("Layout", bound=OriginalLayout)
+
+
 @dataclass
-class OriginalCheckpoint:
+class OriginalCheckpoint(Generic[Layout]):
     """All of an original checkpoint but its weights' values.
 
     config: transformers config; vocabulary: rows of the embeddings in the files; eos: token or tokens that end an answer.
     """
 
     name: str
-    family: Family
+    family: Layout
     config: Any
     tokenizer: Any
     parts: list[Part]
@@ -163,8 +185,12 @@ class OriginalCheckpoint:
 
 
 def read_original(
-    source: Source, config: Mapping[str, Any], family: Family, base: str | None = None, vision_tower: str | None = None
-) -> OriginalCheckpoint:
+    source: Source,
+    config: Mapping[str, Any],
+    family: Layout,
+    base: str | None = None,
+    vision_tower: str | None = None,
+) -> OriginalCheckpoint[Layout]:
     """Reads everything but the weights' values of a checkpoint in original layout.
 
     Args:
@@ -202,7 +228,7 @@ def read_original(
     )  # fmt: skip
 
 
-def _parts(source: Source, base: Source, family: Family) -> list[Part]:
+def _parts(source: Source, base: Source, family: OriginalLayout) -> list[Part]:
     """The weight files of language model and projector; what a checkpoint has itself goes before its base's."""
 
     def known(name: str) -> str | None:

@@ -2,7 +2,7 @@
 
 The work is accelerate's; a layer is never spread over two devices, as pruning cuts inside it.
 
-    pytest tests/test_checkpoint_fill.py -k device_map
+    pytest tests/checkpoints/test_checkpoint_fill.py -k device_map
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ added behind it, as in the llava-hf conversions, and padding after that.
 
 One case is left: with `legacy` false, a space right after a special token makes one token too many.
 
-    pytest tests/test_checkpoint_tokens.py
+    pytest tests/checkpoints/test_checkpoint_tokens.py
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 LLaVA-1.6 and LLaVA-HR checkpoints hold CLIP's weights and need its sizes only; LLaVA-1.5 names a repository that has both.
 The sizes of OpenAI's two towers are known here, so that no hub is asked for them.
 
-    pytest tests/test_checkpoint_original.py -k tower
+    pytest tests/checkpoints/test_checkpoint_original.py -k tower
 """
 
 from __future__ import annotations

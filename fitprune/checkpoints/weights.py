@@ -4,7 +4,7 @@ Nothing is ever unpickled that could run code: `.bin` files are read by PyTorch'
 more than tensors is refused with its name. Files are memory-mapped, so a tensor takes no memory before it is used and
 none twice. A file that is missing, cut short, or lacks what its index promises is an error before anything is loaded.
 
-    pytest tests/test_checkpoint_weights.py
+    pytest tests/checkpoints/test_checkpoint_weights.py
 """
 
 from __future__ import annotations

@@ -5,14 +5,31 @@
     draw.survivors(image, trace, loaded=llava).savefig("survivors.png")
     draw.recipes([Recipe.published("llava-v1.5-7b", ratio) for ratio in (20, 40, 60, 80)]).savefig("recipes.png")
 
-`places` says where a checkpoint's visual tokens lie on a picture and `frames` fades the deleted ones; `panels`,
-`animation` and `page` show that as a PNG, a GIF and an HTML page; `heat` draws what was attended to, `curves` recipes;
-`command` is `fitprune draw`. Needs matplotlib, which `pip install 'fitprune[draw]'` brings; frames and page do not.
+`places` says where a checkpoint's visual tokens lie on an image and `frames` fades the deleted ones; `panels`,
+`animation` and `page` show that as a PNG, a GIF and an HTML page; `heat` draws what was attended to, `curves` recipes.
+Needs matplotlib, which `pip install 'fitprune[draw]'` brings; frames and page do not.
 
     fitprune draw
 """
 
-from .curves import recipes
-from .panels import survivors
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .curves import recipes
+    from .panels import survivors
 
 __all__ = ["recipes", "survivors"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "recipes":
+        from .curves import recipes
+
+        return recipes
+    if name == "survivors":
+        from .panels import survivors
+
+        return survivors
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

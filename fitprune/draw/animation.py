@@ -73,7 +73,7 @@ def render(shown: Sequence[Image.Image], alive: Sequence[int], title: str | None
     curve.set(xlabel="decoder layer, counted from 0", ylim=(0, 1.08 * alive[0]))
     curve.set_ylabel("visual tokens\nalive", fontsize=9)
     curve.xaxis.get_major_locator().set_params(integer=True)
-    style.dressed(curve)
+    style.style_axes(curve)
     style.title(figure, lines, 11)
     made = []
     for layer, frame, living in zip(layers, shown, alive, strict=True):

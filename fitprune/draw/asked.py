@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..families import Loaded
+from ..families import VLM
 from ..observe import observe
 from ..prune import prune
 from ..recipe import Recipe
@@ -54,7 +54,7 @@ class Asked:
 
 
 def ask(
-    loaded: Loaded,
+    vlm: VLM,
     image: Image.Image,
     question: str,
     recipe: Recipe,
@@ -68,19 +68,17 @@ def ask(
     Raises:
         FitPruneError: a recipe for another model.
     """
-    inputs = loaded.encode([(loaded.prompt(question), [image])])
-    dense = loaded.generate(inputs, max_new_tokens=max_new_tokens)[0]
-    with prune(loaded.model, recipe, score=score) as trace:
-        pruned = loaded.generate(inputs, max_new_tokens=max_new_tokens)[0]
-    where = places(loaded, image)
+    inputs = vlm.encode([(vlm.prompt(question), [image])])
+    dense = vlm.generate(inputs, max_new_tokens=max_new_tokens)[0]
+    with prune(vlm.model, recipe, score=score) as trace:
+        pruned = vlm.generate(inputs, max_new_tokens=max_new_tokens)[0]
+    where = places(vlm, image)
     kept = alive(trace, where.tokens)
-    saved = loaded.cost.visual_reduction_of_alive(kept.sum(1).tolist(), where.tokens)
-    return Asked(loaded.name, question, dense, pruned, score, saved, where, kept)
+    saved = vlm.cost.visual_reduction_of_alive(kept.sum(1).tolist(), where.tokens)
+    return Asked(vlm.name, question, dense, pruned, score, saved, where, kept)
 
 
 @torch.inference_mode()
-def watch(loaded: Loaded, image: Image.Image, question: str) -> AttentionStats:
+def watch(vlm: VLM, image: Image.Image, question: str) -> AttentionStats:
     """The attention that the picture's tokens receive from the question and from each other in the dense model; one sample."""
-    return observe(
-        loaded.model, [loaded.encode([(loaded.prompt(question), [image])], "right")], name=loaded.name, progress=False
-    )
+    return observe(vlm.model, [vlm.encode([(vlm.prompt(question), [image])], "right")], name=vlm.name, progress=False)

@@ -65,7 +65,7 @@ def recipes(
     below.xaxis.get_major_locator().set_params(integer=True)
     for panel in (above, below):
         panel.margins(x=0.01)
-        style.dressed(panel)
+        style.style_axes(panel)
     above.set_ylim(bottom=0)
     if title:
         above.set_title(title, fontsize=11)

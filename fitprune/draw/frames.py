@@ -1,6 +1,6 @@
 """What is left of a picture after each layer, as pictures: deleted patches faded, survivors outlined.
 
-pytest tests/test_draw_frames.py
+pytest tests/draw/test_draw_frames.py
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..errors import FitPruneError
-from ..families import Loaded
+from ..families import VLM
 from ..trace import Trace
 from .places import PAPER, Box, Places, places
 
@@ -23,11 +23,11 @@ AT_LEAST = 700  # pixels along the longer side of a frame, so that edges come ou
 Edge = tuple[int, int, int, int]  # from x0, y0 to x1, y1
 
 
-def frames(loaded: Loaded, image: Image.Image, trace: Trace, row: int = 0, picture: int = 0) -> list[Image.Image]:
+def frames(vlm: VLM, image: Image.Image, trace: Trace, row: int = 0, picture: int = 0) -> list[Image.Image]:
     """The whole picture, then what is left of it after each of the L layers: L + 1 pictures of one size.
 
     Args:
-        loaded: The checkpoint that was asked; its family says where tokens lie.
+        vlm: The checkpoint that was asked; its family says where tokens lie.
         image: The picture that was asked about.
         trace: From `prune`, after the forward.
         row: Row of the batch.
@@ -35,7 +35,7 @@ def frames(loaded: Loaded, image: Image.Image, trace: Trace, row: int = 0, pictu
     Raises:
         FitPruneError: an empty trace, a row or picture that it does not have, another picture than was asked about.
     """
-    where = places(loaded, image)
+    where = places(vlm, image)
     survived = alive(trace, where.tokens, row, picture)
     return [fade(where, np.ones(where.tokens, dtype=bool)), *(fade(where, kept) for kept in survived)]
 

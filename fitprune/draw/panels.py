@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import FitPruneError
-from ..families import Loaded
+from ..families import VLM
 from ..trace import Trace
 from . import style
 from .frames import alive, fade, span
@@ -40,7 +40,7 @@ def survivors(
     grid: tuple[int, int] | None = None,
     picture: int = 0,
     title: str | None = None,
-    loaded: Loaded | None = None,
+    loaded: VLM | None = None,
 ) -> Figure:
     """The picture as the model sees it, then what is left of it after a few layers: deleted patches are faded.
 
@@ -103,10 +103,10 @@ def deleting_layers(kept: np.ndarray, count: int = 4) -> list[int]:
 
 
 def _placed(
-    image: Image.Image, trace: Trace, row: int, picture: int, grid: tuple[int, int] | None, loaded: Loaded | None
+    image: Image.Image, trace: Trace, row: int, picture: int, grid: tuple[int, int] | None, vlm: VLM | None
 ) -> Places:
-    if loaded is not None:
-        return places(loaded, image)
+    if vlm is not None:
+        return places(vlm, image)
     first, end = span(trace, row, picture)
     side = math.isqrt(end - first)
     rows, columns = grid or (side, side)

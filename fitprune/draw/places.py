@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from ..errors import FitPruneError
-from ..families import Loaded
-from ..families.family import View
-from ..families.llava import CLIP_MEAN, pad_to_square
+from ..families import VLM
+from ..families.clip import CLIP_MEAN, pad_to_square
+from ..families.protocols import View
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive
 PAPER = (255, 255, 255)
@@ -46,7 +46,7 @@ class Places:
         return len(self.boxes)
 
 
-def places(loaded: Loaded, image: Image.Image) -> Places:
+def places(vlm: VLM, image: Image.Image) -> Places:
     """Where the visual tokens of a picture lie for a loaded checkpoint.
 
     Args:
@@ -55,10 +55,10 @@ def places(loaded: Loaded, image: Image.Image) -> Places:
         FitPruneError: if the family's views and its number of tokens disagree.
     """
     image = image.convert("RGB")
-    found = laid_out(loaded.pictures.views(image))
-    if found.tokens != loaded.tokens_for(image):
+    found = laid_out(vlm.images.views(image))
+    if found.tokens != vlm.tokens_for(image):
         raise FitPruneError(
-            f"{loaded.name} has {loaded.tokens_for(image)} visual tokens for this picture, but its family's views have "
+            f"{vlm.name} has {vlm.tokens_for(image)} visual tokens for this picture, but its family's views have "
             f"{found.tokens}: see docs/new_family.md"
         )
     return found

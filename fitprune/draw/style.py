@@ -98,7 +98,7 @@ def curve(index: int) -> dict[str, Any]:
     }
 
 
-def dressed(panel: Any, label: str | None = None) -> None:
+def style_axes(panel: Any, label: str | None = None) -> None:
     """A panel of curves as all are: a light grid, no frame above and on the right, and what lies along it."""
     panel.grid(alpha=0.3, linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)

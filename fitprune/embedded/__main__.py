@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_lowercase
 
-from .. import options
+from .. import arguments, entry
 from ..errors import FitPruneError
-from ..evaluation.questions import read_questions
 from ..files import check_writable, write_atomically
+from ..questions import read_questions
 from . import embedded
 
 PICTURES = 8
@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 with one line on stderr for bad input."""
-    parser = options.Parser(prog="fitprune.embedded", description="Write a few embedded questions and pictures.")
+    parser = arguments.Parser(prog="fitprune.embedded", description="Write a few embedded questions and pictures.")
     parser.add_argument("folder", help="where to: . for here")
     parser.add_argument("--overwrite", action="store_true", help="replace files of these names that are there")
-    return options.guarded(run, parser, argv)
+    return entry.guarded(run, parser, argv)
 
 
 if __name__ == "__main__":

@@ -17,19 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..families import Loaded
-from ..families.loaded import read_image
+from ..arguments import DEFAULTS
+from ..distributed.workers import SINGLE, WorkerGroup, detect_lost_peer
+from ..families import VLM
 from ..prune import prune
-from ..ranks import ALONE, Ranks, noticed
+from ..questions import Question, encode_questions, questions_digest
 from ..recipe import Recipe
 from .answers import AnswersFile, model_id
-from .questions import Question, told_apart
-
-DEFAULTS = {"max_new_tokens": 128, "temperature": 0.0, "top_p": None, "num_beams": 1}  # anything else is noted per line
 
 
 @dataclass
@@ -52,45 +49,19 @@ class AnswerRun:
         return 1000 * self.seconds / self.answered if self.answered else None
 
 
-def open_picture(question: Question, image_folder: str | Path, pixels: bool = True) -> Image.Image:
-    """The picture of a question that has one, from the folder or from the question itself; `pixels` as `read_image`.
-
-    Raises:
-        FitPruneError: unreadable picture.
-    """
-    if question.picture is not None:
-        return read_image(str(question.image), pixels, question.picture)
-    return read_image(Path(image_folder) / str(question.image), pixels)
-
-
-def encode_questions(
-    loaded: Loaded, questions: Sequence[Question], image_folder: str | Path, padding_side: str = "left"
-) -> dict[str, Tensor]:
-    """Model inputs of a batch of questions, with their images where they have one.
-
-    Raises:
-        FitPruneError: unreadable image.
-    """
-    asked = (
-        (loaded.prompt(q.text, image=bool(q.image)), [open_picture(q, image_folder)] if q.image else [])
-        for q in questions
-    )
-    return loaded.encode(list(asked), padding_side)
-
-
-def warm_up(loaded: Loaded, questions: Sequence[Question], image_folder: str | Path, ranks: Ranks = ALONE) -> None:
+def warm_up(vlm: VLM, questions: Sequence[Question], image_folder: str | Path, workers: WorkerGroup = SINGLE) -> None:
     """One token for a batch of questions: the first forward of a process pays for what no other does.
 
     Raises:
         FitPruneError: unreadable image.
     """
-    inputs = ranks.ready(lambda batch: encode_questions(loaded, batch, image_folder), questions)
-    with noticed():
-        loaded.generate(inputs, max_new_tokens=1)
+    inputs = workers.ready(lambda batch: encode_questions(vlm, batch, image_folder), questions)
+    with detect_lost_peer():
+        vlm.generate(inputs, max_new_tokens=1)
 
 
 def answer(
-    loaded: Loaded,
+    vlm: VLM,
     questions: Sequence[Question],
     image_folder: str | Path,
     path: str | Path,
@@ -100,7 +71,7 @@ def answer(
     batch_size: int = 1,
     overwrite: bool = False,
     progress: bool = True,
-    ranks: Ranks = ALONE,
+    workers: WorkerGroup = SINGLE,
     **generation: Any,
 ) -> AnswerRun:
     """Answers questions into a file.
@@ -108,51 +79,51 @@ def answer(
     Args:
         recipe: What to prune with; None runs the model as it is.
         ranks: The processes that share the batches; the first one alone needs the file, all get the figures.
-        generation: `max_new_tokens`, `temperature`, `top_p`, `num_beams` as `Loaded.generate`.
+        generation: `max_new_tokens`, `temperature`, `top_p`, `num_beams` as `VLM.generate`.
     Raises:
         FitPruneError: unreadable image, answers file of another run, recipe for another model.
     """
     settings: dict[str, Any] = {k: v for k, v in generation.items() if v != DEFAULTS.get(k)}
-    if loaded.template != loaded.default_template:
-        settings["template"] = loaded.template
+    if vlm.template != vlm.default_template:
+        settings["template"] = vlm.template
     if recipe:
         settings |= {"reduction_ratio": recipe.reduction_ratio, "score": score, "recipe": _digest(recipe)}
     run = AnswerRun(Path(path))
     sums: list[float] = []
 
     def prepare(batch: Sequence[Question]) -> dict[str, Tensor]:
-        return encode_questions(loaded, batch, image_folder)
+        return encode_questions(vlm, batch, image_folder)
 
     with ExitStack() as stack:
-        trace = stack.enter_context(prune(loaded.model, recipe, score=score)) if recipe else None
+        trace = stack.enter_context(prune(vlm.model, recipe, score=score)) if recipe else None
         files: list[AnswersFile] = []  # of the first process
 
         def opened() -> int:
-            files.append(AnswersFile(path, questions, model_id(loaded.name), overwrite, metadata=settings))
+            files.append(AnswersFile(path, questions, model_id(vlm.name), overwrite, metadata=settings))
             stack.enter_context(files[0])
             return files[0].done
 
         def ask(inputs: dict[str, Tensor]) -> dict[str, Any]:
             start = time.perf_counter()
-            texts = loaded.generate(inputs, **generation)
+            texts = vlm.generate(inputs, **generation)
             seconds = time.perf_counter() - start
-            seen = trace is not None and loaded.image_token in inputs["input_ids"]
+            seen = trace is not None and vlm.image_token in inputs["input_ids"]
             kept = [float(sum(map(len, rows))) for rows in trace.visual] if trace and seen else []
             visual = sum(trace.visual_tokens) if trace and seen else 0
             return {"texts": texts, "seconds": seconds, "kept": kept, "visual": visual}
 
-        ranks.agree("questions", told_apart(questions))
-        ranks.agree("options", repr((batch_size, settings)).encode())
-        run.resumed = ranks.first(opened)
+        workers.check_same("questions", questions_digest(questions))
+        workers.check_same("options", repr((batch_size, settings)).encode())
+        run.resumed = workers.first(opened)
         left = list(questions[run.resumed :])
         batches = [left[at : at + batch_size] for at in range(0, len(left), batch_size)]
         bar = stack.enter_context(
             tqdm(
                 total=len(questions), initial=run.resumed, desc=f"answering {run.path.name}", unit="q",
-                disable=not (progress and ranks.leads),
+                disable=not (progress and workers.leads),
             )
         )  # fmt: skip
-        for found in ranks.in_order(batches, prepare, ask):
+        for found in workers.in_order(batches, prepare, ask):
             for file in files:
                 file.write(found["texts"])
             if kept := found["kept"]:

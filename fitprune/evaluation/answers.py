@@ -27,7 +27,7 @@ import shortuuid
 
 from ..errors import FitPruneError
 from ..files import lock
-from .questions import Question
+from ..questions import Question
 
 
 def model_id(model_path: str) -> str:

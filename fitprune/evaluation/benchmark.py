@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import FitPruneError
-from .questions import Question, read_questions
+from ..questions import Question, read_questions
+
+PLAYGROUND = "playground/data/eval"  # where LLaVA's scripts look for benchmarks
 
 
 @dataclass(frozen=True)

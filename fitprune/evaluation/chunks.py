@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import FitPruneError
-from ..files import write_atomically
-from .questions import Question, chunk, read_bytes
+from ..files import read_bytes, write_atomically
+from ..questions import Question, chunk
 
 MERGED = "merge.jsonl"
 

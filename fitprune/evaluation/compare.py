@@ -19,17 +19,19 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from ..calibrate import Calibration, choose, file_name, spread
+from ..calibrate import Calibration
 from ..cost import CostModel
+from ..distributed.workers import SINGLE, WorkerGroup
 from ..errors import FitPruneError
-from ..families import Loaded
-from ..files import write_atomically
-from ..ranks import ALONE, Ranks
+from ..families import VLM
+from ..files import file_name, write_atomically
+from ..questions import Question, open_image
 from ..recipe import Recipe
-from .answer import AnswerRun, answer, open_picture, warm_up
+from ..resolve import resolve
+from ..tables import format_counts
+from .answer import AnswerRun, answer, warm_up
 from .benchmark import Benchmark, Result
 from .chunks import chunk_file, merge, slices
-from .questions import Question
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Row:
 
 
 def plan(
-    loaded: Loaded,
+    vlm: VLM,
     questions: Sequence[Question],
     output: str | Path,
     *,
@@ -80,7 +82,7 @@ def plan(
     dense: bool = True,
     refit: bool = False,
     suffix: str = "",
-    ranks: Ranks = ALONE,
+    workers: WorkerGroup = SINGLE,
 ) -> list[Plan]:
     """What to run: densely, and with every recipe and score; prints which recipes are used.
 
@@ -99,30 +101,24 @@ def plan(
     if not any(question.image for question in questions):
         ratios, recipe_file = [], None  # text has nothing to prune
     found: list[tuple[str, Recipe | None, str]] = [("dense", None, "fitprune")] if dense else []
-    for ratio in [0.0] if recipe_file is not None else dict.fromkeys(ratios):
-        keep_at = output / f"{file_name(loaded.name, ratio)}.recipe.json"
-        recipe, source = choose(
-            loaded, ratio, calibration, recipe_file=recipe_file, keep_at=keep_at, refit=refit, ranks=ranks
-        )
-        if recipe is None:
+    choices = resolve(
+        vlm, ratios, calibration, recipe_file=recipe_file, refit=refit, workers=workers,
+        keep_at=lambda ratio: output / f"{file_name(vlm.name, ratio)}.recipe.json",
+    )  # fmt: skip
+    for choice in choices:
+        if choice.recipe is None:
             continue
-        print(source, recipe, sep="\n", end="\n\n")
-        label = (
-            f"recipe {Path(str(recipe_file)).name.removesuffix('.json')}"
-            if recipe_file is not None
-            else f"{100 * ratio:.6g}%"
-        )
-        found += [
-            (label if score == "fitprune" else f"{label} {score}", recipe, score) for score in dict.fromkeys(scores)
-        ]
+        print(choice.source, choice.recipe, sep="\n", end="\n\n")
+        for score in dict.fromkeys(scores):
+            found.append((choice.name if score == "fitprune" else f"{choice.name} {score}", choice.recipe, score))
     if not found:
         raise FitPruneError("nothing to run: give a reduction ratio above 0, or leave the dense run in")
-    stems = [f"{file_name(loaded.name)}-{name.replace(' ', '-').replace('%', '')}{suffix}" for name, _, _ in found]
+    stems = [f"{file_name(vlm.name)}-{name.replace(' ', '-').replace('%', '')}{suffix}" for name, _, _ in found]
     return [Plan(name, stem, recipe, score) for stem, (name, recipe, score) in zip(stems, found, strict=True)]
 
 
 def answer_chunk(
-    loaded: Loaded,
+    vlm: VLM,
     plans: Sequence[Plan],
     questions: Sequence[Question],
     image_folder: str | Path,
@@ -146,13 +142,13 @@ def answer_chunk(
     parts = slices(questions, num_chunks)
     for one in plans if chunk_idx < len(parts) else []:  # few questions leave nothing for the last chunks
         answer(
-            loaded, parts[chunk_idx], image_folder, chunk_file(Path(output) / one.stem, num_chunks, chunk_idx), recipe=one.recipe,
+            vlm, parts[chunk_idx], image_folder, chunk_file(Path(output) / one.stem, num_chunks, chunk_idx), recipe=one.recipe,
             score=one.score, batch_size=batch_size, overwrite=overwrite, progress=chunk_idx == 0, **generation,
         )  # fmt: skip
 
 
 def compare(
-    loaded: Loaded,
+    vlm: VLM,
     plans: Sequence[Plan],
     questions: Sequence[Question],
     image_folder: str | Path,
@@ -163,7 +159,7 @@ def compare(
     num_chunks: int = 1,
     batch_size: int = 1,
     overwrite: bool = False,
-    ranks: Ranks = ALONE,
+    workers: WorkerGroup = SINGLE,
     **generation: Any,
 ) -> list[Row]:
     """Answers and scores every plan; returns the table's rows.
@@ -174,48 +170,48 @@ def compare(
         data: The benchmark's folder.
         num_chunks: Above 1, nothing is answered here: that many processes have (`answer_chunk`), and their files are joined.
         ranks: The processes that answer together; the first one scores and writes, all get the rows.
-        generation: As `Loaded.generate`.
+        generation: As `VLM.generate`.
     Raises:
         FitPruneError: as `answer`, `merge` and the benchmark's scorer.
     """
     output = Path(output)
     illustrated = [question for question in questions if question.image]
-    prompts = prompt_sizes(loaded, illustrated, image_folder, ranks)
+    prompts = prompt_sizes(vlm, illustrated, image_folder, workers)
     if illustrated and num_chunks == 1:
-        warm_up(loaded, illustrated[:batch_size], image_folder, ranks)
+        warm_up(vlm, illustrated[:batch_size], image_folder, workers)
 
     rows = []
     for one in plans:
         path = output / f"{one.stem}.jsonl" if num_chunks == 1 else merge(output / one.stem, questions, num_chunks)
         run = answer(  # of a merged file this checks every line, and finds nothing left to answer
-            loaded, questions, image_folder, path, recipe=one.recipe, score=one.score, batch_size=batch_size,
-            overwrite=overwrite and num_chunks == 1, progress=num_chunks == 1, ranks=ranks, **generation,
+            vlm, questions, image_folder, path, recipe=one.recipe, score=one.score, batch_size=batch_size,
+            overwrite=overwrite and num_chunks == 1, progress=num_chunks == 1, workers=workers, **generation,
         )  # fmt: skip
 
         def scored(one: Plan = one, path: Path = path, run: AnswerRun = run) -> dict[str, Any]:
             result = benchmark.score(Path(data), path, path.parent / "upload") if benchmark else None
-            return asdict(row_of(one, benchmark, result, run, loaded.cost, prompts))
+            return asdict(row_of(one, benchmark, result, run, vlm.cost, prompts))
 
-        rows.append(Row(**ranks.first(scored)))
-    if ranks.leads:
+        rows.append(Row(**workers.first(scored)))
+    if workers.leads:
         write_atomically(output / "results.json", json.dumps([asdict(row) for row in rows], indent=1).encode())
     return rows
 
 
 def prompt_sizes(
-    loaded: Loaded, questions: Sequence[Question], image_folder: str | Path, ranks: Ranks = ALONE
+    vlm: VLM, questions: Sequence[Question], image_folder: str | Path, workers: WorkerGroup = SINGLE
 ) -> Counter[tuple[int, int]]:
     """How many questions have how many (visual, other) tokens; of their pictures only the sizes are read, by the first process."""
 
     def count() -> list[tuple[int, int, int]]:
         found: Counter[tuple[int, int]] = Counter()
         for question in questions:
-            image = open_picture(question, image_folder, pixels=False)
-            visual = loaded.tokens_for(image)
-            found[visual, len(loaded.token_ids(loaded.prompt(question.text), [image])) - visual] += 1
+            image = open_image(question, image_folder, pixels=False)
+            visual = vlm.tokens_for(image)
+            found[visual, len(vlm.token_ids(vlm.prompt(question.text), [image])) - visual] += 1
         return [(visual, text, times) for (visual, text), times in found.items()]
 
-    return Counter({(visual, text): times for visual, text, times in ranks.first(count)})
+    return Counter({(visual, text): times for visual, text, times in workers.first(count)})
 
 
 def row_of(
@@ -306,7 +302,9 @@ def table(rows: Sequence[Row]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    kept = [f"visual tokens alive after each layer, {row.name}: {spread(row.alive)}" for row in rows if row.alive]
+    kept = [
+        f"visual tokens alive after each layer, {row.name}: {format_counts(row.alive)}" for row in rows if row.alive
+    ]
     return "\n".join([*lines, *([""] if kept else []), *kept])
 
 

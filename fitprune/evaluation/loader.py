@@ -14,24 +14,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .. import options
-from ..calibrate import choose
+from .. import arguments, entry
 from ..embedded import MODEL_NAME
-from ..evaluation.questions import Question, chunk, read_questions
 from ..families import load
+from ..questions import Question, chunk, read_questions
+from ..resolve import resolve
 from .answer import answer
 
 
 def parser(model: str = MODEL_NAME) -> argparse.ArgumentParser:
     """The flags of `model_vqa_loader` and ours; model is what --model-path defaults to."""
-    parser = options.Parser(
+    parser = arguments.Parser(
         prog="model_vqa_loader", description="Answer a question file with a LLaVA, its visual tokens pruned by a recipe.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
-    options.add_model(parser, model)
-    options.add_data(parser)
-    options.add_recipe(parser)
-    options.add_generation(parser)
+    arguments.add_model(parser, model)
+    arguments.add_data(parser)
+    arguments.add_recipe(parser)
+    arguments.add_generation(parser)
     parser.add_argument(
         "--answers-file", default="answer.jsonl", help="where answers go; an interrupted run continues it"
     )
@@ -46,19 +46,19 @@ def parser(model: str = MODEL_NAME) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_questions) -> int:
     """Answers the questions, reading their file with `read`; returns the exit code."""
     questions = chunk(read(Path(args.question_file)), args.num_chunks, args.chunk_idx)
-    loaded = load(args.model_path, **options.load_options(args))
-    keep_at = Path(f"{args.answers_file}.r{100 * args.reduction_ratio:.6g}.recipe.json")
+    vlm = load(args.model_path, **arguments.load_options(args))
     ratio = args.reduction_ratio if any(question.image for question in questions) else 0.0  # text has nothing to prune
-    calibration = options.calibration(args)
+    calibration = arguments.calibration(args)
     if calibration.question_file == args.question_file:  # fitted on the questions themselves: read alike
         calibration = replace(calibration, read=read)
-    recipe, source = choose(
-        loaded, ratio, calibration, recipe_file=args.recipe, keep_at=keep_at, refit=args.overwrite, ranks=args.ranks
-    )
-    print(f"{loaded.name}: {source}")
+    (choice,) = resolve(
+        vlm, [ratio], calibration, recipe_file=args.recipe, refit=args.overwrite, workers=args.workers,
+        keep_at=lambda ratio: f"{args.answers_file}.r{100 * ratio:.6g}.recipe.json",
+    )  # fmt: skip
+    print(f"{vlm.name}: {choice.source}")
     done = answer(
-        loaded, questions, args.image_folder, args.answers_file, recipe=recipe, score=args.score,
-        batch_size=args.batch_size, overwrite=args.overwrite, ranks=args.ranks, **options.generation(args),
+        vlm, questions, args.image_folder, args.answers_file, recipe=choice.recipe, score=args.score,
+        batch_size=args.batch_size, overwrite=args.overwrite, workers=args.workers, **arguments.generation(args),
     )  # fmt: skip
     again = f", {done.resumed} were there already" if done.resumed else ""
     print(f"{done.path}: {done.answered} answers written{again}")
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_
 
 def main(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
     """Entry point, with a family's default model; 0, or 2 with one line on stderr for bad input."""
-    return options.guarded(run, parser(model), argv, together=options.always)
+    return entry.guarded(run, parser(model), argv, together=entry.always)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import options
+from .. import entry
 from ..embedded import MODEL_NAME, embedded
+from ..questions import Question
 from . import loader
 from .benchmark import Benchmark
 from .benchmarks import mmbench, mmbench_cn, sqa
-from .questions import Question
 
 
 def science(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
@@ -37,7 +37,7 @@ def science(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
 
         return loader.run(args, read)
 
-    return options.guarded(run, parser, argv, together=options.always)
+    return entry.guarded(run, parser, argv, together=entry.always)
 
 
 def for_mmbench(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
@@ -57,7 +57,7 @@ def for_mmbench(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> i
 
         return loader.run(args, read)
 
-    return options.guarded(run, parser, argv, together=options.always)
+    return entry.guarded(run, parser, argv, together=entry.always)
 
 
 def _parser(prog: str, model: str, benchmark: Benchmark) -> argparse.ArgumentParser:

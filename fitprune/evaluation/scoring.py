@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import FitPruneError
-from .questions import is_question_id, read_json_lines
+from ..files import read_json_lines
+from ..questions import is_question_id
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from ..errors import FitPruneError
+from ..files import read_json_lines
+from ..questions import is_question_id
 from .normalise import normalise
-from .questions import is_question_id, read_json_lines
 
 ANSWERS_PER_QUESTION = 10  # people asked; the measure is defined for ten
 MATCHES_FOR_FULL_SCORE = 3

@@ -1,27 +1,28 @@
 """Model families: how a checkpoint is loaded, how its prompt is written, how its images are prepared.
 
-A family is one module here and one line in `FAMILIES` (family.py says what the module defines); everything else
-(fitting, pruning, evaluation, drawing) knows only the `Loaded` that `load` makes. The pruning itself needs no family: it
-attaches to any decoder (attach.py).
+A family is one module here and one line in `FAMILIES` (protocols.py says what the module defines); everything else
+(fitting, pruning, evaluation, drawing) knows only the `VLM` that `load` makes. The pruning itself needs no family: it
+attaches to any decoder (decoder/attach.py).
+
+    protocols.py     what a family's module defines: for asking, and for an original layout
+    loading.py       a path → the family → a VLM;  placement.py, sharding.py: where its weights go
+    vlm.py           a checkpoint that can be asked;  encoding.py: LLaVA's way from question and image to inputs
+    conversation.py  templates
+    clip.py          what families with a CLIP tower share
+    convert.py       an original checkpoint written in transformers layout
+
+Names are loaded when they are first used: a list of templates must not cost an import of torch.
 
     python -c "import fitprune; print(fitprune.load('embedded'))"
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.original import OriginalCheckpoint, check_transformers, is_original, read_original
-from ..checkpoints.source import Source
-from ..embedded import MODELS, model_path
-from ..errors import FitPruneError, first_line
-from ..launch import zero_stage
-from .conversation import template_for
-from .family import Family
-from .loaded import Loaded
-from .placed import dtype_named, from_transformers, where
+if TYPE_CHECKING:
+    from .loading import load
+    from .vlm import VLM
 
 FAMILIES = {  # model_type of a config.json in transformers layout → module of this package
     "llava": "llava",
@@ -30,93 +31,16 @@ FAMILIES = {  # model_type of a config.json in transformers layout → module of
 }
 
 
-def load(
-    path: str,
-    *,
-    model_base: str | None = None,
-    vision_tower: str | None = None,
-    template: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    attn: str | None = None,
-    device_map: Any = None,
-    tensor_parallel: bool = False,
-) -> Loaded:
-    """Loads a checkpoint with all that is needed to ask it questions, whichever layout it has.
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from .loading import load
 
-    Args:
-        path: A folder or hub name in transformers or original layout, or a model that ships with FitPrune ("embedded").
-        model_base: The language model that a LoRA or projector-only checkpoint was trained on.
-        vision_tower: Folder or hub name of CLIP for a checkpoint of the original layout, instead of the one it names.
-        template: Conversation template; default the one that the checkpoint was trained with.
-        device: "cpu", "cuda", "cuda:1"; default the first GPU, else the CPU.
-        dtype: "auto", "float32", "bfloat16", "float16"; default float32 on a CPU, else the checkpoint's.
-        attn: Attention implementation, such as "sdpa".
-        device_map: As transformers'.
-        tensor_parallel: Share the model between the processes of torchrun, which all ask it the same (shared.py).
-    Raises:
-        FitPruneError: no such checkpoint, a family that is not known, a damaged or unsafe file; says what to do.
-    """
-    source, name = Source(model_path(path) if path in MODELS else path), path
-    config = source.json("config.json")
-    device, dtype = where(device, dtype, device_map)
-    if tensor_parallel and device_map is not None:
-        raise FitPruneError("tensor parallelism places the model itself: leave out --device-map")
-    if is_original(config):
-        if tensor_parallel or zero_stage():
-            raise FitPruneError(
-                f"{path} has the original layout, of which every process reads the whole: convert it first (fitprune convert {path} FOLDER)"
-            )
-        checkpoint = original(source, config, model_base, vision_tower)
-        family, tokenizer, place = checkpoint.family, checkpoint.tokenizer, None
-        model: Any = checkpoint.model(dtype_named(dtype), attn, device, device_map)
-    else:
-        for option, value in (("--model-base", model_base), ("--vision-tower", vision_tower)):
-            if value:
-                raise FitPruneError(f"{path} is in transformers layout, whole in itself: leave out {option}")
-        family, place = by_type(str(config.get("model_type")), path), source.place
-        check_transformers(config, source)
-        model, tokenizer = from_transformers(
-            family.model_class(), source, device, dtype, attn, device_map, tensor_parallel
-        )
-    try:
-        processor = family.image_processor(model.config, place)
-    except (OSError, ValueError) as error:
-        raise FitPruneError(f"cannot load the image processor of {path}: {first_line(error)}") from None
-    usual = template_for(model.config.get_text_config().model_type, tokenizer, name)
-    return Loaded(name, model, tokenizer, template or usual, family.pictures(model.config, processor), usual)
+        return load
+    if name == "VLM":
+        from .vlm import VLM
+
+        return VLM
+    raise AttributeError(name)
 
 
-def original(
-    source: Source, config: Mapping[str, Any], model_base: str | None = None, vision_tower: str | None = None
-) -> OriginalCheckpoint:
-    """A checkpoint of the original layout, before its weights are loaded; errors as `load`."""
-    for module in FAMILIES.values():
-        family = family_in(module)
-        if family.claims(config):
-            return read_original(source, config, family, model_base, vision_tower)
-    raise FitPruneError(
-        f"{source} has the original layout, but of no family known here ({', '.join(FAMILIES)}): see docs/new_family.md"
-    )
-
-
-def by_type(model_type: str, path: str) -> Family:
-    """The family of a config.json in transformers layout.
-
-    Raises:
-        FitPruneError: for one that is not known.
-    """
-    if model_type not in FAMILIES:
-        raise FitPruneError(
-            f"{path} is a {model_type!r} model, families known here: {', '.join(FAMILIES)}. "
-            "prune(model, recipe) itself works on other models too; docs/new_family.md says what a model needs"
-        )
-    return family_in(FAMILIES[model_type])
-
-
-def family_in(name: str) -> Family:
-    """The family that a module of this package defines."""
-    return cast(Family, import_module(f".{name}", __name__))
-
-
-__all__ = ["FAMILIES", "Loaded", "load"]
+__all__ = ["FAMILIES", "VLM", "load"]

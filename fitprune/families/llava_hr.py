@@ -5,7 +5,7 @@ names, sizes, pictures. A picture is padded to a square with the mean colour and
 is made inside the model. Prompts are those of LLaVA-1.5 (`vicuna_v1`). Left out: checkpoints of the first training
 stage, which hold a projector and no towers.
 
-    pytest tests/test_llava_hr_family.py
+    pytest tests/families/test_llava_hr_family.py
 """
 
 from __future__ import annotations
@@ -18,9 +18,23 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from ..checkpoints.original import Original
 from ..errors import FitPruneError
-from .family import Original, Pictures, View
-from .llava import ASPECTS, as_read, check_supported, image_settings, squared
+from .clip import ASPECTS, as_read, check_supported, image_settings, squared
+from .encoding import encode, token_ids
+from .protocols import Images, View
+
+__all__ = [
+    "RULES",
+    "claims",
+    "configure",
+    "encode",
+    "image_processor",
+    "images",
+    "model_class",
+    "processor",
+    "token_ids",
+]
 
 _TOWER = r"model\.vision_tower\."
 _CLIP = _TOWER + r"fast_vision_tower\.vision_tower\.vision_model\."
@@ -135,7 +149,7 @@ def processor(config: Any, image_processor: Any, tokenizer: Any) -> Any:
     return LlavaHrProcessor(image_processor, tokenizer, image_seq_length=config.image_seq_length)
 
 
-def pictures(config: Any, image_processor: Any) -> Pictures:
+def images(config: Any, image_processor: Any) -> Images:
     """One square picture of a fixed size, and so a fixed number of tokens."""
 
     def prepare(image: Image.Image) -> dict[str, Tensor]:
@@ -145,4 +159,4 @@ def pictures(config: Any, image_processor: Any) -> Pictures:
         side = math.isqrt(config.image_seq_length)  # in tokens
         return [View(as_read(prepare(image)["pixel_values"][0], image_processor), side, side)]
 
-    return Pictures(prepare, lambda image: config.image_seq_length, views)
+    return Images(prepare, lambda image: config.image_seq_length, views)

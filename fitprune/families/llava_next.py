@@ -2,7 +2,7 @@
 
 Checkpoints come in transformers' layout (`llava-hf/llava-v1.6-vicuna-7b-hf`) and in the original one
 (`liuhaotian/llava-v1.6-vicuna-7b`, `-mistral-7b`, `-34b`); the language model is Llama, Mistral or Qwen2 alike. Which
-tiles a picture is cut into, and how many tokens it takes, is in fitprune/anyres.py.
+tiles a picture is cut into, and how many tokens it takes, is in fitprune/images/anyres.py.
 
 One thing differs from transformers: its `image_grid_pinpoints` are (height, width), those of every released config
 (width, height). Read the wrong way round, a picture that fits several pinpoints equally gets another grid and up to
@@ -10,7 +10,7 @@ twice the tokens. So the list is turned, in the image processor and in the model
 `image_grid_order`, which is saved with it: a converted folder gives transformers' users the original's grids as well.
 Left out: `anyres_max_9`, other ways of merging tiles, and CLIP's class token, which a grid of tiles has no place for.
 
-    pytest tests/test_llava_next.py
+    pytest tests/families/test_llava_next.py
 """
 
 from __future__ import annotations
@@ -23,10 +23,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import anyres
+from ..checkpoints.original import Original
 from ..errors import FitPruneError
-from .family import Original, Pictures, View
-from .llava import as_read, check_supported, image_settings, selection
+from ..images import anyres
+from .clip import as_read, check_supported, image_settings, selection
+from .encoding import encode, token_ids
+from .protocols import Images, View
+
+__all__ = [
+    "RULES",
+    "claims",
+    "configure",
+    "encode",
+    "image_processor",
+    "images",
+    "model_class",
+    "processor",
+    "token_ids",
+]
 
 RULES = ((r"model\.image_newline$", "model.image_newline"),)  # not part of the language model, as its name suggests
 TURNED = "height_width"  # image_grid_order of a config whose pinpoints are in transformers' order
@@ -42,7 +56,7 @@ def claims(config: Mapping[str, Any]) -> bool:
     """Whether an original config.json is of LLaVA-NeXT: it merges tiles, or cuts pictures into them."""
     merged = str(config.get("mm_patch_merge_type")).startswith("spatial")
     tiled = str(config.get("image_aspect_ratio")).startswith("anyres")
-    return not config.get("is_multipath_encoder") and (merged or tiled)
+    return merged or tiled
 
 
 def configure(original: Original) -> Any:
@@ -112,7 +126,7 @@ def turn(config: Any, image_processor: Any) -> None:
     image_processor.image_grid_pinpoints = [list(pair) for pair in config.image_grid_pinpoints]
 
 
-def pictures(config: Any, image_processor: Any) -> Pictures:
+def images(config: Any, image_processor: Any) -> Images:
     """Pictures in tiles: pixel_values [1, views, 3, side, side], the whole one first, and image_sizes [1, 2].
 
     Raises:
@@ -143,4 +157,4 @@ def pictures(config: Any, image_processor: Any) -> Pictures:
         unpadded = joined.crop((left, top, left + columns * grid.patch, top + rows * grid.patch))
         return [View(whole, grid.patches, grid.patches), View(unpadded, rows, columns, newlines=True)]
 
-    return Pictures(prepare, lambda image: grid.tokens(grid.reported(image.size)), views)
+    return Images(prepare, lambda image: grid.tokens(grid.reported(image.size)), views)

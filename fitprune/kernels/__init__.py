@@ -11,7 +11,7 @@ do not serve). Two sets of queries count: the text after the image (*cross*) and
     flash_cuda.py   … on either device, which saves the two above a pass over the scores
     trust.py        each GPU kernel is compared with the formula before its first use
 
-    pytest tests/test_kernels.py
+    pytest tests/kernels/test_kernels.py
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..heads import Heads
+from ..distributed.heads import HeadGroup
 from . import flash_cpu, flash_cuda
 from .chunked import received_attention as chunked
 from .reference import TEXT
@@ -52,7 +52,7 @@ def attend(
 
 
 def received_attention(
-    query: Tensor, key: Tensor, *args: Any, heads: Heads | None = None, **hints: Any
+    query: Tensor, key: Tensor, *args: Any, heads: HeadGroup | None = None, **hints: Any
 ) -> tuple[Tensor, Tensor]:
     """As `reference.received_attention`, with the hints of `chunked.received_attention`, by the best kernel there is."""
     if heads is not None:  # the maximum leaves the device before the sums: not what one kernel can do

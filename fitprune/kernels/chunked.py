@@ -12,7 +12,7 @@ and slower: attention and scores from one pass of plain matrix products, without
 
 The GPU kernel is in triton.py.
 
-    python -m pytest tests/test_kernels.py
+    python -m pytest tests/kernels/test_kernels.py
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..heads import Heads
-from .reference import TEXT, additive
+from ..distributed.heads import HeadGroup
+from .masks import additive
+from .reference import TEXT
 
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # float32 scores held at a time, by device
 QUERIES = 128  # of a tile; its keys follow from the bytes
@@ -40,7 +41,7 @@ def received_attention(
     columns: tuple[int, int] | None = None,
     block_bytes: int | None = None,
     logsumexp: Tensor | None = None,
-    heads: Heads | None = None,
+    heads: HeadGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `reference.received_attention`, with hints that the caller knows without asking the device.
 
@@ -65,7 +66,7 @@ def received_attention(
     for row in range(batch):
         seen = None if mask is None else mask[row if mask.shape[0] > 1 else 0][None]
         known = None if logsumexp is None else logsumexp[row]
-        one = _Row(query[row].float(), key[row].float(), scaling, seen, known, rows, room, heads)
+        one = _BatchRow(query[row].float(), key[row].float(), scaling, seen, known, rows, room, heads)
         one.add(total[row], weights[row], rows, columns)
 
     cross = query.new_zeros(batch, keys, dtype=torch.float32)
@@ -77,7 +78,7 @@ def received_attention(
     return cross, intra
 
 
-class _Row:
+class _BatchRow:
     """One row of a batch: query [H, Q, D] and key [G, K, D], float32; mask [1, 1, Q, K], [1, K] or None."""
 
     def __init__(
@@ -89,7 +90,7 @@ class _Row:
         logsumexp: Tensor | None,
         rows: tuple[int, int],
         room: int,
-        heads: Heads | None,
+        heads: HeadGroup | None,
     ) -> None:
         self.query, self.scaling, self.mask, self.room, self.heads = query, scaling, mask, room, heads
         self.transposed = key.transpose(1, 2)  # [G, D, K]

@@ -6,7 +6,7 @@ attention needs no pass of its own over the scores (chunked.py). Whether PyTorch
 is asked of PyTorch. Where it would not (another device, a precision or a layout that the kernel does not take), the
 model's attention runs as it is and the log-sum-exp is computed afterwards.
 
-    pytest tests/test_kernels.py
+    pytest tests/kernels/test_kernels.py
 """
 
 from __future__ import annotations

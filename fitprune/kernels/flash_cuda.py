@@ -5,7 +5,7 @@ asked of PyTorch whether it would choose that kernel (on some GPUs cuDNN's comes
 is, and the log-sum-exp is computed). Before its first use for a kind of tensors the result is compared with PyTorch's
 public one on a small example (trust.py). flash_attention_2 of the package of that name does not show its log-sum-exp.
 
-    pytest tests/test_trust.py
+    pytest tests/kernels/test_trust.py
 """
 
 from __future__ import annotations

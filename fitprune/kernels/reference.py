@@ -9,35 +9,16 @@ By causality a text query before the image contributes nothing to it, so `cross`
 is divided by the number of queries: that is one constant per image, which ranking does not see (`observe` divides).
 Source: FitPrune (AAAI 2025), section 3.2; shape conventions B batch, H heads, G key heads, Q queries, K keys, D head size.
 
-    pytest tests/test_kernels.py
+    pytest tests/kernels/test_kernels.py
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from .masks import additive
+
 TEXT = -1  # group of a text query; 0 is "neither" (padding), 1, 2, … are the images of a row in their order
-
-
-def additive(mask: Tensor | None, queries: int, keys: int, like: Tensor) -> Tensor:
-    """Any mask that an attention implementation takes, as float32 numbers to add to the scores.
-
-    Args:
-        mask: None (causal, aligned at the last key), bool or float [B, 1, Q, K], or the bool [B, K] of flash attention
-            (which keys are real; causal besides).
-        like: A tensor whose device is used.
-    Returns:
-        [B or 1, 1, Q, K]
-    """
-    lowest = torch.finfo(torch.float32).min
-    if mask is not None and mask.ndim == 4:
-        zeros = torch.zeros((), dtype=torch.float32, device=like.device)
-        return torch.where(mask, zeros, lowest) if mask.dtype == torch.bool else mask.float().clamp(min=lowest)
-    position = torch.arange(keys, device=like.device)
-    allowed = position[None, :] <= position[keys - queries :, None]  # [Q, K]
-    allowed = allowed[None, None] if mask is None else allowed[None, None] & mask[:, None, None, :].bool()
-    return torch.zeros(allowed.shape, device=like.device).masked_fill(~allowed, lowest)
 
 
 def received_attention(

@@ -16,7 +16,7 @@ compiled the kernels. Tiles come from a table, since measuring at run time canno
 interpreter runs the same source: set TRITON_INTERPRET=1 before triton is imported. Left out: heads larger than 256;
 splitting heads over programs, which would need the maxima of whole tiles in memory.
 
-    python -m pytest tests/test_triton.py
+    python -m pytest tests/kernels/test_triton.py
 """
 
 from __future__ import annotations

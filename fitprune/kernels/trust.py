@@ -4,7 +4,7 @@ GPUs, drivers and compilers differ more than tests can cover. So the first call 
 small example both ways; if they disagree, or the kernel fails, that is logged once and the slower way is taken from then
 on. The answer is remembered for the process. It takes a wait for the device, once, outside of any captured graph.
 
-    pytest tests/test_trust.py
+    pytest tests/kernels/test_trust.py
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Modifications against transformers' LlavaModel and LlavaForConditionalGeneration
 
 Everything else, generation included, is the parents'.
 
-    pytest tests/test_llava_hr_modeling.py
+    pytest tests/llava_hr/test_llava_hr_modeling.py
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Pictures are squared with the mean colour and resized with Pillow, whether torch
 processor is transformers' own for LLaVA under a name of ours, since transformers picks the backend by name.
 Left out: chat templates (families/conversation.py writes prompts) and truncation, which would cut images in two.
 
-    pytest tests/test_llava_hr_modeling.py -k processor
+    pytest tests/llava_hr/test_llava_hr_modeling.py -k processor
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import BatchFeature, ProcessorMixin
 
+from ..checkpoints.tokenize import IMAGE, tokenize_with_images
 from ..errors import FitPruneError
-from ..families.pieces import IMAGE, piecewise
 
 try:
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil as _PillowProcessor
@@ -78,7 +78,7 @@ class LlavaHrProcessor(ProcessorMixin):
             if sum(wanted) != pictures:
                 raise FitPruneError(f"the texts have {sum(wanted)} {IMAGE} but there are {pictures} image(s)")
             rows = [
-                piecewise(self.tokenizer, one, [self.image_seq_length] * count, self.image_token_id)
+                tokenize_with_images(self.tokenizer, one, [self.image_seq_length] * count, self.image_token_id)
                 for one, count in zip(texts, wanted, strict=True)
             ]
             data |= self.tokenizer.pad(

@@ -12,7 +12,7 @@ ConvNeXt's last map into CLIP's tokens, and a `Fusion` after the last part adds 
 transformers' models, so that their attention functions and speed-ups apply; what the original never uses of them
 (class embedding, final norms, classifier) is not held. Source: LLaVA-HR (arXiv 2403.03003).
 
-    pytest tests/test_llava_hr_vision.py
+    pytest tests/llava_hr/test_llava_hr_vision.py
 """
 
 from __future__ import annotations

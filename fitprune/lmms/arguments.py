@@ -1,7 +1,7 @@
 """What `--model_args` names: a checkpoint, a recipe to prune it with, and where it runs.
 
 The arguments are those of `fitprune eval` by the same names. The recipe comes from where every command's comes
-(`calibrate.choose`): the file named, else a published one, else one kept by an earlier run, else one fitted now. Questions
+(`resolve.resolve`): the file named, else a published one, else one kept by an earlier run, else one fitted now. Questions
 to fit on have to be named then, as a task's own are not ours to look at; embedded models have an embedded set.
 
 With accelerate or torchrun every process has a model of its own on its own GPU. They observe together and prune with one
@@ -15,13 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..calibrate import SAMPLES, Calibration, choose
+from ..distributed.launch import company, own_device, started
 from ..embedded import MODELS
 from ..errors import FitPruneError
-from ..families import Loaded, load
-from ..launch import company, own_device, started
-from ..ratio import parse_ratio
-from ..recipe import Recipe
+from ..families import VLM, load
+from ..questions import SAMPLES, Calibration
+from ..resolve import Choice, resolve
+from ..schedule.ratio import parse_ratio
 from ..scores import find_score
 
 
@@ -74,7 +74,7 @@ class Arguments:
                 raise FitPruneError(f"{name} {value} is not a whole number of at least 1")
         return arguments
 
-    def load(self) -> Loaded:
+    def load(self) -> VLM:
         """The checkpoint, on a GPU of this process's own where there are several; errors as `families.load`.
 
         Raises:
@@ -93,14 +93,17 @@ class Arguments:
             device_map=self.device_map,
         )
 
-    def choose(self, loaded: Loaded) -> tuple[Recipe | None, str]:
-        """The recipe, None for no pruning, and a line that says where it came from; the same for every process.
+    def resolve(self, vlm: VLM) -> Choice:
+        """The recipe, and a line that says where it came from; the same for every process.
 
         Raises:
-            FitPruneError: as `calibrate.choose`; and if there is nothing named to fit on.
+            FitPruneError: as `resolve.resolve`; and if there is nothing named to fit on.
         """
-        ratio, calibration = parse_ratio(self.reduction_ratio), self._calibration()
-        return choose(loaded, ratio, calibration, recipe_file=self.recipe, keep_at=self.keep_recipe, ranks=company())
+        keep = self.keep_recipe
+        return resolve(
+            vlm, [parse_ratio(self.reduction_ratio)], self._calibration(), recipe_file=self.recipe,
+            keep_at=None if keep is None else lambda _: keep, workers=company(),
+        )[0]  # fmt: skip
 
     def _calibration(self) -> Calibration:
         size = max(int(self.batch_size), 8)

@@ -1,11 +1,11 @@
 """Their messages as a prompt in the checkpoint's own conversation template, with the pictures in order.
 
 A message is a role and a list of texts and pictures. Each picture becomes `<image>` and a line break where it stands, as in
-`Loaded.ask`, so that a picture and a question give the prompt that `fitprune eval` gives. A message whose text has
+`VLM.ask`, so that a picture and a question give the prompt that `fitprune eval` gives. A message whose text has
 `<image>` itself says with it where its pictures belong. The system sentence stays the template's, which the checkpoint was
 trained with; a system message is put before the first question.
 
-    pytest tests/test_lmms_eval.py
+    pytest tests/lmms/test_lmms_eval.py
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 from PIL import Image
 
+from ..checkpoints.tokenize import IMAGE
 from ..errors import FitPruneError
 from ..families.conversation import build_prompt
-from ..families.loaded import read_image
-from ..families.pieces import IMAGE
+from ..images.reading import read_image
 
 # role: "system", "user" or "assistant"; content: text, or a list of {"type": "text", "text": …}, {"type": "image", "url": …}
 Message = Mapping[str, Any]

@@ -8,7 +8,7 @@ negative log-likelihood per token of the answer, end mark included, and so do th
 question attends to; the answer is fed after it, so that all choices see the same picture. They are handed over in lmms-eval's
 own `GenerationResult`: a plain pair, which its documentation asks for, is made text of by its evaluator (0.7.3).
 
-    pytest tests/test_lmms_eval.py
+    pytest tests/lmms/test_lmms_eval.py
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from lmms_eval.api.model import lmms
 from torch import Tensor
 from tqdm import tqdm
 
+from ..distributed.launch import own_rank, started
 from ..errors import FitPruneError
-from ..families import Loaded
-from ..follow import led
-from ..launch import own_rank, started
+from ..families import VLM
 from ..prune import prune
+from ..studies.against_dense import teacher_forced_logits
 from .arguments import Arguments
 from .conversation import Message, conversation, user_message
 from .settings import KNOWN, Settings, read_settings
@@ -45,12 +45,13 @@ class _FitPrune(lmms):
         self.arguments = Arguments.read(given)
         self._rank, self._world_size = own_rank(), started()
         self.batch_size = int(self.arguments.batch_size)
-        self.loaded: Loaded | None = self.arguments.load()
-        self.device = self.loaded.device
-        self.recipe, source = self.arguments.choose(self.loaded)
+        self.vlm: VLM | None = self.arguments.load()
+        self.device = self.vlm.device
+        choice = self.arguments.resolve(self.vlm)
+        self.recipe = choice.recipe
         self._reported: set[str] = set()
         if self._rank == 0:
-            print(f"fitprune: {source}")
+            print(f"fitprune: {choice.source}")
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """An answer to each request, generated until the model or one of the task's `until` texts ends it.
@@ -62,13 +63,11 @@ class _FitPrune(lmms):
         alike: dict[Settings, list[int]] = {}
         for index, request in enumerate(requests):
             alike.setdefault(self._settings(request), []).append(index)
-        with self._pruned() as loaded, self._bar(len(requests)) as bar:
+        with self._pruned() as vlm, self._bar(len(requests)) as bar:
             for settings, indices in alike.items():
                 for batch in self._batches(indices):
-                    prompts = [
-                        self._prompt(loaded, requests[index], self._messages(requests[index])) for index in batch
-                    ]
-                    texts = loaded.generate(loaded.encode(prompts), **settings.generation)
+                    prompts = [self._prompt(vlm, requests[index], self._messages(requests[index])) for index in batch]
+                    texts = vlm.generate(vlm.encode(prompts), **settings.generation)
                     for index, text in zip(batch, texts, strict=True):
                         answers[index] = settings.cut(text)
                     bar.update(len(batch))
@@ -76,7 +75,7 @@ class _FitPrune(lmms):
 
     def clean(self) -> None:
         """Gives the model's memory back, when a judge is to be loaded after it."""
-        self.loaded = None
+        self.vlm = None
         super().clean()
 
     def _settings(self, request: Any) -> Settings:
@@ -94,22 +93,20 @@ class _FitPrune(lmms):
     def _document(self, task: str, split: str, number: Any) -> Any:
         return self.task_dict[task][split][number]
 
-    def _prompt(self, loaded: Loaded, request: Any, messages: Sequence[Message], answer: str | None = None) -> Any:
+    def _prompt(self, vlm: VLM, request: Any, messages: Sequence[Message], answer: str | None = None) -> Any:
         try:
-            return conversation(loaded.template, messages, answer)
+            return conversation(vlm.template, messages, answer)
         except FitPruneError as error:
             raise FitPruneError(f"{request.task_name}, document {request.doc_id}: {error}") from None
 
     @contextmanager
-    def _pruned(self) -> Iterator[Loaded]:
-        if self.loaded is None:
+    def _pruned(self) -> Iterator[VLM]:
+        if self.vlm is None:
             raise FitPruneError("the model was given back (clean): make another")
         recipe, score = self.recipe, self.arguments.score
-        attached: AbstractContextManager[Any] = (
-            prune(self.loaded.model, recipe, score=score) if recipe else nullcontext()
-        )
+        attached: AbstractContextManager[Any] = prune(self.vlm.model, recipe, score=score) if recipe else nullcontext()
         with attached:
-            yield self.loaded
+            yield self.vlm
 
     def _batches(self, indices: Sequence[int]) -> Iterator[Sequence[int]]:
         return (indices[at : at + self.batch_size] for at in range(0, len(indices), self.batch_size))
@@ -126,9 +123,9 @@ class FitPruneChat(_FitPrune):
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """For each request the answers of all rounds; the task writes each round's messages from the answers so far."""
         answers = []
-        with self._pruned() as loaded, self._bar(len(requests)) as bar:
+        with self._pruned() as vlm, self._bar(len(requests)) as bar:
             for request in requests:
-                answers.append(self._rounds(loaded, request))
+                answers.append(self._rounds(vlm, request))
                 bar.update()
         return answers
 
@@ -136,15 +133,15 @@ class FitPruneChat(_FitPrune):
         """Not in this kind: lmms-eval has multiple choice by likelihood for simple models only."""
         raise FitPruneError("multiple choice by likelihood needs lmms-eval's simple kind of model: add --force_simple")
 
-    def _rounds(self, loaded: Loaded, request: Any) -> list[str]:
+    def _rounds(self, vlm: VLM, request: Any) -> list[str]:
         """The answers of all rounds; from the second on the task says (messages, ended, …, what it wants to be told)."""
         settings, (write, *where) = self._settings(request), self._where(request)
         document, told = self._document(*where), None
         answers: list[str] = []
         messages, ended = write(document), False
         while not ended:
-            prompt = self._prompt(loaded, request, messages)
-            answers.append(settings.cut(loaded.generate(loaded.encode([prompt]), **settings.generation)[0]))
+            prompt = self._prompt(vlm, request, messages)
+            answers.append(settings.cut(vlm.generate(vlm.encode([prompt]), **settings.generation)[0]))
             written = write(document, round_idx=len(answers), previous_output=list(answers), previous_round_info=told)
             messages, ended, _, told = written if isinstance(written, tuple) else (None, True, None, None)
         return answers
@@ -175,12 +172,12 @@ class FitPruneSimple(_FitPrune):
             FitPruneError: what a prompt cannot be made of; names the task and the document.
         """
         results: list[tuple[float, bool]] = []
-        with self._pruned() as loaded, self._bar(len(requests)) as bar:
+        with self._pruned() as vlm, self._bar(len(requests)) as bar:
             for batch in self._batches(range(len(requests))):
-                asked, answers = zip(*(self._choice(loaded, requests[index]) for index in batch), strict=True)
+                asked, answers = zip(*(self._choice(vlm, requests[index]) for index in batch), strict=True)
                 longest = max(map(len, answers))
                 padded = torch.tensor([[*answer, *[0] * (longest - len(answer))] for answer in answers])  # [B, T]
-                logits = led(loaded.model, loaded.encode(list(asked)), padded)  # [B, T, V]
+                logits = teacher_forced_logits(vlm.model, vlm.encode(list(asked)), padded)  # [B, T, V]
                 results += [_likelihood(row[: len(a)], torch.tensor(a)) for row, a in zip(logits, answers, strict=True)]
                 bar.update(len(batch))
         return [GenerationResult(text=pair) for pair in results]
@@ -200,16 +197,16 @@ class FitPruneSimple(_FitPrune):
             pictures = show(self._document(task, split, number)) or ()
         return [user_message(text, pictures)]
 
-    def _choice(self, loaded: Loaded, request: Any) -> tuple[Any, list[int]]:
+    def _choice(self, vlm: VLM, request: Any) -> tuple[Any, list[int]]:
         """The prompt with its pictures, and the token ids of the answer as the template writes it after it."""
         answer = request.args[1]
         if callable(answer):
             _, _, _, number, task, split = request.args
             answer = answer(self._document(task, split, number))
         messages = self._messages(request)
-        prompt, pictures = self._prompt(loaded, request, messages)
-        whole, _ = self._prompt(loaded, request, messages, str(answer).strip())
-        before, ids = loaded.token_ids(prompt, pictures), loaded.token_ids(whole, pictures)
+        prompt, pictures = self._prompt(vlm, request, messages)
+        whole, _ = self._prompt(vlm, request, messages, str(answer).strip())
+        before, ids = vlm.token_ids(prompt, pictures), vlm.token_ids(whole, pictures)
         if ids[: len(before)] != before:
             raise FitPruneError(f"this tokenizer joins the question and the answer {answer!r}: generate instead")
         return (prompt, pictures), ids[len(before) :]

@@ -1,4 +1,4 @@
-"""A task's `generation_kwargs` as arguments of `Loaded.generate`, and where an answer is to be cut.
+"""A task's `generation_kwargs` as arguments of `VLM.generate`, and where an answer is to be cut.
 
 A task says `temperature: 0` or `do_sample: false` for greedy decoding, often both, and may name a temperature that
 greedy decoding then ignores; `do_sample: true` alone means temperature 1, as in transformers. Where a task sets no
@@ -32,7 +32,7 @@ class Settings:
 
     @property
     def generation(self) -> dict[str, Any]:
-        """Keyword arguments of `Loaded.generate`."""
+        """Keyword arguments of `VLM.generate`."""
         return {
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,

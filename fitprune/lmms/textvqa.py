@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from ..embedded import embedded
-from ..families.loaded import read_image
+from ..images.reading import read_image
 
 
 def pictures(document: Mapping[str, Any]) -> list[Image.Image]:

@@ -1,6 +1,6 @@
-"""The authors' fitting script: `python llava/eval/statistical_analysis.py --reduction_ratio 0.6 …` (fitprune/fit_command.py)."""
+"""The authors' fitting script: `python llava/eval/statistical_analysis.py --reduction_ratio 0.6 …` (fitprune/cli/fit.py)."""
 
-from fitprune.fit_command import statistical_analysis
+from fitprune.cli.fit import statistical_analysis
 
 if __name__ == "__main__":
     raise SystemExit(statistical_analysis(model="embedded-next"))

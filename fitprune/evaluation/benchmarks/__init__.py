@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from ...embedded import MODELS, embedded
 from ...errors import FitPruneError
-from ..benchmark import Benchmark
+from ..benchmark import PLAYGROUND, Benchmark
 
 
 @cache
@@ -37,3 +39,11 @@ def find(name: str) -> Benchmark:
     if name not in _all():
         raise FitPruneError(f"unknown benchmark {name!r}: choose from {', '.join(_all())}")
     return _all()[name]
+
+
+def default_data(model: str, playground: str | None, benchmark: Benchmark) -> Path:
+    """A benchmark's folder where none is named: for an embedded model its embedded counterpart, else that in the playground."""
+    shipped = embedded().data / benchmark.folder
+    if model in MODELS and shipped.is_dir():
+        return shipped
+    return Path(playground or PLAYGROUND) / benchmark.folder

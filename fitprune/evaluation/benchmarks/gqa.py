@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ... import options
+from ... import arguments, entry
 from ...errors import FitPruneError
-from ...files import write_atomically
+from ...files import read_json, write_atomically
+from ...questions import is_question_id
 from ..benchmark import Benchmark, Result
-from ..questions import is_question_id, read_json
 from ..scoring import read_answers, share
 
 TRUTH = "data/testdev_balanced_questions.json"
@@ -82,9 +82,9 @@ def read_questions(path: Path) -> dict[str, Asked]:
     if not isinstance(content, dict) or not content:
         raise FitPruneError(f"{path} does not map ids to questions: give GQA's testdev_balanced_questions.json")
     asked = {}
-    for question_id, entry in content.items():
+    for question_id, item in content.items():
         try:
-            asked[question_id] = _asked(question_id, entry)
+            asked[question_id] = _asked(question_id, item)
         except (TypeError, KeyError, AttributeError):
             raise FitPruneError(
                 f"{path}: question {question_id} lacks an answer, types, groups or semantic: give a file with annotations"
@@ -92,17 +92,17 @@ def read_questions(path: Path) -> dict[str, Asked]:
     return asked
 
 
-def _asked(question_id: str, entry: Any) -> Asked:
-    steps = (f"{step['operation']}: {step['argument']}" for step in entry["semantic"])
+def _asked(question_id: str, item: Any) -> Asked:
+    steps = (f"{step['operation']}: {step['argument']}" for step in item["semantic"])
     effective = sum(not any(name in step for name in NO_STEPS) for step in steps)
-    types = entry["types"]
-    kinds = (str(types["structural"]), str(types["semantic"]), effective, len(entry["question"].split()))
+    types = item["types"]
+    kinds = (str(types["structural"]), str(types["semantic"]), effective, len(item["question"].split()))
     return Asked(
-        answer=entry["answer"],
-        balanced=bool(entry["isBalanced"]),
-        group=entry["groups"]["global"],
+        answer=item["answer"],
+        balanced=bool(item["isBalanced"]),
+        group=item["groups"]["global"],
         kinds=kinds,
-        entailed=tuple(other for other in entry.get("entailed") or () if other != question_id),
+        entailed=tuple(other for other in item.get("entailed") or () if other != question_id),
     )
 
 
@@ -247,7 +247,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """GQA's `eval.py`: 0, or 2 with one line on stderr for bad input."""
-    parser = options.Parser(
+    parser = arguments.Parser(
         prog="eval", description="GQA's figures of a predictions file.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )  # fmt: skip
     parser.add_argument("--tier", default="val", help="which split, in the names of the files")
@@ -258,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--objectFeatures", action="store_true", help="not read")
     for name in ("scenes", "choices", "attentions", "mapSize"):
         parser.add_argument(f"--{name}", help="not read")
-    return options.guarded(run, parser, argv)
+    return entry.guarded(run, parser, argv)
 
 
 def run_convert(args: argparse.Namespace) -> int:
@@ -272,10 +272,10 @@ def run_convert(args: argparse.Namespace) -> int:
 
 def convert_main(argv: Sequence[str] | None = None) -> int:
     """LLaVA's `convert_gqa_for_eval`: 0, or 2 with one line on stderr for bad input."""
-    parser = options.Parser(prog="convert_gqa_for_eval", description="Predictions for GQA's evaluation tool.")
+    parser = arguments.Parser(prog="convert_gqa_for_eval", description="Predictions for GQA's evaluation tool.")
     parser.add_argument("--src", help="answers file (JSON lines)")
     parser.add_argument("--dst", help="where the predictions go, such as testdev_balanced_predictions.json")
-    return options.guarded(run_convert, parser, argv)
+    return entry.guarded(run_convert, parser, argv)
 
 
 BENCHMARK = Benchmark(

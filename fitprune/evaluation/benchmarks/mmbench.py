@@ -22,11 +22,11 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from ... import options
+from ... import arguments, entry
 from ...errors import FitPruneError
-from ...files import write_atomically
+from ...files import read_bytes, write_atomically
+from ...questions import Question
 from ..benchmark import Benchmark, Result
-from ..questions import Question, read_bytes
 from ..scoring import read_answers
 from .sqa import PLEASE
 
@@ -208,14 +208,14 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`convert_mmbench_for_submission`: 0, or 2 with one line on stderr for bad input."""
-    parser = options.Parser(
+    parser = arguments.Parser(
         prog="convert_mmbench_for_submission", description="MMBench's answers as the xlsx file that its server takes."
     )
     parser.add_argument("--annotation-file", required=True, help="the table that was asked")
     parser.add_argument("--result-dir", required=True, help="folder of the answers file EXPERIMENT.jsonl")
     parser.add_argument("--upload-dir", required=True, help="folder that gets EXPERIMENT.xlsx")
     parser.add_argument("--experiment", required=True, help="name of both files, without their endings")
-    return options.guarded(run, parser, argv)
+    return entry.guarded(run, parser, argv)
 
 
 BENCHMARK = Benchmark(

@@ -21,11 +21,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ... import options
+from ... import arguments, entry
 from ...errors import FitPruneError
-from ...files import write_atomically
+from ...files import read_bytes, write_atomically
 from ..benchmark import Benchmark, Result
-from ..questions import read_bytes
 from ..scoring import read_answers, share
 
 RELEASE, QUESTIONS = "MME_Benchmark_release_version", "llava_mme.jsonl"
@@ -267,11 +266,11 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`convert_answer_to_mme` and `calculation`: 0, or 2 with one line on stderr for bad input."""
-    parser = options.Parser(prog="mme", description="Convert answers for MME's tool, and compute its scores.")
+    parser = arguments.Parser(prog="mme", description="Convert answers for MME's tool, and compute its scores.")
     parser.add_argument("--experiment", help="convert answers/EXPERIMENT.jsonl into eval_tool/answers/EXPERIMENT/")
     parser.add_argument("--results_dir", help="score the text files in this folder")
     parser.add_argument("--data", default=".", help="MME's folder, for --experiment (default: the current one)")
-    return options.guarded(run, parser, argv)
+    return entry.guarded(run, parser, argv)
 
 
 BENCHMARK = Benchmark(

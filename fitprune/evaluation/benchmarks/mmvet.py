@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ... import options
+from ... import arguments, entry
 from ...files import write_atomically
 from ..benchmark import Benchmark, Result
 from ..scoring import read_answers
@@ -42,12 +42,12 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`convert_mmvet_for_eval`: 0, or 2 with one line on stderr for bad input."""
-    parser = options.Parser(
+    parser = arguments.Parser(
         prog="convert_mmvet_for_eval", description="MM-Vet's answers as the JSON file that its notebook takes."
     )
     parser.add_argument("--src", required=True, help="answers file (JSON lines)")
     parser.add_argument("--dst", required=True, help="the file to make")
-    return options.guarded(run, parser, argv)
+    return entry.guarded(run, parser, argv)
 
 
 BENCHMARK = Benchmark(

@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ... import options
+from ... import arguments, entry
 from ...errors import FitPruneError
+from ...files import read_json_lines
+from ...questions import read_questions
 from ..benchmark import Benchmark, Result
-from ..questions import read_json_lines, read_questions
 from ..scoring import read_answers, share
 
 QUESTIONS, LABELS = "llava_pope_test.jsonl", "coco"
@@ -100,10 +101,10 @@ def read_labels(folder: Path) -> dict[str, list[bool]]:
     labels: dict[str, list[bool]] = {}
     for file in files:
         split = labels[file.name.removeprefix(PREFIX).removesuffix(SUFFIX)] = []
-        for number, entry in read_json_lines(file, "label file"):
-            if not isinstance(entry.get("label"), str):
+        for number, item in read_json_lines(file, "label file"):
+            if not isinstance(item.get("label"), str):
                 raise FitPruneError(f"label file {file} line {number} has no label, yes or no: get the file again")
-            split.append(entry["label"] != "no")
+            split.append(item["label"] != "no")
     return labels
 
 
@@ -189,11 +190,11 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`eval_pope`: 0, or 2 with one line on stderr for bad input."""
-    parser = options.Parser(prog="eval_pope", description="POPE's figures of an answers file, split by split.")
+    parser = arguments.Parser(prog="eval_pope", description="POPE's figures of an answers file, split by split.")
     parser.add_argument("--annotation-dir", help=f"folder of {PREFIX}<split>{SUFFIX}")
     parser.add_argument("--question-file", help=f"{QUESTIONS}, for the split of each question")
     parser.add_argument("--result-file", help="answers file (JSON lines) to score")
-    return options.guarded(run, parser, argv)
+    return entry.guarded(run, parser, argv)
 
 
 BENCHMARK = Benchmark(

@@ -17,11 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ... import options
+from ... import arguments, entry
 from ...errors import FitPruneError
-from ...files import write_atomically
+from ...files import read_json, write_atomically
 from ..benchmark import Benchmark, Result
-from ..questions import read_json
 from ..scoring import read_answers, without_letter
 
 ANNOTATIONS = "SEED-Bench.json"
@@ -155,13 +154,13 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`convert_seed_for_submission`: 0, or 2 with one line on stderr for bad input."""
-    parser = options.Parser(
+    parser = arguments.Parser(
         prog="convert_seed_for_submission", description="SEED-Bench's accuracy of an answers file, and its upload file."
     )
     parser.add_argument("--annotation-file", help=ANNOTATIONS)
     parser.add_argument("--result-file", help="answers file (JSON lines) to score")
     parser.add_argument("--result-upload-file", help="where the file for the leaderboard goes")
-    return options.guarded(run, parser, argv)
+    return entry.guarded(run, parser, argv)
 
 
 BENCHMARK = Benchmark(

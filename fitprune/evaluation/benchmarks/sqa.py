@@ -20,11 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ... import options
+from ... import arguments, entry
 from ...errors import FitPruneError
-from ...files import write_atomically
+from ...files import read_json, write_atomically
+from ...questions import Question, is_question_id
 from ..benchmark import Benchmark, Result
-from ..questions import Question, is_question_id, read_json
 from ..scoring import read_answers, without_letter
 
 PLEASE = "Answer with the option's letter from the given choices directly."
@@ -179,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None, any_start: bool = False) -> int:
     """`eval_science_qa`: 0, or 2 with one line on stderr for bad input."""
-    parser = options.Parser(prog="eval_science_qa", description="ScienceQA's accuracy of an answers file.")
+    parser = arguments.Parser(prog="eval_science_qa", description="ScienceQA's accuracy of an answers file.")
     parser.add_argument("--base-dir", help="folder of pid_splits.json and problems.json")
     parser.add_argument("--result-file", help="answers file (JSON lines) to score")
     parser.add_argument("--output-file", help="where the analysis of each answer goes")
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None, any_start: bool = False) -> int:
     parser.add_argument(
         "--any-start", action="store_true", default=any_start, help="a first letter counts without a period behind it"
     )
-    return options.guarded(run, parser, argv)
+    return entry.guarded(run, parser, argv)
 
 
 BENCHMARK = Benchmark(

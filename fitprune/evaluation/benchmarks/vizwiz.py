@@ -16,12 +16,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ... import options
+from ... import arguments, entry
 from ...errors import FitPruneError
 from ...files import write_atomically
+from ...questions import read_questions
 from ..benchmark import Benchmark, Result
 from ..normalise import normalise
-from ..questions import read_questions
 from ..scoring import read_answers
 
 QUESTIONS = "llava_test.jsonl"
@@ -66,13 +66,13 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`convert_vizwiz_for_submission`: 0, or 2 with one line on stderr for bad input."""
-    parser = options.Parser(
+    parser = arguments.Parser(
         prog="convert_vizwiz_for_submission", description="VizWiz's answers as the JSON file that its server takes."
     )
     parser.add_argument("--annotation-file", required=True, help=f"the questions, {QUESTIONS}")
     parser.add_argument("--result-file", required=True, help="answers file (JSON lines)")
     parser.add_argument("--result-upload-file", required=True, help="the file to make")
-    return options.guarded(run, parser, argv)
+    return entry.guarded(run, parser, argv)
 
 
 BENCHMARK = Benchmark(

@@ -17,12 +17,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ... import options
+from ... import arguments, entry
 from ...errors import FitPruneError
-from ...files import write_atomically
+from ...files import read_bytes, write_atomically
+from ...questions import is_question_id, read_questions
 from ..benchmark import Benchmark, Result
 from ..normalise import normalise
-from ..questions import is_question_id, read_bytes, read_questions
 
 ASKED = "llava_vqav2_mscoco_test-dev2015.jsonl"
 LISTED = "llava_vqav2_mscoco_test2015.jsonl"
@@ -83,13 +83,13 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`convert_vqav2_for_submission`: 0, or 2 with one line on stderr for bad input."""
-    parser = options.Parser(
+    parser = arguments.Parser(
         prog="convert_vqav2_for_submission", description="VQAv2's answers as the JSON file that its server takes."
     )
     parser.add_argument("--dir", default="./playground/data/eval/vqav2", help="VQAv2's folder (default: %(default)s)")
     parser.add_argument("--ckpt", required=True, help="reads answers/SPLIT/CKPT/merge.jsonl in there")
     parser.add_argument("--split", required=True, help="writes answers_upload/SPLIT/CKPT.json in there")
-    return options.guarded(run, parser, argv)
+    return entry.guarded(run, parser, argv)
 
 
 BENCHMARK = Benchmark(

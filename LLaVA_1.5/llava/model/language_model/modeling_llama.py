@@ -4,11 +4,11 @@ Modifications, against transformers' LlamaModel (5.0 to 5.23), while `prune(mode
 
 - `LlamaDecoderLayer.forward`, in layers whose recipe entry is not zero: visual tokens are ranked by the product of the
   attention they receive from the text and from the image; the lowest are cut from the residual and the attention
-  output before the output projection (fitprune/layer.py, scores.py, select.py).
+  output before the output projection (fitprune/decoder/layer.py, scores.py, select.py).
 - Its last layer carries on only the positions whose logits were asked for.
-- Every later layer gets the rows of mask and rotary embedding that belong to its tokens (fitprune/frame.py).
-- `LlamaAttention`: its implementation (sdpa, eager, flash) also shows query and key to the score (fitprune/attention.py).
-- Cache layers know which tokens they hold (fitprune/cache.py).
+- Every later layer gets the rows of mask and rotary embedding that belong to its tokens (fitprune/decoder/state.py).
+- `LlamaAttention`: its implementation (sdpa, eager, flash) also shows query and key to the score (fitprune/decoder/attention.py).
+- Cache layers know which tokens they hold (fitprune/decoder/cache.py).
 
 Against the authors' modeling_llama.py: the image is found in the inputs instead of at 35 … 610; batches, padding, beams,
 several images and any attention implementation work; ties go by position; recipes are data (fitprune/recipes/).
@@ -18,6 +18,7 @@ several images and any attention implementation work; ties go by position; recip
 
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 
-from fitprune import Recipe, attach, detach, prune
+from fitprune import Recipe, detach, prune
+from fitprune.decoder import attach
 
 __all__ = ["LlamaDecoderLayer", "LlamaForCausalLM", "LlamaModel", "Recipe", "attach", "detach", "prune"]

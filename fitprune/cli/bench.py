@@ -1,0 +1,97 @@
+"""`fitprune bench`: options, and where the figures go (fitprune/bench/ measures).
+
+fitprune bench --repeats 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from .. import arguments
+from ..bench import BASELINES, PARTS
+from ..bench.shapes import SHAPES
+from ..files import write_atomically
+
+HELP = "time random weights, dense and pruned in turn, against the ideal from FLOPs"
+EXAMPLES = """examples:
+  fitprune bench                                           32 layers x 1024, 35+576+64 tokens, ratio 0.6
+  fitprune bench --reduction-ratio 0.4 0.6 0.8 --baseline eager-maps --json bench.json --plot bench.png
+  fitprune bench --shape llava-1.5-7b --dtype bfloat16 --batch-size 8 --merge-steps --break-even
+  fitprune bench --shape small-long --repeats 3 --skip vision decode
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `fitprune bench`."""
+    parser.add_argument(
+        "--shape", default="small", choices=list(SHAPES), help="decoder, prompt and vision tower; weights are random"
+    )
+    arguments.add_ratio(
+        parser, "share of the visual compute to save; several are measured in one run", nargs="+", default=[0.6]
+    )
+    parser.add_argument(
+        "--recipe",
+        default=None,
+        help="a recipe file instead; default the published one, else a step at layer 1 that meets the ratio",
+    )
+    group = parser.add_argument_group("changes to the shape")
+    group.add_argument(
+        "--visual-tokens", type=arguments.positive, default=None, help="tokens of the image (no vision tower then)"
+    )
+    group.add_argument("--text-tokens", type=arguments.positive, default=None, help="tokens after the image")
+    group.add_argument("--layers", type=arguments.positive, default=None, help="decoder layers (step recipes only)")
+    group.add_argument("--batch-size", type=arguments.positive, default=1)
+    group.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, …; default the first GPU, else the CPU")
+    group.add_argument(
+        "--attn", default="sdpa", help="attention implementation, dense and pruned: sdpa, eager, flash_attention_2"
+    )
+    group = parser.add_argument_group("what is measured")
+    group.add_argument(
+        "--baseline",
+        nargs="+",
+        action="extend",
+        default=None,
+        choices=BASELINES,
+        help="compare with these besides plain dense (eager-maps: the authors' way of pruning); default on a GPU flash and compiled",
+    )
+    group.add_argument("--repeats", type=arguments.positive, default=7, help="rounds in which all kinds take turns")
+    group.add_argument("--decode-tokens", type=arguments.positive, default=16, help="tokens decoded after the prefill")
+    group.add_argument("--skip", nargs="+", action="extend", default=[], choices=PARTS, help="parts to leave out")
+    group.add_argument(
+        "--merge-steps",
+        action="store_true",
+        help="measure what a step costs and add the recipe with its steps merged for it",
+    )
+    group.add_argument(
+        "--break-even", action="store_true", help="search the number of visual tokens from which pruning pays"
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", default=None, help="also write all figures to this file")
+    group.add_argument(
+        "--plot", default=None, help="also draw the prefill's times into this PNG file (needs matplotlib)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Benchmarks one shape and prints its tables."""
+    from ..bench import plot
+    from ..bench.measure import measure
+    from ..bench.report import report
+
+    if args.plot:
+        plot.check()
+    shape = SHAPES[args.shape].altered(visual=args.visual_tokens, after=args.text_tokens, layers=args.layers)
+    figures = measure(
+        shape, args.reduction_ratio, recipe_file=args.recipe, batch=args.batch_size, repeats=args.repeats, dtype=args.dtype,
+        device=args.device, attn=args.attn, baselines=args.baseline, skip=args.skip, decode_tokens=args.decode_tokens,
+        merge_steps=args.merge_steps, find_break_even=args.break_even,
+    )  # fmt: skip
+    figures = {"shape": args.shape, **figures}
+    print(report(figures))
+    if args.json:
+        write_atomically(args.json, (json.dumps(figures, indent=1) + "\n").encode())
+    if args.plot:
+        plot.save(figures, args.plot)
+    return 0

@@ -1,0 +1,283 @@
+"""`fitprune draw`: a picture, a question, a model and a recipe → which patches survive after each layer.
+
+Writes, into one folder, `survivors.png` (a panel per layer), `survivors.gif` (animated), `survivors.html` (one file with a
+slider), `heat.png` (what was attended to) and `recipe.png` (deletions per layer). With `--recipes` no model is loaded:
+recipes are drawn over one another.
+
+    fitprune draw --output /tmp/drawn
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from .. import arguments
+from ..draw import style
+from ..embedded import MODELS, embedded
+from ..errors import FitPruneError
+from ..files import nearest_existing, writable, write_atomically
+from ..images.reading import read_image
+from ..questions import Calibration, read_questions
+from ..recipe import Recipe
+
+if TYPE_CHECKING:
+    from ..draw.asked import Asked
+    from ..families import VLM
+
+HELP = "draw what a recipe deletes from a picture, layer by layer, and what was attended to"
+EXAMPLES = """examples:
+  fitprune draw                                            an embedded question, ratio 0.6, everything into runs/draw
+  fitprune draw --image photo.jpg --question "What is this?" --model-path llava-hf/llava-1.5-7b-hf --reduction-ratio 60
+  fitprune draw --formats html --output page.html --recipe my.recipe.json --score last
+  fitprune draw --recipes llava-v1.5-7b:0.2,0.4,0.6,0.8 my.recipe.json --output recipes.png
+"""
+
+
+PICTURE = "5eed000000000006"  # question_id of the embedded picture that is drawn when none is given
+FILES = {  # format: file name in the folder
+    "png": "survivors.png",
+    "gif": "survivors.gif",
+    "html": "survivors.html",
+    "heat": "heat.png",
+    "recipe": "recipe.png",
+}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """All that a format can draw."""
+
+    vlm: VLM
+    image: Image.Image
+    recipe: Recipe
+    asked: Asked
+    layers: Sequence[int]
+    title: str | None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `fitprune draw`."""
+    data = embedded()
+    group = parser.add_argument_group("what is drawn")
+    group.add_argument("--image", default=None, help="picture to ask about; default an embedded one")
+    group.add_argument(
+        "--question", default=None, help="what to ask, with instructions if any; default about that picture"
+    )
+    group.add_argument(
+        "--formats", nargs="+", choices=list(FILES), default=None, help="what to write; default all of them"
+    )
+    group.add_argument("--output", default="runs/draw", help="folder, or the file if only one format is written")
+    group.add_argument(
+        "--layers", type=int, nargs="+", default=None, help="layers of survivors.png and heat.png, from 0; default all"
+    )
+    group.add_argument("--title", default=None, help="line above the figures; default the question and both answers")
+    group.add_argument(
+        "--recipes", nargs="+", default=None, metavar="RECIPE",
+        help="only draw these recipes, over one another: files, or published ones as MODEL:RATIO,RATIO",
+    )  # fmt: skip
+    arguments.add_model(parser)
+    arguments.add_recipe(parser)
+    parser.add_argument("--image-folder", default=str(data.images), help="where the pictures of --calibration-file are")
+    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=arguments.positive, default=128)
+    parser.set_defaults(reduction_ratio=0.6, question_file=str(data.questions))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Asks, draws, and says what was written; returns the exit code."""
+    from ..draw.asked import ask
+    from ..families import load
+    from ..resolve import resolve
+
+    targets = find_targets(args.output, ["recipe"] if args.recipes else args.formats)
+    if set(targets) != {"html"}:
+        style.figure(1, 1)  # finds out before the model runs whether matplotlib is there
+    if args.recipes:
+        return _overlay(args, targets)
+    if not args.reduction_ratio and not args.recipe:
+        raise FitPruneError("a reduction ratio of 0 deletes nothing, so there is nothing to draw: give one above it")
+    image, question = _asked_about(args)
+    calibration = _calibration(args)
+    vlm = load(args.model_path, **arguments.load_options(args))
+    layers = list(range(vlm.cost.layers)) if args.layers is None else args.layers
+    for layer in layers:
+        if not 0 <= layer < vlm.cost.layers:
+            raise FitPruneError(f"there is no layer {layer}: {vlm.name} has layers 0 to {vlm.cost.layers - 1}")
+    (choice,) = resolve(vlm, [args.reduction_ratio], calibration, recipe_file=args.recipe)
+    recipe, source = choice.recipe, choice.source
+    assert recipe is not None
+    asked = ask(vlm, image, question, recipe, args.score, args.max_new_tokens)
+    shown = Shown(
+        vlm, image, recipe, asked, layers, heading(asked) if args.title is None else style.plain(args.title) or None
+    )
+    for name, target in targets.items():
+        WRITERS[name](shown, target)
+    print(f"question: {question!r}", f"dense:    {asked.dense!r}", f"pruned:   {asked.pruned!r}", source, sep="\n")
+    print(f"visual tokens alive: {' '.join(map(str, asked.alive))}; saves {asked.saved:.1%} of the visual compute")
+    print("\n".join(str(target) for target in targets.values()))
+    return 0
+
+
+def heading(asked: Asked) -> str:
+    """The question, then the dense answer beside the pruned one."""
+    question = style.plain(asked.question.strip().splitlines()[0], 90)
+    dense, pruned = (f"“{style.plain(answer, 60)}”" for answer in (asked.dense, asked.pruned))
+    return f"“{question}”\ndense: {dense}     pruned, {asked.saved:.0%} of the visual compute saved: {pruned}"
+
+
+def find_targets(output: str, formats: Sequence[str] | None) -> dict[str, Path]:
+    """Which format goes to which file.
+
+    Args:
+        formats: Names of `FILES`; None for all, or for the one that the file's ending says.
+    Raises:
+        FitPruneError: one file for several formats or with an ending that is another's or nobody's, or a place that cannot be
+            written to.
+    """
+    path = Path(output)
+    endings = {Path(name).suffix: kind for kind, name in reversed(FILES.items())}
+    if path.suffix.lower() in endings and not path.is_dir():
+        kinds = list(dict.fromkeys(formats or [endings[path.suffix.lower()]]))
+        if len(kinds) > 1:
+            raise FitPruneError(f"--output {output} is one file for {' and '.join(kinds)}: name a folder")
+        if (ending := Path(FILES[kinds[0]]).suffix) != path.suffix.lower():
+            raise FitPruneError(f"--output {output} is no name for {kinds[0]}: end it in {ending}, or name a folder")
+        targets = {kinds[0]: path}
+    elif re.fullmatch(r"\.[A-Za-z]\w*", path.suffix) and not path.is_dir() and not output.endswith(("/", os.sep)):
+        raise FitPruneError(
+            f"--output {output}: no {path.suffix} is written: end it in {', '.join(sorted(endings))}, or in / for a folder"
+        )
+    else:
+        targets = {kind: path / FILES[kind] for kind in dict.fromkeys(formats or FILES)}
+    for target in targets.values():
+        if target.is_dir() or not writable(target):
+            raise FitPruneError(f"{nearest_existing(target)} cannot be written to: choose another --output")
+    return targets
+
+
+def _asked_about(args: argparse.Namespace) -> tuple[Image.Image, str]:
+    """Picture and question, either of them embedded where neither was given."""
+    if args.question is not None and not args.question.strip():
+        raise FitPruneError("there is nothing to ask: give --question a text")
+    if args.image is None:
+        data = embedded()
+        default = next(q for q in read_questions(data.questions) if str(q.question_id) == PICTURE)
+        return read_image(data.images / str(default.image)), args.question or default.text
+    if args.question is None:
+        raise FitPruneError("no question about the picture: give one with --question")
+    if not Path(args.image).is_file():
+        raise FitPruneError(f"no picture {args.image}: check --image")
+    try:
+        return read_image(args.image), args.question
+    except FitPruneError:
+        raise FitPruneError(f"{args.image} is not a picture that can be read: give --image another file") from None
+
+
+def _calibration(args: argparse.Namespace) -> Calibration:
+    """What a recipe is fitted on where none is named or published: the file given, an embedded model's own set, else nothing.
+
+    Raises:
+        FitPruneError: if a recipe would have to be fitted on nothing; also when its questions are read.
+    """
+    if args.calibration_file or args.model_path in MODELS:
+        return arguments.calibration(args)
+
+    what = (
+        f"no published recipe fits {args.model_path} at {args.reduction_ratio:g}: name one with --recipe (fitprune fit "
+        "makes it), or questions to fit on with --calibration-file and --image-folder"
+    )
+    if args.recipe is None:
+        try:
+            Recipe.published(args.model_path, args.reduction_ratio)
+        except FitPruneError:
+            raise FitPruneError(what) from None
+    return Calibration.nothing(what)
+
+
+def _overlay(args: argparse.Namespace, targets: dict[str, Path]) -> int:
+    """Draws recipes over one another."""
+    from ..draw.curves import recipes
+
+    for flag in ("image", "question", "recipe", "formats", "layers"):
+        if getattr(args, flag) is not None and args.formats != ["recipe"]:
+            raise FitPruneError(f"--recipes draws recipes and nothing else: leave out --{flag}")
+    named = [pair for text in args.recipes for pair in named_recipes(text)]
+    drawn = recipes(
+        [recipe for _, recipe in named], [style.plain(name) for name, _ in named],
+        title=style.plain(args.title or "") or None,
+    )  # fmt: skip
+    for target in targets.values():
+        style.save(drawn, target)
+        print(f"{len(named)} recipe{'s' * (len(named) > 1)}: {target}")
+    return 0
+
+
+def named_recipes(text: str) -> list[tuple[str, Recipe]]:
+    """The recipe of a file, or published ones from `MODEL:RATIO,RATIO`, each with a label.
+
+    Raises:
+        FitPruneError: unreadable file, a model or ratio that is not published, or neither.
+    """
+    from ..draw.curves import label
+
+    model, colon, chosen = text.rpartition(":")
+    if text.endswith(".json") or Path(text).is_file() or not colon:
+        recipe = Recipe.load(text)
+        known = recipe.model or recipe.source == "step"  # else the file's name says more
+        return [(label(recipe) if known else Path(text).name.removesuffix(".json").removesuffix(".recipe"), recipe)]
+    try:
+        published = [Recipe.published(model, ratio) for ratio in arguments.ratios(chosen)]
+        return [(label(recipe), recipe) for recipe in published]
+    except argparse.ArgumentTypeError as error:
+        raise FitPruneError(f"--recipes {text}: {error}") from None
+
+
+def _png(shown: Shown, target: Path) -> None:
+    from ..draw.panels import panels
+
+    style.save(panels(shown.asked.where, shown.asked.kept, shown.layers, shown.title), target)
+
+
+def _gif(shown: Shown, target: Path) -> None:
+    from ..draw import animation
+
+    animation.save(shown.asked.frames(), shown.asked.alive, target, shown.title)
+
+
+def _html(shown: Shown, target: Path) -> None:
+    from ..draw.curves import label
+    from ..draw.page import page
+
+    facts = [
+        ("model", shown.vlm.name),
+        ("recipe", label(shown.recipe)),
+        ("saved on this picture", f"{shown.asked.saved:.1%} of the visual compute"),
+        ("tokens ranked by", shown.asked.score),
+    ]
+    write_atomically(target, page(shown.asked, facts).encode())
+
+
+def _heat(shown: Shown, target: Path) -> None:
+    from ..draw.asked import watch
+    from ..draw.heat import heat
+
+    stats = watch(shown.vlm, shown.image, shown.asked.question)
+    style.save(heat(shown.asked.where, stats, layers=shown.layers, title=shown.title), target)
+
+
+def _recipe(shown: Shown, target: Path) -> None:
+    from ..draw.curves import recipes
+
+    style.save(recipes([shown.recipe], visual_tokens=shown.asked.where.tokens), target)
+
+
+WRITERS: dict[str, Callable[[Shown, Path], None]] = {
+    "png": _png, "gif": _gif, "html": _html, "heat": _heat, "recipe": _recipe,
+}  # fmt: skip

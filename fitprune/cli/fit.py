@@ -1,0 +1,150 @@
+"""`fitprune fit`, and the authors' fitting script with its flags: calibration questions → recipes, one file per ratio.
+
+The model runs once, densely (observe.py), and all ratios are fitted from what was seen; kept statistics make further
+recipes without it. `--replay` is the released script's search instead, step by step (replay.py): it has one criterion and takes
+no statistics.
+
+    fitprune fit --reduction-ratio 0.4 0.6 --samples 16 --output /tmp/recipes
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import arguments, entry
+from ..cost import CostModel
+from ..embedded import MODEL_NAME
+from ..errors import FitPruneError
+from ..files import check_writable, file_name
+from ..questions import encode_questions
+from ..recipe import Recipe
+from ..schedule.validation import CRITERIA
+
+if TYPE_CHECKING:
+    from ..distributed.workers import WorkerGroup
+
+HELP = "fit recipes from one pass over calibration questions"
+EXAMPLES = """examples:
+  fitprune fit                                             the embedded model, ratio 0.6
+  fitprune fit --reduction-ratio 0.4 0.6 0.8 --stats stats.safetensors
+  fitprune fit --model-path llava-hf/llava-1.5-7b-hf --calibration-file questions.jsonl --image-folder images
+"""
+SHARED = True  # the processes of torchrun or accelerate launch share the work
+
+
+def add_options(fit: argparse.ArgumentParser, model: str = MODEL_NAME) -> None:
+    """Options of `fitprune fit` and of `statistical_analysis.py`."""
+    arguments.add_model(fit, model)
+    arguments.add_data(fit)
+    arguments.add_ratio(
+        fit,
+        "share of the visual compute to save, 0.6 or 60; several are fitted from one pass",
+        nargs="+",
+        default=[0.6],
+    )
+    arguments.add_calibration(fit.add_argument_group("calibration"))
+    arguments.add_merging(fit)
+    fit.add_argument("--batch-size", type=arguments.positive, default=8, help="samples observed at a time")
+    fit.add_argument("--output", default=None, help="recipe file (.json) or folder; default the current folder")
+    fit.add_argument("--stats", default=None, help="also keep the statistics in this file")
+    fit.add_argument("--from-stats", default=None, help="fit from kept statistics, without the model")
+    fit.add_argument(
+        "--criterion",
+        default=CRITERIA[0],
+        choices=CRITERIA,
+        help="which list of the least attended tokens a token has to be on to go: the paper's is both",
+    )
+    fit.add_argument(
+        "--replay", action="store_true", help="the released script's search, which runs the model again at every step"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fits, prints and keeps the recipes; returns the exit code."""
+    from ..calibrate import observe_questions
+    from ..families import load
+    from ..fit import fit_all
+    from ..stats import AttentionStats
+
+    workers: WorkerGroup = args.workers
+    workers.first(lambda: _check_output(args))
+    if args.replay:
+        entry.alone("--replay")
+        return _replay(args)
+    if args.from_stats:
+        entry.alone("--from-stats, which needs no model,")
+        stats = AttentionStats.load(args.from_stats)
+    else:
+        vlm = load(args.model_path, **arguments.load_options(args))
+        stats = observe_questions(vlm, arguments.calibration(args), workers=workers)
+
+    def keep() -> None:
+        if args.stats and not args.from_stats:
+            stats.save(args.stats)
+            print(f"statistics of {stats.samples} samples saved as {args.stats}")
+        by = [] if args.criterion == CRITERIA[0] else [args.criterion]
+        for ratio, recipe in fit_all(stats, None, args.reduction_ratio, args.criterion).items():
+            _keep(recipe, args, file_name(stats.model or "model", ratio, *by))
+
+    workers.first(keep)
+    return 0
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from ..families import load
+    from ..studies.replay import replay
+
+    ours = {"--criterion": args.criterion != CRITERIA[0], "--stats": args.stats, "--from-stats": args.from_stats}
+    for flag, given in ours.items():
+        if given:
+            raise FitPruneError(f"--replay is the released script's search, which has no {flag}: leave one of them out")
+    vlm = load(args.model_path, **arguments.load_options(args))
+    calibration = arguments.calibration(args)
+    samples = [encode_questions(vlm, [q], calibration.image_folder) for q in calibration.questions()]
+    for ratio in args.reduction_ratio:
+        recipe, _ = replay(vlm.model, samples, ratio)
+        _keep(recipe, args, file_name(vlm.name, ratio, "replayed"), vlm.cost)
+    return 0
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Finds out before the model runs whether its results can be kept."""
+    if args.output and len(args.reduction_ratio) > 1 and Path(args.output).suffix == ".json":
+        raise FitPruneError(
+            f"--output {args.output} is one file but there are {len(args.reduction_ratio)} ratios: name a folder"
+        )
+    folder = Path(args.output or ".")
+    folder = folder.parent if folder.suffix == ".json" else folder
+    for needed in (folder, *([Path(args.stats).parent] if args.stats else [])):
+        check_writable(needed)
+
+
+def _keep(recipe: Recipe, args: argparse.Namespace, stem: str, cost: CostModel | None = None) -> None:
+    """Prints the scheme and the recipe, and saves it, its steps merged first if that was asked for."""
+    if args.merge_steps:
+        recipe, stem = recipe.merge_steps(args.merge_steps, cost), f"{stem}-merged"
+    path = Path(args.output or ".")
+    if path.suffix != ".json":
+        path /= f"{stem}.recipe.json"
+    recipe.save(path)
+    print(list(recipe.counts))  # the scheme, as the released script prints it
+    print(recipe)
+    print(f"saved as {path}")
+
+
+def statistical_analysis(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
+    """The authors' fitting script, `llava/eval/statistical_analysis.py`: their flags and a family's default model,
+    `fitprune fit` behind them."""
+    made = arguments.Parser(
+        prog="statistical_analysis.py", description="Fit a recipe: how many visual tokens each layer deletes.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    add_options(made, model)
+    made.add_argument(
+        "--num-chunks", type=arguments.positive, default=1, help="kept for compatibility; fitting uses all of --samples"
+    )
+    made.add_argument("--chunk-idx", type=int, default=0, help="kept for compatibility")
+    return entry.guarded(run, made, argv, together=entry.always)

@@ -1,0 +1,21 @@
+"""How a transformers decoder is entered and left while tokens disappear from it. A pruned layer, on the tokens still carried:
+
+    normed   = norm(hidden)
+    attended = attention(normed)                          # every carried token asks and is asked; the cache keeps all of them
+    scores   = score(query, key)                          # scores.py: what each visual token received, in this layer
+    survive  = all but the lowest `deletions[layer]`      # deletion.py; the cut: from here on only survivors are carried
+    attended = projection(attended[survive])
+    hidden   = hidden[survive] + attended
+    hidden   = hidden + mlp(norm(hidden))                 # deleted tokens pay for neither, nor for any later layer
+    next layer: mask and rotary embeddings [survive]      # state.py: original positions; decoding goes on on shorter caches
+
+    attach.py          hooks and replacements, and how they are taken back;  upstream.py: what they rely on in transformers
+    visual_tokens.py   where the images are in a prompt
+    state.py           what a forward carries, and one layer's way through
+    layer.py           a layer's forward, as above;  block.py: whether a layer has these steps, attention.py: who listens to it
+    deletion.py        what a recipe makes of a prefill
+    cache.py           a KV cache whose layers hold different tokens
+    graphs.py          a whole prefill as one CUDA graph
+
+No family is known here: what sets models apart (how many tokens an image takes) is handed in.
+"""

@@ -1,0 +1,300 @@
+"""How anything here attaches to an unmodified transformers model, and lets go of it again.
+
+Three things are put in place, and every one is taken back by `detach`, also after an exception:
+
+- a pre-hook on the model, which finds the visual tokens in its inputs, and one on its decoder (the module that owns
+  `layers`), which turns them into a `PrefillState`, the state of that one forward;
+- each decoder layer's `forward`, replaced on the instance (layer.py), which carries fewer tokens on than it got;
+- a listening attention function (attention.py).
+
+What this relies on in transformers is looked for first (upstream.py), before anything is put in place.
+
+Nothing is patched at import, nothing is written on classes, and the state travels as a keyword argument from decoder
+to attention: two forwards at once, or two generations taking turns, do not meet. Models placed by accelerate keep
+their hooks: the replacement goes inside them.
+
+    pytest tests/decoder/test_attach.py
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..distributed.heads import heads_of
+from ..errors import FitPruneError, UnsupportedError
+from . import cache as kv
+from .attention import check_implementation, listening
+from .block import read_block
+from .layer import LayerForward
+from .state import Prefill, PrefillState
+from .upstream import (
+    MASK,
+    STATE,
+    attention_of,
+    attention_registry,
+    bound,
+    cache_argument,
+    cache_in,
+    caches_in,
+    check,
+    forward_name,
+    use_implementation,
+)
+from .visual_tokens import NO_LENGTHS, ByMask, ByTokenId, Lengths, Spans, without_padding
+
+_numbers = itertools.count()  # for names in the attention registry, so that two attachments never share one
+
+
+@dataclass
+class ImageSpans:
+    """What the model's pre-hook sends to its decoder's, and whether it was delivered.
+
+    spans: The images of this call; None where a mask says which tokens are visual.
+    logits_to_keep: How many of the last columns the model will look at; 0 for all.
+    """
+
+    spans: Spans | None
+    logits_to_keep: int = 0
+    delivered: bool = False
+
+
+class PrefillPolicy(Protocol):
+    """Who decides what happens in a forward."""
+
+    def begin(self, call: Prefill) -> PrefillState:
+        """The state of a forward that brings visual tokens."""
+
+
+def find_decoder(model: nn.Module) -> nn.Module:
+    """The module that owns the decoder layers.
+
+    Raises:
+        UnsupportedError: if there is none.
+    """
+    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    for candidate in (decoder, getattr(decoder, "model", None), getattr(model, "model", None), model):
+        if isinstance(getattr(candidate, "layers", None), nn.ModuleList):
+            return candidate  # type: ignore[return-value]
+    raise UnsupportedError(
+        f"{type(model).__name__} has no decoder with `layers`: see docs/new_family.md for what a model must look like"
+    )
+
+
+class Attachment:
+    """A model with something attached; `detach` restores it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        policy: PrefillPolicy,
+        visual_mask: Tensor | None = None,
+        lengths: Lengths = NO_LENGTHS,
+    ) -> None:
+        """
+        Args:
+            model: A transformers model, or its bare decoder.
+            policy: Makes the state of each prefill.
+            visual_mask: bool [B, S] over the prompt; without it images are found by the config's image token.
+            lengths: How many tokens images of this model take.
+        Raises:
+            UnsupportedError: if the model cannot be attached to; FitPruneError if something is attached already.
+        """
+        self.decoder = find_decoder(model)
+        self.policy = policy
+        self.layers: list[nn.Module] = list(self.decoder.layers)  # type: ignore[arg-type]
+        self.config = cast(Any, self.decoder.config)
+        self.shares_heads = False  # whether other processes hold some of the heads
+        if attachment_of(model) is not None:
+            raise FitPruneError(
+                "this model already has a recipe attached: leave that `with` block, or call detach(model), first"
+            )
+        check_implementation(self.config._attn_implementation)
+        check(self.decoder, self.layers)
+        self._mask = None if visual_mask is None else ByMask(visual_mask)
+        self._undo = ExitStack()
+        with ExitStack() as undo:
+            self._hook_model(model, lengths, undo)
+            undo.callback(self.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True).remove)
+            undo.callback(self.decoder.register_forward_hook(self._after_decoder, with_kwargs=True).remove)
+            for index, layer in enumerate(self.layers):
+                attention = attention_of(layer)
+                self._replace_forward(index, layer, attention, undo)
+                self._listen(attention, undo)
+            self._undo = undo.pop_all()
+
+    def detach(self) -> None:
+        """Takes everything back; a second call does nothing."""
+        self._undo.close()
+
+    def on_detach(self, undo: Callable[[], None]) -> None:
+        """Has `detach` take back something more."""
+        self._undo.callback(undo)
+
+    # ---- putting in place ---------------------------------------------------------------------------------------
+
+    def _hook_model(self, model: nn.Module, lengths: Lengths, undo: ExitStack) -> None:
+        locate = ByTokenId(model.config, lengths) if self._mask is None else None
+
+        def find(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if STATE in kwargs:
+                return None
+            call = bound(module, args, kwargs)
+            spans = None if locate is None else locate(call)
+            visual = spans is None or any(spans)
+            if call.get("labels") is not None and visual:
+                raise UnsupportedError(
+                    "training and losses need every token's logits, which pruning does not compute: call the model without labels"
+                )
+            keep = call.get("logits_to_keep")
+            if visual and isinstance(keep, Tensor):
+                raise UnsupportedError(
+                    "logits_to_keep as a tensor names positions that pruning may have removed: give a number of last tokens"
+                )
+            read = int(keep or 0) if not isinstance(keep, Tensor) and not _shows_hidden_states(module, call) else 0
+            return args, {**kwargs, STATE: ImageSpans(spans, read)}
+
+        def arrived(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            sent = kwargs.get(STATE)
+            if isinstance(sent, ImageSpans) and any(sent.spans or []) and not sent.delivered:
+                raise UnsupportedError(
+                    f"{type(model).__name__} does not hand keyword arguments on to its decoder, so nothing was pruned: "
+                    "pass visual_mask= to prune()"
+                )
+            if isinstance(sent, ImageSpans) and any(sent.spans or []) and getattr(output, "loss", None) is not None:
+                raise UnsupportedError(
+                    "this call made a loss, which pruning does not compute from every token: call the model without labels"
+                )
+
+        def not_for_it(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return args, {name: value for name, value in kwargs.items() if name != STATE}
+
+        base = getattr(model, "base_model", model)
+        for part in base.children() if base is not self.decoder else ():
+            if all(module is not self.decoder for module in part.modules()):  # a vision tower, a projector
+                undo.callback(part.register_forward_pre_hook(not_for_it, with_kwargs=True).remove)
+        for module in {id(m): m for m in (model, base) if m is not self.decoder}.values():
+            undo.callback(module.register_forward_pre_hook(find, with_kwargs=True).remove)
+            undo.callback(module.register_forward_hook(arrived, with_kwargs=True).remove)
+
+    def _replace_forward(self, index: int, layer: nn.Module, attention: nn.Module | None, undo: ExitStack) -> None:
+        name, block = forward_name(layer), read_block(layer)
+        own = layer.__dict__.get(name)
+        last = index + 1 == len(self.layers)
+        replacement = LayerForward(self, index, layer, attention, block, getattr(layer, name), last=last, undo=undo)
+        setattr(layer, name, replacement)
+        undo.callback(lambda: setattr(layer, name, own) if own is not None else delattr(layer, name))
+
+    def _listen(self, attention: nn.Module | None, undo: ExitStack) -> None:
+        if attention is None:
+            return  # nothing to listen to; a recipe that deletes in this layer finds that out there
+        functions, name = attention_registry(attention), f"fitprune_{next(_numbers)}"
+        config: Any = attention.config
+        heads = heads_of(attention)
+        functions[name] = listening(config, heads)
+        self.shares_heads = self.shares_heads or heads is not None
+        undo.callback(lambda: functions.__delitem__(name))
+        own = copy.copy(config)
+        use_implementation(own, name)
+        attention.config = own
+        undo.callback(lambda: setattr(attention, "config", config))
+
+    # ---- during a forward ---------------------------------------------------------------------------------------
+
+    def _on_decoder(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        sent = kwargs.pop(STATE, None)
+        call = bound(decoder, args, kwargs)
+        tokens = call["inputs_embeds"] if call.get("inputs_embeds") is not None else call.get("input_ids")
+        if tokens is None:
+            return None  # the decoder itself says what is missing
+        rows, length = tokens.shape[:2]
+        cache = cache_in(call)  # which may be empty, and so false
+        if cache is None:
+            cache = call.get(cache_argument(decoder) or "")  # one that is no `Cache`, to be refused
+        kv.check_notes(cache)
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        if isinstance(sent, ImageSpans):
+            sent.delivered = True
+        if isinstance(sent, ImageSpans) and sent.spans is not None:
+            spans = sent.spans
+        elif self._mask is not None:
+            spans = self._mask.window(rows, past, length)
+        else:
+            spans = [[] for _ in range(rows)]
+            if length > 1:
+                raise FitPruneError(
+                    "the decoder was called directly, so nothing says which tokens are visual: "
+                    "call the model, or pass visual_mask= to prune()"
+                )
+        prefill = any(spans)
+        if not prefill and not kv.is_pruned(cache):
+            return args, kwargs  # text only, or nothing was ever pruned: the model as it is
+        if decoder.training and torch.is_grad_enabled():
+            raise UnsupportedError(
+                "pruning is for inference and this model is in training mode with gradients: call model.eval(), or detach to train"
+            )
+        flash = "flash" in (self.config._attn_implementation or "")
+        check_implementation(self.config._attn_implementation)
+        real = _real(call.get(MASK), length) if prefill else None
+        if real is not None:
+            spans = without_padding(spans, real)
+        read = sent.logits_to_keep if isinstance(sent, ImageSpans) else 0
+        told = Prefill(spans, length, past, real, tokens.device, flash, read)
+        if prefill:
+            kv.check_prunable(cache)
+        return args, {**kwargs, STATE: self.policy.begin(told) if prefill else PrefillState(told)}
+
+    def _after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        state = kwargs.get(STATE)
+        if not isinstance(state, PrefillState):
+            return
+        name = type(decoder).__name__
+        if state.layers_entered != len(self.layers):
+            raise UnsupportedError(
+                f"{name} does not hand keyword arguments on to its layers, so nothing was pruned; see docs/new_family.md"
+            )
+        if state.token_index is not None and any(cache is not state.cache for cache in caches_in(output)):
+            raise UnsupportedError(
+                f"{name} keeps its cache from its layers, so nothing says which tokens each of them holds: call it with use_cache=False"
+            )
+
+
+def attachment_of(model: nn.Module) -> Attachment | None:
+    """What is attached to a model's decoder, if anything."""
+    for layer in find_decoder(model).layers:  # type: ignore[union-attr]
+        for name in ("forward", "_old_forward"):
+            own = layer.__dict__.get(name)
+            if isinstance(own, LayerForward):
+                return own.attachment
+    return None
+
+
+def _shows_hidden_states(module: nn.Module, call: Mapping[str, Any]) -> bool:
+    """Whether this call returns hidden states or attention beside its logits."""
+    config: Any = module.config
+    return any(
+        call.get(name) or getattr(part, name, False)
+        for name in ("output_hidden_states", "output_attentions")
+        for part in (config, config.get_text_config())
+    )
+
+
+def _real(attention_mask: Tensor | None, length: int) -> Tensor | None:
+    """[B, length] bool on the CPU, False at padding among the new tokens; None without padding."""
+    if attention_mask is None or attention_mask.ndim != 2:
+        return None
+    real = attention_mask[:, -length:].cpu().bool()
+    return None if bool(real.all()) else real

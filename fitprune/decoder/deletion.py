@@ -1,0 +1,83 @@
+"""What a recipe makes of one prefill: the state that deletes, and the policy that makes such states.
+
+Counts and shapes of all layers are fixed here before the first layer runs, from the recipe and the images' places, so
+no layer has a word with the host: that is what lets a whole prefill be recorded (graphs.py).
+
+    pytest tests/test_prune.py
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import FitPruneError
+from ..kernels.attended import Attended
+from ..kernels.select import ALIVE, DELETED, PADDING, compact, lowest, padded_counts
+from ..recipe import Recipe
+from ..scores import Score
+from ..trace import Steps, Trace
+from .state import Prefill, PrefillState
+
+
+class DeletionState(PrefillState):
+    """A prefill whose deletions a recipe has fixed: every count and shape is known before the first layer."""
+
+    def __init__(self, policy: DeletionPolicy, call: Prefill) -> None:
+        super().__init__(call)
+        self.policy = policy
+        recipe, layers = policy.recipe, policy.layers
+        per_image = [[recipe.deletions(end - start, layers) for start, end in row] for row in self.spans]
+        self.counts = [[[image[layer] for image in row] for row in per_image] for layer in range(layers)]
+        alike = all(
+            rows.count(rows[0]) == len(rows) for rows in self.counts
+        )  # then a layer's counts are one number each
+        counts = [padded_counts(rows) for rows in self.counts]
+        self.quotas = None if alike else torch.tensor(counts, device=self.status.device)  # [L, B, I]
+        self.steps: Steps = []
+        self._plan((self.host_group != 0).sum(1).tolist())
+
+    def _plan(self, carried: list[int]) -> None:
+        """Fixes how many columns each layer carries on, for rows that begin with so many that are to be carried."""
+        self.lengths, self.ragged = [], []
+        for counts in self.counts:
+            carried = [left - sum(row) for left, row in zip(carried, counts, strict=True)]
+            if any(left <= 0 and sum(row) for left, row in zip(carried, counts, strict=True)):
+                raise FitPruneError(
+                    "a row of the batch has no text and the recipe deletes all of its visual tokens, so nothing is left: "
+                    "add text to the prompt, or use a recipe that keeps a token"
+                )
+            self.lengths.append(max(carried))
+            self.ragged.append(len(set(carried)) > 1)
+
+    def needs_scores(self, layer: int) -> bool:
+        return any(any(row) for row in self.counts[layer])
+
+    def select_survivors(self, seen: Attended) -> Tensor:
+        layer = seen.layer
+        seen.seed = self.policy.seed
+        quotas = None if self.quotas is None else self.quotas[layer].to(self.status.device)  # which may be another one
+        score = self.policy.score(seen).float()
+        score = score if seen.heads is None else seen.heads.broadcast_from_first(score.contiguous())
+        marked = lowest(score, self.token_group, self.counts[layer], quotas)
+        self.status = self.status.masked_fill(marked, DELETED)
+        self.token_group = self.token_group.masked_fill(marked, 0)
+        self.pad_slots = self.ragged[layer]
+        return compact(self.status, self.lengths[layer])
+
+    def carry_on(self, survivors: Tensor | None) -> None:
+        super().carry_on(survivors)
+        self.steps.append((self.token_index, None if self.token_index is None else self.status))
+
+
+class DeletionPolicy:
+    """What does not change from one forward to the next while a recipe is attached."""
+
+    def __init__(self, recipe: Recipe, layers: int, score: Score, seed: int) -> None:
+        self.recipe, self.layers, self.score, self.seed = recipe, layers, score, seed
+        self.trace = Trace()
+
+    def begin(self, call: Prefill) -> PrefillState:
+        state = DeletionState(self, call)
+        state.steps = self.trace.clear(state.past, torch.where(state.host_group == 0, PADDING, ALIVE), state.host_group)
+        return state

@@ -1,0 +1,132 @@
+"""A decoder layer's forward while something is attached.
+
+A layer that deletes nothing runs its own original forward with narrowed arguments. A layer that deletes runs norm →
+attention → *cut* → output projection → add → norm → MLP → add, so that a deleted token pays for its layer's queries, keys,
+values and attention and for nothing after. The last layer carries on only the columns whose logits were asked for
+(`logits_to_keep`, which `generate` sets to 1): nobody reads what its MLP makes of the others.
+
+The cut inside the attention module is a pre-hook on `o_proj`, its last step: the pass at hand lies in a thread-local while
+that one call runs.
+
+Modifications against transformers' LlamaDecoderLayer.forward (5.0 to 5.24; some eighty decoder layers have its shape, Mistral's and
+Qwen's among them: `block.py` tells), in layers that delete and in the last: residual and attention output lose the rows
+that do not go on. Layers of any other shape are cut at their exit instead: the survivors are the same, what comes after attention
+is not saved.
+
+    pytest tests/decoder/test_attach.py
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import UnsupportedError
+from .block import Block
+from .state import LayerPass, PrefillState
+from .upstream import PROJECTION, STATE, argument_names, cache_in
+
+
+class LayerForward:
+    """Stands in for `layer.forward`. Carries the attachment, so that it can be found from the model."""
+
+    def __init__(
+        self,
+        attachment: Any,
+        index: int,
+        layer: nn.Module,
+        attention: nn.Module | None,
+        block: Block | None,
+        original: Callable[..., Any],
+        *,
+        last: bool,
+        undo: ExitStack,
+    ) -> None:
+        """
+        Args:
+            attachment: What it belongs to.
+            index: Number of the layer.
+            layer: The layer.
+            attention: The part of it that is its attention; None if it has none.
+            block: Its parts, if it may be cut between its attention and its MLP.
+            original: The forward that it replaces.
+            last: Whether it is the decoder's last layer.
+            undo: Gets what takes the hook back.
+        """
+        self.attachment, self.index, self.layer, self.original, self.last = attachment, index, layer, original, last
+        self.block = block
+        self._arguments = argument_names(layer)[1:]  # after the hidden states
+        self._attending = threading.local()  # .here: whose attention runs on this thread
+        projection = getattr(attention, PROJECTION, None)
+        if self.block is not None and isinstance(projection, nn.Module):
+            # before other hooks: those of transformers' tensor parallelism may wrap the input
+            undo.callback(projection.register_forward_pre_hook(self._before_projection, prepend=True).remove)
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        state: PrefillState | None = kwargs.pop(STATE, None)
+        if state is None:
+            return self.original(hidden_states, *args, **kwargs)
+        kwargs.update(zip(self._arguments, args, strict=False))
+        cache = cache_in(kwargs)
+        here = state.enter(self.index, hidden_states, cache, kwargs)
+        deletes = state.needs_scores(self.index)
+        if deletes:
+            kwargs[STATE] = here
+        if self.block is not None and (deletes or self._read_last(here)):
+            output = self._cut_inside(self.block, hidden_states, here, deletes, cache, kwargs)
+            return (output,) if self.block.in_tuple else output
+        output = self.original(hidden_states, **kwargs)
+        here.record_cache(cache)
+        if deletes:
+            self._check_heard(here)
+        if not isinstance(output, tuple):
+            return here.cut(output)
+        return here.cut(output[0]), *output[1:]
+
+    def _cut_inside(
+        self, block: Block, hidden_states: Tensor, here: LayerPass, deletes: bool, cache: Any, kwargs: dict[str, Any]
+    ) -> Tensor:
+        """The layer's own steps, cut between attention and projection."""
+        first_norm, attention, second_norm, mlp = (
+            getattr(self.layer, name) for name in (block.first_norm, block.attention, block.second_norm, block.mlp)
+        )
+        self._attending.here = here
+        try:
+            attended, _ = attention(first_norm(hidden_states), **kwargs)
+            narrowed = self._attending.here is None
+        finally:
+            self._attending.here = None
+        if deletes:
+            self._check_heard(here)
+        here.record_cache(cache)
+        if not narrowed:  # an attention module without `o_proj`
+            attended = self._read(here, here.narrow(attended))
+        hidden_states = self._read(here, here.cut(hidden_states)) + attended
+        return hidden_states + mlp(second_norm(hidden_states))
+
+    def _before_projection(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        here: LayerPass | None = getattr(self._attending, "here", None)
+        if here is None:
+            return None
+        self._attending.here = None
+        return self._read(here, here.narrow(args[0])), *args[1:]
+
+    def _read_last(self, here: LayerPass) -> int:
+        """How many of the last columns somebody reads after this layer, where that is the decoder's last; else 0, for all."""
+        return here.state.call.logits_to_keep if self.last else 0
+
+    def _read(self, here: LayerPass, tensor: Tensor) -> Tensor:
+        """The columns [B, m', …] that somebody reads after this layer."""
+        count = self._read_last(here)
+        return tensor[:, -count:] if count else tensor
+
+    def _check_heard(self, here: LayerPass) -> None:
+        if not here.heard:
+            raise UnsupportedError(
+                f"{type(self.layer).__name__} or its attention does not hand keyword arguments on, so nothing was pruned; "
+                "see docs/new_family.md"
+            )

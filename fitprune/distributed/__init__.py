@@ -1,0 +1,1 @@
+"""Processes that share one run: who started them, who does what, how results and heads come together."""

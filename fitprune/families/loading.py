@@ -1,0 +1,115 @@
+"""From a path to a checkpoint that can be asked: which layout, which family, where the weights go.
+
+python -c "import fitprune; print(fitprune.load('embedded'))"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, cast
+
+from ..checkpoints.original import OriginalCheckpoint, check_transformers, is_original, read_original
+from ..checkpoints.source import Source
+from ..distributed.launch import zero_stage
+from ..embedded import MODELS, model_path
+from ..errors import FitPruneError, first_line
+from . import FAMILIES
+from .conversation import template_for
+from .placement import dtype_named, from_transformers, where
+from .protocols import Family, OriginalFamily
+from .vlm import VLM
+
+
+def load(
+    path: str,
+    *,
+    model_base: str | None = None,
+    vision_tower: str | None = None,
+    template: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    attn: str | None = None,
+    device_map: Any = None,
+    tensor_parallel: bool = False,
+) -> VLM:
+    """Loads a checkpoint with all that is needed to ask it questions, whichever layout it has.
+
+    Args:
+        path: A folder or hub name in transformers or original layout, or a model that ships with FitPrune ("embedded").
+        model_base: The language model that a LoRA or projector-only checkpoint was trained on.
+        vision_tower: Folder or hub name of CLIP for a checkpoint of the original layout, instead of the one it names.
+        template: Conversation template; default the one that the checkpoint was trained with.
+        device: "cpu", "cuda", "cuda:1"; default the first GPU, else the CPU.
+        dtype: "auto", "float32", "bfloat16", "float16"; default float32 on a CPU, else the checkpoint's.
+        attn: Attention implementation, such as "sdpa".
+        device_map: As transformers'.
+        tensor_parallel: Share the model between the processes of torchrun, which all ask it the same (shared.py).
+    Raises:
+        FitPruneError: no such checkpoint, a family that is not known, a damaged or unsafe file; says what to do.
+    """
+    source, name = Source(model_path(path) if path in MODELS else path), path
+    config = source.json("config.json")
+    device, dtype = where(device, dtype, device_map)
+    if tensor_parallel and device_map is not None:
+        raise FitPruneError("tensor parallelism places the model itself: leave out --device-map")
+    if is_original(config):
+        if tensor_parallel or zero_stage():
+            raise FitPruneError(
+                f"{path} has the original layout, of which every process reads the whole: convert it first (fitprune convert {path} FOLDER)"
+            )
+        family: Family
+        checkpoint = original(source, config, model_base, vision_tower)
+        family, tokenizer, place = checkpoint.family, checkpoint.tokenizer, None
+        model: Any = checkpoint.model(dtype_named(dtype), attn, device, device_map)
+    else:
+        for option, value in (("--model-base", model_base), ("--vision-tower", vision_tower)):
+            if value:
+                raise FitPruneError(f"{path} is in transformers layout, whole in itself: leave out {option}")
+        family, place = by_type(str(config.get("model_type")), path), source.place
+        check_transformers(config, source)
+        model, tokenizer = from_transformers(
+            family.model_class(), source, device, dtype, attn, device_map, tensor_parallel
+        )
+    try:
+        processor = family.image_processor(model.config, place)
+    except (OSError, ValueError) as error:
+        raise FitPruneError(f"cannot load the image processor of {path}: {first_line(error)}") from None
+    usual = template_for(model.config.get_text_config().model_type, tokenizer, name)
+    return VLM(name, model, tokenizer, template or usual, family, family.images(model.config, processor), usual)
+
+
+def original(
+    source: Source, config: Mapping[str, Any], model_base: str | None = None, vision_tower: str | None = None
+) -> OriginalCheckpoint[OriginalFamily]:
+    """A checkpoint of the original layout, before its weights are loaded; errors as `load`."""
+    layouts = {name: family_in(module) for name, module in FAMILIES.items()}
+    claiming = [name for name, family in layouts.items() if hasattr(family, "claims") and family.claims(config)]
+    if not claiming:
+        raise FitPruneError(
+            f"{source} has the original layout, but of no family known here ({', '.join(FAMILIES)}): see docs/new_family.md"
+        )
+    if len(claiming) > 1:
+        raise FitPruneError(
+            f"{source}: config.json is claimed by {' and '.join(claiming)}, which no checkpoint is both of: correct its fields"
+        )
+    return read_original(source, config, layouts[claiming[0]], model_base, vision_tower)
+
+
+def by_type(model_type: str, path: str) -> Family:
+    """The family of a config.json in transformers layout.
+
+    Raises:
+        FitPruneError: for one that is not known.
+    """
+    if model_type not in FAMILIES:
+        raise FitPruneError(
+            f"{path} is a {model_type!r} model, families known here: {', '.join(FAMILIES)}. "
+            "prune(model, recipe) itself works on other models too; docs/new_family.md says what a model needs"
+        )
+    return family_in(FAMILIES[model_type])
+
+
+def family_in(name: str) -> OriginalFamily:
+    """The family that a module of this package defines; what has no original layout has only the names of a `Family`."""
+    return cast(OriginalFamily, import_module(f"{__package__}.{name}"))

@@ -1,0 +1,41 @@
+"""How many visual tokens the images of a transformers model take, by its config and by what a call says of their sizes.
+
+python -c "import fitprune; from fitprune.images.lengths import *; print(ImageLengths(fitprune.load('embedded').model.config).each)"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from . import anyres
+
+
+class ImageLengths:
+    """Of one model; what decoder/visual_tokens.py asks.
+
+    each: What every image takes, None where they differ (tiles) or the config does not say.
+    """
+
+    def __init__(self, config: Any) -> None:
+        one_size = getattr(config, "image_grid_pinpoints", None) is None  # without tiles every image has the same size
+        self.each = _image_size(config) if one_size else None
+        self.tiles = anyres.of_config(config)
+
+    def told(self, call: Mapping[str, Any]) -> list[int] | None:
+        """The tokens of each image of a call that brings `image_sizes` [images, 2] (height, width); None if it does not."""
+        sizes = call.get("image_sizes")
+        if self.tiles is None or sizes is None or call.get("pixel_values") is None:
+            return None
+        return [self.tiles.tokens((width, height)) for height, width in torch.as_tensor(sizes).tolist()]
+
+
+def _image_size(config: Any) -> int | None:
+    """Tokens of every image, from the vision tower's patches, else from what the config states; None if unknown."""
+    side, patch = (getattr(getattr(config, "vision_config", None), name, None) for name in ("image_size", "patch_size"))
+    strategy = getattr(config, "vision_feature_select_strategy", None)
+    if isinstance(side, int) and isinstance(patch, int) and strategy is not None:
+        return (side // patch) ** 2 + (strategy == "full")
+    return getattr(config, "image_seq_length", None)

@@ -1,0 +1,196 @@
+"""Question files: JSON lines, one question about one image each, as LLaVA's loaders read them; and which to fit on.
+
+A line is an object with `question_id` (a number or a string; TextVQA and MME repeat it, so it is no key), `image` (a
+path inside the image folder), `text` (all that the user says, instruction included, without `<image>`) and an optional
+`category`. Other keys are ignored. Blank lines are skipped; anything else that is not a question is refused with its
+line number, because a question that is silently lost shifts every benchmark that depends on line order.
+
+Fitting needs images and questions, no answers: a `Calibration` takes evenly spaced ones, so that a file sorted by kind is
+covered. Question files of other shapes (ScienceQA's list, MMBench's table) are read by their benchmark, into the same
+`Question`.
+
+    python -c "from fitprune.questions import *; print(read_questions('questions.jsonl')[0])"
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+
+from PIL import Image
+
+from .embedded import embedded
+from .errors import FitPruneError
+from .files import read_json_lines
+from .images.reading import read_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .families import VLM
+
+SAMPLES = 128  # calibration questions taken unless told otherwise
+IMAGE = "<image>"  # stands for a picture in prompts, and so in no question
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One line of a question file.
+
+    Attributes:
+        question_id: The file's own name for it, kept as a number or a string; may repeat.
+        image: Path of the picture relative to the image folder, or None for a question without one.
+        text: The user's text, byte for byte as in the file (scorers look answers up by it).
+        category: The file's free label, if it has one.
+        prompt: What the answers file keeps as `prompt`, where that is not the text (`saved` is either).
+        picture: The picture file itself, where the question file holds it; `image` then only names it in messages.
+        more: Further fields of its answer line, (name, JSON value) each.
+    """
+
+    question_id: int | str
+    image: str | None
+    text: str
+    category: str | None = None
+    prompt: str | None = None
+    picture: bytes | None = field(default=None, repr=False)
+    more: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def saved(self) -> str:
+        """The `prompt` of its answer line."""
+        return self.text if self.prompt is None else self.prompt
+
+
+def questions_digest(questions: Sequence[Question]) -> bytes:
+    """What tells lists of questions apart: ids, pictures and texts."""
+    return json.dumps([(question.question_id, question.image, question.text) for question in questions]).encode()
+
+
+def read_questions(path: str | os.PathLike[str]) -> list[Question]:
+    """All questions of a JSON-lines file, in file order.
+
+    Raises:
+        FitPruneError: for a missing or unreadable file, a file without questions, and a line that is torn or is not a
+            question (the message names file and line).
+    """
+    questions = [_question(entry, f"{path} line {number}") for number, entry in read_json_lines(path, "question file")]
+    if not questions:
+        raise FitPruneError(f"question file {path} holds no questions: give a file with one JSON object per line")
+    return questions
+
+
+def is_question_id(value: object) -> TypeGuard[int | str]:
+    """Whether a JSON value can be a question's id: a string or a whole number (true and false are neither)."""
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def chunk(questions: Sequence[Item], num_chunks: int, chunk_idx: int) -> list[Item]:
+    """The share of process `chunk_idx` out of `num_chunks`: consecutive slices of ceil(N / num_chunks) items.
+
+    The slices joined in index order are the whole sequence again, so answers may be concatenated. Rounding up can
+    leave nothing for the last indices (10 items in 6 chunks make 5 slices of 2): such an index is refused, as the
+    original's is.
+
+    Raises:
+        FitPruneError: for fewer than one chunk and for an index outside the slices that there are.
+    """
+    if num_chunks < 1:
+        raise FitPruneError(f"--num-chunks {num_chunks} is not possible: give 1 or more")
+    size = -(-len(questions) // num_chunks)
+    slices = -(-len(questions) // size) if size else 0
+    if not 0 <= chunk_idx < slices:
+        raise FitPruneError(
+            f"--chunk-idx {chunk_idx} is out of range: {len(questions)} questions in --num-chunks {num_chunks} make "
+            f"{slices} slices of {size}, so the index goes from 0 to {slices - 1}"
+            if slices
+            else "there are no questions to cut into chunks: check the question file"
+        )
+    return list(questions[chunk_idx * size : (chunk_idx + 1) * size])
+
+
+def _question(entry: dict[str, Any], where: str) -> Question:
+    """One parsed line as a Question; `where` begins the message when it is not one."""
+    for key in ("question_id", "text"):
+        if key not in entry:
+            raise FitPruneError(f"{where} has no {key!r}: a question needs question_id, image and text")
+    question_id, image, text, category = (entry.get(key) for key in ("question_id", "image", "text", "category"))
+    if not is_question_id(question_id):
+        raise FitPruneError(f"{where}: question_id must be a whole number or a string, not {question_id!r}")
+    if not isinstance(text, str):
+        raise FitPruneError(f"{where}: text must be a string, not {text!r}")
+    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
+        raise FitPruneError(f"{where}: text has half of a surrogate pair, which is no character: repair the line")
+    if IMAGE in text:
+        raise FitPruneError(f"{where}: text contains {IMAGE}: leave it out, the picture's place is before the text")
+    if image is not None and not isinstance(image, str):
+        raise FitPruneError(f"{where}: image must be a path inside the image folder, not {image!r}")
+    return Question(question_id, image, text, None if category is None else str(category))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where calibration questions come from, how many are taken, how many are run at a time, how the file is read."""
+
+    question_file: str | Path
+    image_folder: str | Path
+    samples: int = SAMPLES
+    batch_size: int = 8
+    read: Callable[[Path], list[Question]] = read_questions
+
+    @classmethod
+    def shipped(cls, samples: int = SAMPLES, batch_size: int = 8) -> Calibration:
+        """The embedded set, for embedded models."""
+        return cls(embedded().calibration, embedded().calibration_images, samples, batch_size)
+
+    @classmethod
+    def nothing(cls, what: str) -> Calibration:
+        """Where nothing may be fitted on: asked for questions it raises a FitPruneError that says what to do instead."""
+
+        def refuse(path: Path) -> list[Question]:
+            raise FitPruneError(what)
+
+        return cls("", "", read=refuse)
+
+    def questions(self) -> list[Question]:
+        """Evenly spaced questions that have an image.
+
+        Raises:
+            FitPruneError: if there is none, or fewer than one sample is asked for.
+        """
+        if self.samples < 1:
+            raise FitPruneError(f"cannot fit on {self.samples} samples: give at least 1")
+        illustrated = [question for question in self.read(Path(self.question_file)) if question.image]
+        if not illustrated:
+            raise FitPruneError(f"{self.question_file} has no question with an image to fit on")
+        count = min(self.samples, len(illustrated))
+        return [illustrated[index * len(illustrated) // count] for index in range(count)]
+
+
+def open_image(question: Question, image_folder: str | Path, pixels: bool = True) -> Image.Image:
+    """The picture of a question that has one, from the folder or from the question itself; `pixels` as `read_image`.
+
+    Raises:
+        FitPruneError: unreadable picture.
+    """
+    if question.picture is not None:
+        return read_image(str(question.image), pixels, question.picture)
+    return read_image(Path(image_folder) / str(question.image), pixels)
+
+
+def encode_questions(
+    vlm: VLM, questions: Sequence[Question], image_folder: str | Path, padding_side: str = "left"
+) -> dict[str, Tensor]:
+    """Model inputs of a batch of questions, with their images where they have one.
+
+    Raises:
+        FitPruneError: unreadable image.
+    """
+    asked = (
+        (vlm.prompt(q.text, image=bool(q.image)), [open_image(q, image_folder)] if q.image else []) for q in questions
+    )
+    return vlm.encode(list(asked), padding_side)

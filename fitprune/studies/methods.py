@@ -1,0 +1,212 @@
+"""Comparison methods at a given reduction ratio: method = schedule × score.
+
+A schedule is solved for the ratio, so that all methods save the same visual compute, to the token (`vtw`, which only has its
+layer to choose, to the layer); a score is a name in `SCORES`. What each one is, with layers counted from 0:
+
+- `fitprune`, `cross`, `self`, `last`, `random`: the fitted schedule, ranked by the score of that name;
+- `uniform`: the same share of the tokens that enter a layer goes in every layer, ranked as FitPrune ranks;
+- `fastv` (https://arxiv.org/abs/2403.06764): one step in layer 1 (its K = 2), its R solved, ranked by the last token;
+- `vtw` (https://arxiv.org/abs/2405.05803): one step that keeps nothing, in the last layer that still saves the ratio;
+- `pyramiddrop` (https://arxiv.org/abs/2410.17247): four stages of equal depth, after each but the last one factor λ of the
+  tokens stays, λ solved (the paper fixes it at 0.5), ranked by the last token.
+
+A fitted schedule can be fitted otherwise, for ablations: `fitprune samples=16` on so many of the samples, evenly spaced;
+`fitprune criterion=cross` by another criterion (`fit.CRITERIA`); both may follow any method whose schedule is fitted.
+
+`random` and `uniform` are the controls: the first has our schedule without our ranking, the second our ranking without our
+schedule. In all of them tokens go after the attention of the layer, before its MLP, as everywhere here.
+
+Left out: the schedules that the papers recommend as such (FastV's R of 0.5, PyramidDrop's λ of 0.5, VTW's search for its
+layer by calibration): what is compared is methods at equal cost.
+
+    python -c "from fitprune.studies.methods import *; from fitprune.cost import VICUNA_7B as c; print(pyramiddrop(c, 576, 0.5))"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from ..cost import CostModel
+from ..errors import FitPruneError
+from ..recipe import Recipe
+from ..schedule.budget import round_to_budget, scale_to_budget, unreachable
+from ..schedule.ratio import parse_ratio
+from ..schedule.validation import CRITERIA
+
+if TYPE_CHECKING:
+    from ..stats import AttentionStats
+
+FASTV_LAYER = 1  # FastV's K = 2 counts layers from 1
+STAGES = 4  # PyramidDrop's
+
+Schedule = Callable[[CostModel, int, float], Recipe]  # model, visual tokens, reduction ratio
+
+
+@dataclass(frozen=True)
+class Method:
+    """A schedule, None for the fitted one, and the score that ranks tokens; what it is fitted on (None: all) and by."""
+
+    schedule: Schedule | None
+    score: str
+    samples: int | None = None
+    criterion: str = "both"
+
+
+def uniform(cost: CostModel, visual_tokens: int, ratio: float) -> Recipe:
+    """The same share of the tokens that enter a layer goes in every layer; errors as `recipes`."""
+    shape = [2 ** (-(layer + 1) / cost.layers) for layer in range(cost.layers)]
+    return _solved("uniform", cost, visual_tokens, ratio, shape, range(cost.layers))
+
+
+def fastv(cost: CostModel, visual_tokens: int, ratio: float) -> Recipe:
+    """FastV: one step after the second layer's attention; errors as `recipes`."""
+    shape = [1.0 if layer < FASTV_LAYER else 0.5 for layer in range(cost.layers)]
+    return _solved("fastv", cost, visual_tokens, ratio, shape, [FASTV_LAYER])
+
+
+def pyramiddrop(cost: CostModel, visual_tokens: int, ratio: float) -> Recipe:
+    """PyramidDrop: at the end of each stage but the last, the same share of the tokens goes; errors as `recipes`."""
+    steps = [cost.layers * stage // STAGES - 1 for stage in range(1, STAGES)]
+    shape = [0.5 ** sum(step <= layer for step in steps) for layer in range(cost.layers)]
+    return _solved("pyramiddrop", cost, visual_tokens, ratio, shape, steps)
+
+
+def vtw(cost: CostModel, visual_tokens: int, ratio: float) -> Recipe:
+    """VTW: all visual tokens go in one layer, the last that saves at least the ratio; errors as `recipes`."""
+
+    def saved(layer: int) -> float:
+        alive = [visual_tokens] * layer + [0] * (cost.layers - layer)
+        return cost.visual_reduction_of_alive(alive, visual_tokens)
+
+    if saved(0) < ratio:
+        raise unreachable(ratio, visual_tokens, saved(0))
+    layer = max(layer for layer in range(cost.layers) if saved(layer) >= ratio)
+    return replace(Recipe.step(layer=layer, keep=0), reduction_ratio=ratio, achieved=saved(layer), source="vtw")
+
+
+METHODS: dict[str, Method] = {
+    "fitprune": Method(None, "fitprune"),
+    "cross": Method(None, "cross"),
+    "self": Method(None, "self"),
+    "last": Method(None, "last"),
+    "random": Method(None, "random"),
+    "uniform": Method(uniform, "fitprune"),
+    "fastv": Method(fastv, "last"),
+    "vtw": Method(vtw, "random"),  # all go, so nothing is ranked: the score that costs nothing
+    "pyramiddrop": Method(pyramiddrop, "last"),
+}
+CONTROLS = ("random", "uniform")
+
+
+def find(name: str) -> Method:
+    """A method by name, with how its schedule is fitted behind it: "fitprune", "fitprune samples=16".
+
+    Raises:
+        FitPruneError: for a name that is not in `METHODS`, and for what cannot be said of its schedule.
+    """
+    base, *settings = name.split() or [""]
+    if base not in METHODS:
+        raise FitPruneError(f"unknown method {base!r}: use some of {', '.join(METHODS)}")
+    method = METHODS[base]
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if method.schedule is not None:
+            raise FitPruneError(f"{name}: the schedule of {base} is not fitted: leave out {setting}")
+        if key == "samples" and value.isdecimal() and int(value):
+            method = replace(method, samples=int(value))
+        elif key == "criterion" and value in CRITERIA:
+            method = replace(method, criterion=value)
+        else:
+            raise FitPruneError(
+                f"{name}: {setting} says nothing: give samples=NUMBER or criterion= and one of {', '.join(CRITERIA)}"
+            )
+    return method
+
+
+def recipes(
+    stats: AttentionStats, names: Iterable[str], ratios: Iterable[float | str]
+) -> dict[tuple[str, float], tuple[Recipe, str] | FitPruneError]:
+    """Every method at every ratio, all from the same statistics.
+
+    Args:
+        stats: What the unpruned model attends to; they carry its cost model.
+        names: Methods, as `find` takes them.
+        ratios: As `parse_ratio` takes them, above 0.
+    Returns:
+        By method and ratio (a fraction), ratio by ratio: the recipe and the name of its score; where a method cannot
+        save as much, the error that says what it can.
+    Raises:
+        FitPruneError: for an unknown method, a ratio out of range, and statistics without a cost model or with fewer
+            samples than a method asks for.
+    """
+    chosen = {name: find(name) for name in names}
+    wanted = list(dict.fromkeys(map(parse_ratio, ratios)))
+    if 0 in wanted:
+        raise FitPruneError("a reduction ratio of 0 is the dense model: methods need one above 0")
+    if stats.cost is None:
+        raise FitPruneError("these statistics carry no cost model: observe the model again")
+    tokens = int(stats.visual_tokens.max())
+    found: dict[tuple[str, float], tuple[Recipe, str] | FitPruneError] = {}
+    ways = dict.fromkeys((one.samples, one.criterion) for one in chosen.values() if one.schedule is None)
+    fits = {(samples, criterion): fitted(spaced(stats, samples), wanted, criterion) for samples, criterion in ways}
+    for ratio in wanted:
+        for name, method in chosen.items():
+            try:
+                way = method.samples, method.criterion
+                made = method.schedule(stats.cost, tokens, ratio) if method.schedule else fits[way][ratio]
+                if isinstance(made, FitPruneError):
+                    raise made
+                found[name, ratio] = replace(made, model=stats.model), method.score
+            except FitPruneError as error:
+                found[name, ratio] = FitPruneError(f"{name}: {error}")
+    return found
+
+
+def spaced(stats: AttentionStats, samples: int | None) -> AttentionStats:
+    """So many of the samples, evenly spaced as calibration questions are; all of them for None.
+
+    Raises:
+        FitPruneError: when there are not that many.
+    """
+    if samples is None:
+        return stats
+    if samples > stats.samples:
+        raise FitPruneError(f"there are {stats.samples} samples, not {samples}: ask for fewer, or observe more")
+    return stats.rows([at * stats.samples // samples for at in range(samples)])
+
+
+def fitted(
+    stats: AttentionStats, ratios: Sequence[float], criterion: str = "both"
+) -> dict[float, Recipe | FitPruneError]:
+    """Fitted recipes by ratio (a fraction), or why there is none."""
+    from ..fit import fit_all
+
+    try:
+        return dict(fit_all(stats, None, ratios, criterion))
+    except FitPruneError as error:
+        if len(ratios) == 1:
+            return {ratios[0]: error}
+        return {ratio: made for one in ratios for ratio, made in fitted(stats, [one], criterion).items()}
+
+
+def _solved(
+    source: str, cost: CostModel, visual_tokens: int, ratio: float, shape: Sequence[float], steps: Sequence[int]
+) -> Recipe:
+    """Shares alive after each layer, all raised to the one power at which the ratio is met, in whole tokens."""
+    if min(steps) < 0 or max(steps) >= cost.layers:
+        raise FitPruneError(f"a model of {cost.layers} layers is too shallow: leave this method out")
+    curve = scale_to_budget(shape, visual_tokens, cost, ratio)
+    whole = round_to_budget(curve, visual_tokens, cost, ratio, steps)
+    counts = [before - after for before, after in pairwise([visual_tokens, *whole])]
+    return Recipe.from_deletions(
+        counts,
+        visual_tokens=visual_tokens,
+        scaling="budget",
+        reduction_ratio=ratio,
+        achieved=cost.visual_reduction(counts, visual_tokens),
+        cost=cost,
+        source=source,
+    )

@@ -1,0 +1,36 @@
+"""Figures as text: rows in aligned columns, counts in a line, bars.
+
+fitprune show llava-v1.5-7b 0.6
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+BAR = 40  # characters of a full bar
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines: the first column to the left, all others to the right, a rule below the first row; empty columns go."""
+    columns = [column for column in zip(*cells, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for row in zip(*columns, strict=True):
+        first, *others = (
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join([first, *others]).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return lines
+
+
+def format_counts(values: Sequence[float]) -> str:
+    """`12, 11, …` with at most one decimal, for tables."""
+    return " ".join(f"{value:.0f}" if abs(value - round(value)) < 0.05 else f"{value:.1f}" for value in values)
+
+
+def bar(share: float) -> str:
+    """A bar of block characters, in eighths of a character; a share of 1 is `BAR` characters."""
+    eighths = round(share * BAR * 8)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()

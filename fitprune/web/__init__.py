@@ -1,0 +1,1 @@
+"""What listens on a port: the server, the demo, and what strangers may send."""

@@ -1,0 +1,231 @@
+"""Every family on the same walk: load → observe → fit → prune → generate, one by one and in batches of unlike pictures.
+
+The checkpoints are the recorded miniatures of the original layout, made deep enough for a ratio of 0.9. What pruning
+keeps is compared with the independent implementation in tiny.py, which masks deleted tokens in the unmodified model.
+Entry points are in test_entry_points.py.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from multimodal import Recorded
+from PIL import Image
+from tiny import DECODERS, dense_pruned, sharpen
+from tokenizers import AddedToken
+from torch import Tensor
+from transformers import CLIPVisionConfig, LlamaTokenizer, LlavaNextConfig, LlavaNextForConditionalGeneration
+
+import fitprune
+from fitprune.errors import FitPruneError
+from fitprune.families import FAMILIES, llava, llava_next
+from fitprune.families.protocols import Family, OriginalFamily
+from fitprune.families.vlm import VLM
+
+RECORDED = {"llava": "llava15", "llava_next": "llava_next", "llava_hr": "llava_hr"}
+SIZES = ((150, 40), (33, 90), (64, 64))  # wide, tall, square
+TEXTS = ("What is it?", "How many people are there in this picture?", "Read.")
+RATIOS = (0.3, 0.6, 0.9)
+LAYERS = 12
+
+
+def deeper(name: str, path: Path) -> Path:
+    """A recorded checkpoint with `LAYERS` layers: its own, over and over."""
+    recorded, tensors = Recorded(name), {}
+    own = json.loads((recorded.checkpoint / "config.json").read_text())["num_hidden_layers"]
+    for key, value in recorded.tensors().items():
+        tensors[key] = value
+        if (parts := key.split("."))[:2] == ["model", "layers"]:
+            for layer in range(int(parts[2]), LAYERS, own):
+                tensors[".".join([*parts[:2], str(layer), *parts[3:]])] = value.clone()
+    return recorded.rewritten(path, tensors, num_hidden_layers=LAYERS)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def vlm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VLM:
+    name = RECORDED[request.param]
+    return fitprune.load(str(deeper(name, tmp_path_factory.mktemp(name) / "checkpoint")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def asked(vlm: VLM) -> list[tuple[str, list[Image.Image]]]:
+    """Three questions about three pictures of unlike shapes."""
+    noise = np.random.default_rng(0)
+    pictures = [Image.fromarray(noise.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
+    return [(vlm.prompt(text), [picture]) for text, picture in zip(TEXTS, pictures, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def recipes(vlm: VLM, asked: list[tuple[str, list[Image.Image]]]) -> dict[float, fitprune.Recipe]:
+    stats = fitprune.observe(vlm.model, [vlm.encode(asked, "right")], progress=False)
+    assert stats.samples == len(asked)
+    assert stats.visual_tokens.tolist() == [vlm.tokens_for(pictures[0]) for _, pictures in asked]
+    return fitprune.fit_all(stats, None, RATIOS)
+
+
+def last_logits(vlm: VLM, inputs: dict[str, Tensor]) -> Tensor:
+    """[B, vocabulary], of left-padded rows."""
+    with torch.no_grad():
+        return vlm.model(**inputs).logits[:, -1]
+
+
+def spans(vlm: VLM, ids: Tensor) -> list[tuple[int, int]]:
+    """The one picture of a row."""
+    at = (ids == vlm.image_token).nonzero().flatten().tolist()
+    return [(at[0], at[-1] + 1)]
+
+
+def names(protocol: type) -> set[str]:
+    """What a protocol asks of a family's module."""
+    return {
+        name
+        for one in protocol.__mro__
+        for name in (*vars(one), *getattr(one, "__annotations__", ()))
+        if one.__module__.startswith("fitprune.") and not name.startswith("_")
+    }
+
+
+def test_the_protocol_is_kept(vlm: VLM) -> None:
+    module = sys.modules[f"fitprune.families.{FAMILIES[vlm.model.config.model_type]}"]
+    asking, original = names(Family), names(OriginalFamily)
+    assert {"encode", "images", "model_class", "token_ids"} <= asking
+    assert {"RULES", "claims", "configure", "processor"} <= original - asking
+    assert not original - vars(module).keys()
+    assert type(vlm.model) is module.model_class()
+
+
+def test_a_recipe_that_deletes_nothing_changes_nothing(vlm: VLM, asked: list[tuple[str, list[Image.Image]]]) -> None:
+    inputs = vlm.encode(asked)
+    dense = last_logits(vlm, inputs)
+    with fitprune.prune(vlm.model, fitprune.Recipe.none(vlm.cost.layers)) as trace:
+        assert torch.equal(last_logits(vlm, inputs), dense)
+    assert trace.visual_tokens == [vlm.tokens_for(pictures[0]) for _, pictures in asked]
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_the_budget_is_met_and_a_batch_is_its_singles(
+    vlm: VLM, asked: list[tuple[str, list[Image.Image]]], recipes: dict[float, fitprune.Recipe], ratio: float
+) -> None:
+    recipe = recipes[ratio]
+    assert recipe.achieved is not None
+    assert recipe.achieved >= ratio - 1e-9
+    inputs = vlm.encode(asked)
+    with fitprune.prune(vlm.model, recipe) as trace:
+        together, kept = last_logits(vlm, inputs), [rows[:] for rows in trace.visual]
+        answers = vlm.generate(inputs, max_new_tokens=4)
+        for row, one in enumerate(asked):
+            single = vlm.encode([one])
+            torch.testing.assert_close(last_logits(vlm, single)[0], together[row], atol=2e-4, rtol=0)
+            padding = inputs["input_ids"].shape[1] - single["input_ids"].shape[1]
+            tokens = vlm.tokens_for(one[1][0])
+            for layer, (alone, batch) in enumerate(zip(trace.visual, kept, strict=True)):
+                assert [position + padding for position in alone[0].tolist()] == batch[row].tolist()
+                assert len(alone[0]) == recipe.alive(tokens, vlm.cost.layers)[layer]
+            assert vlm.generate(single, max_new_tokens=4)[0] == answers[row]
+
+
+@pytest.mark.parametrize("row", range(len(SIZES)))
+def test_survivors_and_logits_are_those_of_a_masked_dense_model(
+    vlm: VLM, asked: list[tuple[str, list[Image.Image]]], recipes: dict[float, fitprune.Recipe], row: int
+) -> None:
+    inputs = vlm.encode([asked[row]])
+    with fitprune.prune(vlm.model, recipes[0.6]) as trace:
+        ours = last_logits(vlm, inputs)[0]
+    expected = dense_pruned(vlm.model, inputs, spans(vlm, inputs["input_ids"][0]), recipes[0.6])
+    for layer in range(vlm.cost.layers):
+        assert trace.alive[layer][0].tolist() == expected.alive(layer), f"layer {layer}"
+    torch.testing.assert_close(ours, expected.logits[-1], atol=1e-4, rtol=0)
+
+
+def test_several_pictures_in_one_prompt_have_a_budget_each(
+    vlm: VLM, asked: list[tuple[str, list[Image.Image]]], recipes: dict[float, fitprune.Recipe]
+) -> None:
+    pictures = [one for _, (one,) in asked]
+    adjacent = vlm.prompt("Compare.").replace("<image>", "<image><image><image>")
+    with fitprune.prune(vlm.model, recipes[0.6]) as trace:
+        last_logits(vlm, vlm.encode([(adjacent, pictures)]))
+    kept, ids = trace.alive[-1][0], vlm.encode([(adjacent, pictures)])["input_ids"][0]
+    start = int((ids == vlm.image_token).nonzero()[0])
+    for picture in pictures:
+        tokens = vlm.tokens_for(picture)
+        alive = ((kept >= start) & (kept < start + tokens)).sum()
+        assert alive == recipes[0.6].alive(tokens, vlm.cost.layers)[-1]
+        start += tokens
+
+
+def test_a_new_family_is_one_module_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newcomer = ModuleType("fitprune.families.newcomer")
+    vars(newcomer).update({name: value for name, value in vars(llava).items() if not name.startswith("__")})
+    newcomer.claims = lambda config: "newcomer" in config  # type: ignore[attr-defined]
+    newcomer.RULES = ((r"model\.new_projector\.", "model.multi_modal_projector.linear_"),)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, newcomer.__name__, newcomer)
+    path = tmp_path / "newcomer-7b"
+    shutil.copytree(Recorded("llava15").checkpoint, path)
+    config = json.loads((path / "config.json").read_text()) | {"newcomer": True, "image_aspect_ratio": "anyres"}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FitPruneError, match="mm_patch_merge_type"):  # taken for the nearest relative
+        fitprune.load(str(path), device="cpu")
+    monkeypatch.setattr("fitprune.families.FAMILIES", {"newcomer": "newcomer", **FAMILIES})
+    (path / "config.json").write_text(json.dumps(config | {"image_aspect_ratio": "pad"}))
+    Recorded("llava15").check_forward(fitprune.load(str(path), device="cpu"), "wide")
+
+
+@pytest.mark.parametrize(
+    ("kind", "special", "template", "opening"),
+    [
+        ("llama", (), "vicuna_v1", "A chat between a curious user"),
+        (
+            "llama",
+            ("<|im_start|>", "<|im_end|>"),
+            "chatml_direct",
+            "<|im_start|>system\nAnswer the questions.<|im_end|>",
+        ),
+        ("llama", ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "llava_llama_3", "<|begin_of_text|>"),
+        ("mistral", (), "mistral_instruct", "[INST] <image>"),
+        ("qwen2", ("<|im_start|>", "<|im_end|>"), "qwen_1_5", "<|im_start|>system\nYou are a helpful assistant."),
+    ],
+)
+def test_language_models_of_llava_next_in_transformers_layout(
+    tmp_path: Path, kind: str, special: tuple[str, ...], template: str, opening: str
+) -> None:
+    """Vicuna, Yi-34B, Llama-3, Mistral, Qwen1.5: the prompt is theirs, answers end where theirs do, pruning is right."""
+    tokenizer = LlamaTokenizer.from_pretrained(Recorded("llava_next").checkpoint)
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in (*special, "<image>")])
+    decoder = type(DECODERS[kind]().config)(**{**DECODERS[kind]().config.to_dict(), "vocab_size": len(tokenizer)})
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=56,
+            patch_size=14,
+        ),
+        text_config=decoder,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=[[56, 112], [112, 56], [112, 112]],
+    )
+    sharpen(LlavaNextForConditionalGeneration(config)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    llava_next.image_processor(config, None).save_pretrained(tmp_path)
+    vlm = fitprune.load(str(tmp_path), device="cpu")
+    assert vlm.template == vlm.default_template == template
+    assert vlm.prompt("Why?").startswith(opening)
+    ends = special[-1:] or (("</s>",) if template == "vicuna_v1" else ())  # this config names none
+    assert vlm.ends() == tokenizer.convert_tokens_to_ids(list(ends))
+    assert fitprune.load(str(tmp_path), device="cpu", template="llava_v1").template == "llava_v1"
+    inputs = vlm.encode([(vlm.prompt("Why?"), [Image.effect_noise((90, 50), 60).convert("RGB")])])
+    recipe = fitprune.Recipe.from_deletions([3, 0, 5, 2], visual_tokens=16)
+    with fitprune.prune(vlm.model, recipe) as trace:
+        ours = last_logits(vlm, inputs)[0]
+        assert isinstance(vlm.generate(inputs, max_new_tokens=3)[0], str)
+    expected = dense_pruned(vlm.model, inputs, spans(vlm, inputs["input_ids"][0]), recipe)
+    assert [trace.alive[layer][0].tolist() for layer in range(4)] == [expected.alive(layer) for layer in range(4)]
+    torch.testing.assert_close(ours, expected.logits[-1], atol=1e-4, rtol=0)
