@@ -73,9 +73,7 @@ def questions(scene: Scene) -> list[Question]:
     chances = np.array(list(OTHERS.values())) / sum(OTHERS.values())
     found: list[Question] = []
     while len(found) < SLOTS:
-        family = (
-            READING[random.randint(3)] if len(found) < READ else list(OTHERS)[random.choice(len(chances), p=chances)]
-        )
+        family = READING[random.randint(3)] if len(found) < READ else list(OTHERS)[random.choice(len(chances), p=chances)]
         question = ask(scene, family, random)
         found += [question] if question else []
     return found

@@ -47,9 +47,7 @@ class Method:
     score: str = "fitprune"
 
 
-def asked(
-    split: Split, pictures: int, families: Sequence[str] = tuple(FAMILIES), size: Size = (SIDE, SIDE)
-) -> list[Asked]:
+def asked(split: Split, pictures: int, families: Sequence[str] = tuple(FAMILIES), size: Size = (SIDE, SIDE)) -> list[Asked]:
     """For each picture, on a canvas of that size, one question of every family that has something to ask."""
     found: list[Asked] = []
     for index in range(pictures):
@@ -151,16 +149,10 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 with one line on stderr for bad input."""
-    parser = arguments.Parser(
-        prog="embedded.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments.Parser(prog="embedded.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_model(parser)
-    parser.add_argument(
-        "--pictures", type=arguments.positive, default=60, help="held-out pictures, about 14 questions each"
-    )
-    parser.add_argument(
-        "--ratios", type=arguments.ratio, nargs="*", default=[0.5, 0.7], help="shares of visual compute to save"
-    )
+    parser.add_argument("--pictures", type=arguments.positive, default=60, help="held-out pictures, about 14 questions each")
+    parser.add_argument("--ratios", type=arguments.ratio, nargs="*", default=[0.5, 0.7], help="shares of visual compute to save")
     parser.add_argument("--scores", nargs="+", choices=list(arguments.SCORES), default=SCORES)
     parser.add_argument(
         "--canvas", type=arguments.positive, nargs=2, default=(SIDE, SIDE), metavar=("WIDTH", "HEIGHT"),

@@ -64,21 +64,12 @@ def figures(vlm: VLM, args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, 2 with one line on stderr for bad input, 130 when interrupted."""
-    parser = arguments.Parser(
-        prog="embedded.make", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments.Parser(prog="embedded.make", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     train.add_options(parser)
     parser.add_argument("--pictures", type=arguments.positive, default=PICTURES, help="held-out pictures for the card")
-    parser.add_argument(
-        "--dense-pictures",
-        type=arguments.positive,
-        default=DENSE_PICTURES,
-        help="the same, for the model without pruning",
-    )
+    parser.add_argument("--dense-pictures", type=arguments.positive, default=DENSE_PICTURES, help="the same, for the model without pruning")
     parser.add_argument("--ratios", type=arguments.ratio, nargs="+", default=RATIOS, help="for the card")
-    parser.add_argument(
-        "--scores", nargs="+", choices=list(arguments.SCORES), default=evaluate.SCORES, help="for the card"
-    )
+    parser.add_argument("--scores", nargs="+", choices=list(arguments.SCORES), default=evaluate.SCORES, help="for the card")
     parser.add_argument("--install", type=Path, default=None, help="folder that gets the model, and the data of llava")
     return entry.guarded(make, parser, argv)
 

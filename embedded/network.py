@@ -43,9 +43,7 @@ def config(size: str) -> LlavaConfig:
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     vision, text = (dict(zip(names, SIZES[size][part], strict=True)) for part in ("vision", "text"))
     return LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            **vision, image_size=SIDE, patch_size=PATCH, projection_dim=vision["hidden_size"]
-        ),
+        vision_config=CLIPVisionConfig(**vision, image_size=SIDE, patch_size=PATCH, projection_dim=vision["hidden_size"]),
         text_config=LlamaConfig(
             **text,
             vocab_size=-(-tokenizer().get_vocab_size() // 16) * 16,
@@ -92,10 +90,7 @@ class Embedded(nn.Module):
     def see_loss(self, outputs: tuple[Tensor, ...], batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """What is learned from looking alone: the loss, and figures for the log."""
         loss, read = self.patch_loss(outputs, batch["targets"])
-        return loss, {
-            "patch loss": loss.item(),
-            **{f"patch {head}": share for head, share in zip(HEADS, read.tolist(), strict=True)},
-        }
+        return loss, {"patch loss": loss.item(), **{f"patch {head}": share for head, share in zip(HEADS, read.tolist(), strict=True)}}
 
     def patch_loss(self, outputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of both heads, and the share of patches read rightly per entry of `HEADS` (projector's head).

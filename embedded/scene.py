@@ -141,8 +141,7 @@ def _shape(random: np.random.RandomState, cell: tuple[int, int]) -> Shape:
     room = CELL // 2 - radius - 1
     y, x = (CELL * place + CELL // 2 + int(random.randint(-room, room + 1)) for place in cell)
     red, green, blue = (
-        min(255, max(0, value + int(shift)))
-        for value, shift in zip(COLORS[color], random.randint(-18, 19, 3), strict=True)
+        min(255, max(0, value + int(shift))) for value, shift in zip(COLORS[color], random.randint(-18, 19, 3), strict=True)
     )
     return Shape(kind, color, cell, x, y, radius, (red, green, blue))
 

@@ -32,13 +32,7 @@ PINPOINTS = [(SIDE, 2 * SIDE), (2 * SIDE, SIDE), (2 * SIDE, 2 * SIDE), (3 * SIDE
 def settings(size: str = "small") -> LlavaNextConfig:
     """The known model's configuration, with a grid; `size` is the known model's, whatever is given."""
     known = known_config()
-    fields = (
-        "text_config",
-        "vision_config",
-        "image_seq_length",
-        "vision_feature_layer",
-        "vision_feature_select_strategy",
-    )
+    fields = ("text_config", "vision_config", "image_seq_length", "vision_feature_layer", "vision_feature_select_strategy")
     return LlavaNextConfig(
         **{field: getattr(known, field) for field in fields},
         image_token_index=known.image_token_id,
@@ -59,10 +53,7 @@ def look(scenes: list[Scene]) -> Batch:
     """The scenes on a canvas, one for all: pixels [B, views, 3, SIDE, SIDE] and image_sizes [B, 2], (height, width)."""
     size = canvas_of(scenes[0])
     made = [pictures().prepare(place(scene, size)) for scene in scenes]
-    return {
-        "pixels": torch.cat([one["pixel_values"] for one in made]),
-        "image_sizes": torch.cat([one["image_sizes"] for one in made]),
-    }
+    return {"pixels": torch.cat([one["pixel_values"] for one in made]), "image_sizes": torch.cat([one["image_sizes"] for one in made])}
 
 
 class Tiled(Warm):

@@ -109,9 +109,7 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise FitPruneError(
-                f"another process is training in {folder}: wait for it, or give another folder"
-            ) from None
+            raise FitPruneError(f"another process is training in {folder}: wait for it, or give another folder") from None
         yield
 
 
@@ -265,16 +263,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="the run: its checkpoint and its log")
     parser.add_argument("--family", choices=MODELS, default="llava", help="next and hr start from the embedded llava")
     parser.add_argument("--size", choices=SIZES, default="small", help="of a llava; others have that of the llava")
-    parser.add_argument(
-        "--batch", type=arguments.positive, default=128 if gpu else Plan.batch, help="pictures per step"
-    )
+    parser.add_argument("--batch", type=arguments.positive, default=128 if gpu else Plan.batch, help="pictures per step")
     parser.add_argument("--see-steps", type=arguments.positive, help="of the vision tower alone; default by family")
     parser.add_argument("--answer-steps", type=arguments.positive, help="of everything; default by family")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
-    parser.add_argument(
-        "--ranks", type=arguments.positive, default=None, help="processes; default 1 on a GPU, else one per core"
-    )
+    parser.add_argument("--ranks", type=arguments.positive, default=None, help="processes; default 1 on a GPU, else one per core")
     parser.add_argument("--workers", type=int, default=cores if gpu else 0, help="drawing processes, per rank")
     parser.add_argument("--save-seconds", type=float, default=120, help="time between checkpoints")
     parser.add_argument("--compile", action="store_true", help="compile each block (needs a C++ compiler)")
@@ -292,9 +286,7 @@ def settings(args: argparse.Namespace) -> tuple[Plan, Run]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, 2 with one line on stderr for bad input, 130 when interrupted."""
-    parser = arguments.Parser(
-        prog="embedded.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments.Parser(prog="embedded.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
 
     def run(args: argparse.Namespace) -> int:

@@ -33,14 +33,9 @@ GATE = 0.5  # bias of an adapter's gate at the start: what is mixed in starts at
 def settings(size: str = "small") -> LlavaHrConfig:
     """The known model's configuration, with the second tower; `size` is the known model's, whatever is given."""
     known = known_config()
-    vision = LlavaHrVisionConfig(
-        clip=known.vision_config.to_dict(), depths=DEPTHS, hidden_sizes=WIDTHS, image_size=HIGH
-    )
+    vision = LlavaHrVisionConfig(clip=known.vision_config.to_dict(), depths=DEPTHS, hidden_sizes=WIDTHS, image_size=HIGH)
     return LlavaHrConfig(
-        vision_config=vision,
-        text_config=known.text_config,
-        image_token_index=known.image_token_id,
-        tie_word_embeddings=False,
+        vision_config=vision, text_config=known.text_config, image_token_index=known.image_token_id, tie_word_embeddings=False
     )
 
 

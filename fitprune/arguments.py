@@ -90,29 +90,18 @@ def number(low: float, high: float) -> Callable[[str], float]:
 
 def add_model(parser: argparse.ArgumentParser, model: str = MODEL_NAME) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model-path",
-        default=model,
-        help="checkpoint folder or hub name, in transformers or original LLaVA layout",
-    )
+    group.add_argument("--model-path", default=model, help="checkpoint folder or hub name, in transformers or original LLaVA layout")
     add_parts(group)
     group.add_argument(
-        "--conv-mode",
-        default=None,
-        help=f"conversation template, default the checkpoint's own: {', '.join(conversation.names())}",
+        "--conv-mode", default=None, help=f"conversation template, default the checkpoint's own: {', '.join(conversation.names())}"
     )
     group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, …; default the first GPU, else the CPU")
     group.add_argument("--device-map", default=None, help="transformers' device_map, such as auto, for several GPUs")
     group.add_argument(
-        "--tensor-parallel",
-        action="store_true",
-        help="share one model between the processes of torchrun, instead of the questions",
+        "--tensor-parallel", action="store_true", help="share one model between the processes of torchrun, instead of the questions"
     )
     group.add_argument(
-        "--dtype",
-        default=None,
-        choices=["auto", "float32", "bfloat16", "float16"],
-        help="default: float32 on a CPU, else the checkpoint's",
+        "--dtype", default=None, choices=["auto", "float32", "bfloat16", "float16"], help="default: float32 on a CPU, else the checkpoint's"
     )
     group.add_argument("--attn", default=None, help="attention implementation: sdpa, eager, flash_attention_2")
 
@@ -120,17 +109,13 @@ def add_model(parser: argparse.ArgumentParser, model: str = MODEL_NAME) -> None:
 def add_parts(parser: argparse._ActionsContainer) -> None:
     """Where parts of an original checkpoint are that it does not hold itself."""
     parser.add_argument("--model-base", default=None, help="language model of a LoRA or projector-only checkpoint")
-    parser.add_argument(
-        "--vision-tower", default=None, help="CLIP of a checkpoint of the original layout, default the one it names"
-    )
+    parser.add_argument("--vision-tower", default=None, help="CLIP of a checkpoint of the original layout, default the one it names")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     data = embedded()
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--question-file", default=str(data.questions), help="questions, JSON lines (question_id, image, text)"
-    )
+    group.add_argument("--question-file", default=str(data.questions), help="questions, JSON lines (question_id, image, text)")
     group.add_argument("--image-folder", default=str(data.images), help="where the questions' images are")
 
 
@@ -160,9 +145,7 @@ def add_calibration(group: argparse._ArgumentGroup) -> None:
 def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
     group.add_argument("--temperature", type=number(0, 100), default=DEFAULTS["temperature"], help="0 is greedy")
-    group.add_argument(
-        "--top_p", "--top-p", type=number(0, 1), default=DEFAULTS["top_p"], help="nucleus sampling, with a temperature"
-    )
+    group.add_argument("--top_p", "--top-p", type=number(0, 1), default=DEFAULTS["top_p"], help="nucleus sampling, with a temperature")
     group.add_argument("--num_beams", "--num-beams", type=positive, default=DEFAULTS["num_beams"])
     group.add_argument("--max_new_tokens", "--max-new-tokens", type=positive, default=DEFAULTS["max_new_tokens"])
     group.add_argument("--batch-size", type=positive, default=1, help="questions at a time")
@@ -187,9 +170,7 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.tensor_parallel and args.device:
         raise FitPruneError("tensor parallelism places the model itself: leave out --device")
     if args.device_map and started() > 1 and not args.tensor_parallel:
-        raise FitPruneError(
-            "--device-map lets one process use all GPUs: start it without torchrun or accelerate launch"
-        )
+        raise FitPruneError("--device-map lets one process use all GPUs: start it without torchrun or accelerate launch")
     given = {
         "model_base": args.model_base,
         "vision_tower": args.vision_tower,

@@ -44,9 +44,7 @@ def observe_questions(
 
     with Observer(vlm.model, vlm.name) as observer:
         parts = workers.in_order(batches, prepare, observer, AttentionStats.to_bytes, AttentionStats.from_bytes)
-        shown = tqdm(
-            parts, desc="observing", unit="batch", total=len(batches), disable=not (progress and workers.leads)
-        )
+        shown = tqdm(parts, desc="observing", unit="batch", total=len(batches), disable=not (progress and workers.leads))
         return AttentionStats.concatenate(list(shown))
 
 

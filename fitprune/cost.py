@@ -71,9 +71,7 @@ class CostModel:
                 vocab=getattr(text, "vocab_size", None) or 0,
             )
         except AttributeError as error:
-            raise FitPruneError(
-                f"{type(text).__name__} is not a Llama-shaped decoder config ({error}): see docs/new_family.md"
-            ) from None
+            raise FitPruneError(f"{type(text).__name__} is not a Llama-shaped decoder config ({error}): see docs/new_family.md") from None
 
     def to_dict(self) -> dict[str, int]:
         """Plain data for JSON."""
@@ -94,9 +92,7 @@ class CostModel:
 
     def attention_macs(self, t: float) -> float:
         """One layer's query, key and value projections, scores and weighted sum, for the t tokens that enter it."""
-        return (
-            t * self.hidden * (self.heads + 2 * self.kv_heads) * self.head_dim + 2 * t * t * self.heads * self.head_dim
-        )
+        return t * self.hidden * (self.heads + 2 * self.kv_heads) * self.head_dim + 2 * t * t * self.heads * self.head_dim
 
     def rest_macs(self, t: float) -> float:
         """One layer's output projection and MLP, for the t tokens that leave it."""
@@ -108,9 +104,7 @@ class CostModel:
         curve = [visual_tokens, *alive]
         slack = 1e-9 * visual_tokens  # real curves come with rounding noise
         if min(curve) < -slack or any(after > before + slack for before, after in zip(curve, alive, strict=False)):
-            raise FitPruneError(
-                f"tokens alive after each layer must fall from at most {visual_tokens} to at least 0, not {list(alive)}"
-            )
+            raise FitPruneError(f"tokens alive after each layer must fall from at most {visual_tokens} to at least 0, not {list(alive)}")
         return [
             self.attention_macs(before + text_tokens) + self.rest_macs(after + text_tokens)
             for before, after in zip(curve, alive, strict=False)
@@ -168,9 +162,7 @@ class CostModel:
         """Share of the whole prefill's FLOPs that is saved; less than `visual_reduction`, as text is not pruned."""
         return 1 - 1 / self.speedup(alive, visual_tokens, text_tokens)
 
-    def kv_bytes(
-        self, deletions: Sequence[int], visual_tokens: int, text_tokens: int, bytes_per_value: int = 2
-    ) -> list[int]:
+    def kv_bytes(self, deletions: Sequence[int], visual_tokens: int, text_tokens: int, bytes_per_value: int = 2) -> list[int]:
         """Bytes of the key-value cache after the prefill, [layer]: layer l holds every token that enters layer l."""
         entering = [visual_tokens, *alive_after(deletions, visual_tokens)][: self.layers]
         return [2 * self.kv_heads * self.head_dim * bytes_per_value * (text_tokens + count) for count in entering]

@@ -50,10 +50,7 @@ def guarded(
             return 2
         except KeyboardInterrupt:
             if not own_rank():
-                print(
-                    f"\n{parser.prog}: interrupted; what was written stays, run the same command again to continue",
-                    file=sys.stderr,
-                )
+                print(f"\n{parser.prog}: interrupted; what was written stays, run the same command again to continue", file=sys.stderr)
             return 130
         except BrokenPipeError:
             return 141

@@ -112,9 +112,7 @@ def read_json_lines(path: str | os.PathLike[str], what: str) -> Iterator[tuple[i
         try:
             entry = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError):
-            raise FitPruneError(
-                f"{path} line {number} is torn or not JSON: repair the {what}, or leave that line out"
-            ) from None
+            raise FitPruneError(f"{path} line {number} is torn or not JSON: repair the {what}, or leave that line out") from None
         if not isinstance(entry, dict):
             raise FitPruneError(f"{path} line {number} is not a JSON object: a {what} has one object per line")
         yield number, entry

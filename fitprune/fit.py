@@ -40,9 +40,7 @@ BLOCK = 131072  # elements of a layer that a thread works on: enough to outweigh
 FINEST = 2.0**-30  # or, where a few samples make the cost jump, once alpha is known this well
 
 
-def alive_reference(
-    cross: Sequence[Sequence[float]], intra: Sequence[Sequence[float]], alpha: float, criterion: str = "both"
-) -> list[int]:
+def alive_reference(cross: Sequence[Sequence[float]], intra: Sequence[Sequence[float]], alpha: float, criterion: str = "both") -> list[int]:
     """The rule for one sample, slow and obvious; what the fast version is tested against.
 
     Args:
@@ -148,9 +146,7 @@ def alive_fractions(stats: AttentionStats) -> Callable[[float], Tensor]:
     return at
 
 
-def fit_all(
-    stats: AttentionStats, cost: CostModel | None, ratios: Iterable[float | str], criterion: str = "both"
-) -> dict[float, Recipe]:
+def fit_all(stats: AttentionStats, cost: CostModel | None, ratios: Iterable[float | str], criterion: str = "both") -> dict[float, Recipe]:
     """One recipe per reduction ratio, each the same as `fit` gives; the work is shared.
 
     Args:
@@ -167,9 +163,7 @@ def fit_all(
         ratios = [ratios]
     cost = cost if cost is not None else stats.cost
     if not isinstance(cost, CostModel):
-        raise FitPruneError(
-            "fitting needs a cost model: these statistics carry none, so pass CostModel.from_config(...)"
-        )
+        raise FitPruneError("fitting needs a cost model: these statistics carry none, so pass CostModel.from_config(...)")
     if cost.layers != stats.layers:
         raise FitPruneError(f"the statistics have {stats.layers} layers but the cost model {cost.layers}")
     tokens = int(stats.visual_tokens.max())
@@ -183,12 +177,7 @@ def fit_all(
     return {ratio: _fit(stats, cost, tokens, curve, ratio, source) for ratio in map(parse_ratio, ratios)}
 
 
-def fit(
-    stats: AttentionStats,
-    cost: CostModel | None = None,
-    reduction_ratio: float | str = 0.6,
-    criterion: str = "both",
-) -> Recipe:
+def fit(stats: AttentionStats, cost: CostModel | None = None, reduction_ratio: float | str = 0.6, criterion: str = "both") -> Recipe:
     """The gentlest recipe that meets the budget: alpha as small as bisection finds it.
 
     Args:
@@ -207,14 +196,7 @@ def fit(
     return next(iter(fit_all(stats, cost, [reduction_ratio], criterion).values()))
 
 
-def _fit(
-    stats: AttentionStats,
-    cost: CostModel,
-    tokens: int,
-    curve: Callable[[float], list[float]],
-    ratio: float,
-    source: str,
-) -> Recipe:
+def _fit(stats: AttentionStats, cost: CostModel, tokens: int, curve: Callable[[float], list[float]], ratio: float, source: str) -> Recipe:
     def saved(alive: list[float]) -> float:
         return cost.visual_reduction_of_alive(alive, tokens)
 

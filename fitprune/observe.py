@@ -75,9 +75,7 @@ def per_image(state: ObservationState) -> list[tuple[Tensor, Tensor, int, int]]:
                     "a sample has no text after its image, so no attention from text can be observed: ask a question after the image"
                 )
             others = int((state.host_group[row] == TEXT).sum())
-            images.append(
-                (cross[:, row, start:end] / text, intra[:, row, start:end] / (end - start), end - start, others)
-            )
+            images.append((cross[:, row, start:end] / text, intra[:, row, start:end] / (end - start), end - start, others))
     return images
 
 
@@ -128,12 +126,7 @@ class Observer:
 
 
 def observe(
-    model: nn.Module,
-    samples: Iterable[Mapping[str, Any]],
-    *,
-    name: str | None = None,
-    total: int | None = None,
-    progress: bool = True,
+    model: nn.Module, samples: Iterable[Mapping[str, Any]], *, name: str | None = None, total: int | None = None, progress: bool = True
 ) -> AttentionStats:
     """Runs the model densely on samples and keeps the attention that each visual token received in each layer.
 
@@ -173,9 +166,7 @@ def run_sample(model: nn.Module, sample: Mapping[str, Any]) -> None:
     mask = inputs.pop("visual_mask", None)
     spans = find_spans(mask) if mask is not None else ByTokenId(model.config, ImageLengths(model.config))(inputs)
     if not all(spans):
-        raise FitPruneError(
-            "a calibration sample has no image: remove it, or check that its prompt contains the image token"
-        )
+        raise FitPruneError("a calibration sample has no image: remove it, or check that its prompt contains the image token")
     base = getattr(model, "base_model", model)
     base(**inputs, **{STATE: ImageSpans(spans)}, use_cache=False)
 

@@ -69,9 +69,7 @@ def attach(
     if graphs:
         try:
             if attached.shares_heads:
-                raise UnsupportedError(
-                    "recorded prefills do not go with tensor parallelism: leave out graphs=, or load the model whole"
-                )
+                raise UnsupportedError("recorded prefills do not go with tensor parallelism: leave out graphs=, or load the model whole")
             recorded = graphs if isinstance(graphs, Graphs) else Graphs(graphs)
             attached.on_detach(recorded.install(attached.decoder, attached.layers))
         except FitPruneError:

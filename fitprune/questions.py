@@ -182,15 +182,11 @@ def open_image(question: Question, image_folder: str | Path, pixels: bool = True
     return read_image(Path(image_folder) / str(question.image), pixels)
 
 
-def encode_questions(
-    vlm: VLM, questions: Sequence[Question], image_folder: str | Path, padding_side: str = "left"
-) -> dict[str, Tensor]:
+def encode_questions(vlm: VLM, questions: Sequence[Question], image_folder: str | Path, padding_side: str = "left") -> dict[str, Tensor]:
     """Model inputs of a batch of questions, with their images where they have one.
 
     Raises:
         FitPruneError: unreadable image.
     """
-    asked = (
-        (vlm.prompt(q.text, image=bool(q.image)), [open_image(q, image_folder)] if q.image else []) for q in questions
-    )
+    asked = ((vlm.prompt(q.text, image=bool(q.image)), [open_image(q, image_folder)] if q.image else []) for q in questions)
     return vlm.encode(list(asked), padding_side)

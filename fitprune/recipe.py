@@ -139,9 +139,7 @@ class Recipe:
                     source="published",
                 )
         ratios = ", ".join(f"{value:g}" for value in published_ratios(name))
-        raise FitPruneError(
-            f"{table['model']} has no published recipe for {wanted:g}: choose from {ratios}, or fit one"
-        )
+        raise FitPruneError(f"{table['model']} has no published recipe for {wanted:g}: choose from {ratios}, or fit one")
 
     # Using one.
 
@@ -178,13 +176,9 @@ class Recipe:
             FitPruneError: when it does not, naming both numbers.
         """
         if self.num_layers not in (None, n_layers):
-            raise FitPruneError(
-                f"this recipe is for {self.num_layers} layers but the model has {n_layers}: fit one for this model"
-            )
+            raise FitPruneError(f"this recipe is for {self.num_layers} layers but the model has {n_layers}: fit one for this model")
         if len(self.counts) > n_layers:
-            raise FitPruneError(
-                f"this recipe deletes in layer {len(self.counts) - 1} but the model has {n_layers} layers, from 0"
-            )
+            raise FitPruneError(f"this recipe deletes in layer {len(self.counts) - 1} but the model has {n_layers} layers, from 0")
 
     def check_model(self, cost: CostModel) -> None:
         """Make sure that the recipe fits a model of these sizes; the vocabulary does not matter.
@@ -195,12 +189,8 @@ class Recipe:
         self.check_layers(cost.layers)
         if self.cost is not None and dataclasses.replace(self.cost, vocab=cost.vocab) != cost:
             theirs, ours = self.cost.to_dict(), cost.to_dict()
-            differing = ", ".join(
-                f"{k} {theirs[k]} is {ours[k]}" for k in ours if theirs[k] != ours[k] and k != "vocab"
-            )
-            raise FitPruneError(
-                f"this recipe was made for a model of other sizes ({differing}): fit one for this model"
-            )
+            differing = ", ".join(f"{k} {theirs[k]} is {ours[k]}" for k in ours if theirs[k] != ours[k] and k != "vocab")
+            raise FitPruneError(f"this recipe was made for a model of other sizes ({differing}): fit one for this model")
 
     def merge_steps(self, step_cost: float, cost: CostModel | None = None) -> Recipe:
         """The same budget in fewer steps: small deletions are folded where a step costs more than it saves (`merge`).
@@ -219,15 +209,11 @@ class Recipe:
             return self
         if self.scaling == "fraction":
             if sum(map(bool, self.counts)) > 1:
-                raise FitPruneError(
-                    "merging steps needs whole tokens: give Recipe.from_deletions what deletions(n) says"
-                )
+                raise FitPruneError("merging steps needs whole tokens: give Recipe.from_deletions what deletions(n) says")
             return self
         cost = cost or self.cost or (VICUNA_7B if VICUNA_7B.layers == len(self.counts) else None)
         if not isinstance(cost, CostModel):
-            raise FitPruneError(
-                f"merging steps of {len(self.counts)} layers needs a cost model: pass CostModel.from_config(...)"
-            )
+            raise FitPruneError(f"merging steps of {len(self.counts)} layers needs a cost model: pass CostModel.from_config(...)")
         self.check_model(cost)
         deletions = self.deletions(self.visual_tokens, cost.layers)
         merged = merge(deletions, self.visual_tokens, step_cost, cost)

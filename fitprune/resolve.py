@@ -127,7 +127,4 @@ def _packed(choices: list[Choice | None]) -> bytes:
 
 
 def _unpacked(data: bytes) -> list[Choice | None]:
-    return [
-        row and Choice(row[0], None if row[1] is None else Recipe.from_bytes(row[1].encode()), row[2])
-        for row in json.loads(data)
-    ]
+    return [row and Choice(row[0], None if row[1] is None else Recipe.from_bytes(row[1].encode()), row[2]) for row in json.loads(data)]

@@ -79,9 +79,7 @@ class AttentionStats:
         for name in ("cross", "intra"):
             values = getattr(self, name)
             if not bool(torch.isfinite(values).all()) or float(values.min()) < 0:
-                raise FitPruneError(
-                    f"statistics: {name} has values that are negative or not finite: observe in float32"
-                )
+                raise FitPruneError(f"statistics: {name} has values that are negative or not finite: observe in float32")
             if bool((values.amax(1) * beyond).any()):
                 raise FitPruneError(f"statistics: {name} must be 0 beyond each sample's visual tokens")
         if self.cost is not None and self.cost.layers != self.layers:

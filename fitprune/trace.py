@@ -53,10 +53,7 @@ class Trace:
         """Positions of visual tokens alive after each layer, per row."""
         if self._group is None:
             return []
-        return [
-            [row[group[row] > 0] + self._past for row, group in zip(rows, self._group, strict=True)]
-            for rows in self._columns()
-        ]
+        return [[row[group[row] > 0] + self._past for row, group in zip(rows, self._group, strict=True)] for rows in self._columns()]
 
     @property
     def visual_tokens(self) -> list[int]:

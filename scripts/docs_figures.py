@@ -58,12 +58,8 @@ def alpha() -> tuple[Figure, Data]:
     left, right = figure.subplots(1, 2)
     for index, (value, alive) in enumerate(curves.items()):
         left.plot(range(len(alive)), alive, **style.curve(index))
-        left.annotate(
-            f"α = {value:g}", (len(alive) - 1, alive[-1]), xytext=(8, -3), textcoords="offset points", fontsize=8.5
-        )
-    left.set(
-        xlabel="decoder layer", ylabel=f"visual tokens alive after the layer, of {tokens}", ylim=(0, 1.04 * tokens)
-    )
+        left.annotate(f"α = {value:g}", (len(alive) - 1, alive[-1]), xytext=(8, -3), textcoords="offset points", fontsize=8.5)
+    left.set(xlabel="decoder layer", ylabel=f"visual tokens alive after the layer, of {tokens}", ylim=(0, 1.04 * tokens))
     left.set_xlim(-0.3, 1.2 * cost.layers)
     left.set_xticks(range(cost.layers))
     right.plot(axis, saved, color=style.COLOURS[0], linewidth=1.8)
@@ -71,9 +67,7 @@ def alpha() -> tuple[Figure, Data]:
         right.plot([0, value, value], [ratio, ratio, 0], color=style.COLOURS[index], linewidth=1, linestyle="--")
         right.plot([value], [ratio], color=style.COLOURS[index], marker="o", markersize=5)
         right.annotate(f"{ratio:.0%}", (value, ratio), xytext=(6, -10), textcoords="offset points", fontsize=8.5)
-    right.set(
-        xlabel="α, the share of attention that may be lost", ylabel="visual compute saved", xlim=(0, 1), ylim=(0, 1)
-    )
+    right.set(xlabel="α, the share of attention that may be lost", ylabel="visual compute saved", xlim=(0, 1), ylim=(0, 1))
     return figure, {"alive": list(curves.values()), "saved": saved, "alpha": list(fitted.values())}
 
 
@@ -84,9 +78,7 @@ def cost() -> tuple[Figure, Data]:
     alive = recipe.alive(tokens)
     entering = [tokens, *alive][: len(alive)]
     parts = {
-        "projections and attention, of tokens that enter": [
-            VICUNA_7B.attention_macs(count) / 1e9 for count in entering
-        ],
+        "projections and attention, of tokens that enter": [VICUNA_7B.attention_macs(count) / 1e9 for count in entering],
         "output projection and MLP, of tokens that leave": [VICUNA_7B.rest_macs(count) / 1e9 for count in alive],
     }
     dense = VICUNA_7B.visual_macs([tokens] * VICUNA_7B.layers, tokens)[0] / 1e9

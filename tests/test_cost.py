@@ -87,12 +87,7 @@ def test_laws(case, text):
 
 def test_from_config():
     llama = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=176,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=100,
+        hidden_size=64, intermediate_size=176, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, vocab_size=100
     )
     assert CostModel.from_config(llama) == SMALL
     assert CostModel.from_config(LlavaConfig(text_config=llama, vision_config=CLIPVisionConfig())) == SMALL
@@ -104,12 +99,7 @@ def test_from_config():
 
 def test_dict_round_trip_and_validation():
     assert CostModel.from_dict(SMALL.to_dict()) == SMALL
-    for bad in (
-        {},
-        {**SMALL.to_dict(), "width": 3},
-        {**SMALL.to_dict(), "heads": 0},
-        {**SMALL.to_dict(), "hidden": 6.5},
-    ):
+    for bad in ({}, {**SMALL.to_dict(), "width": 3}, {**SMALL.to_dict(), "heads": 0}, {**SMALL.to_dict(), "hidden": 6.5}):
         with pytest.raises(FitPruneError, match="cost model"):
             CostModel.from_dict(bad)
 

@@ -64,10 +64,7 @@ def test_fast_rule_equals_the_obvious_one(seed, counts, alpha):
 
 @settings(deadline=None)
 @given(
-    st.sampled_from(CRITERIA),
-    st.integers(0, 10**6),
-    st.lists(st.integers(1, 13), min_size=1, max_size=4),
-    st.floats(0, 1) | st.just(1.0),
+    st.sampled_from(CRITERIA), st.integers(0, 10**6), st.lists(st.integers(1, 13), min_size=1, max_size=4), st.floats(0, 1) | st.just(1.0)
 )
 def test_every_criterion_equals_the_obvious_one(criterion, seed, counts, alpha):
     stats = made_up(len(counts), 4, 13, seed, counts)
@@ -114,10 +111,7 @@ def test_an_unknown_criterion_is_named():
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=6, max_size=6),
-    st.sampled_from([0, 0.25, 0.5, 0.75, 1.0]),
-)
+@given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=6, max_size=6), st.sampled_from([0, 0.25, 0.5, 0.75, 1.0]))
 def test_ties_and_silent_layers(masses, alpha):
     # small integers: exact sums, many ties, rows without any mass
     both = torch.tensor(masses, dtype=torch.float32).view(2, 1, 3, 6)

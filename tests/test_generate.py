@@ -106,13 +106,7 @@ def beams_see_their_images(model, row):
 
 @pytest.mark.parametrize("implementation", LLAVAS, indirect=True)
 def test_beams_batched_are_beams_one_by_one(implementation):
-    beams = {
-        **GREEDY,
-        "num_beams": 3,
-        "num_return_sequences": 3,
-        "return_dict_in_generate": True,
-        "output_scores": True,
-    }
+    beams = {**GREEDY, "num_beams": 3, "num_return_sequences": 3, "return_dict_in_generate": True, "output_scores": True}
     inputs = batch(ROWS)
     width = inputs["input_ids"].shape[1]
     with torch.no_grad(), fitprune.prune(implementation, RECIPE) as trace:

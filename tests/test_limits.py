@@ -7,14 +7,7 @@ import tiny
 import torch
 from test_prune import ROWS
 from tiny import LAYERS, RECIPE, embedded, prompt
-from transformers import (
-    AttentionInterface,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    StaticCache,
-)
+from transformers import AttentionInterface, Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM, StaticCache
 
 import fitprune
 from fitprune import FitPruneError, Recipe, UnsupportedError
@@ -62,11 +55,7 @@ def test_static_caches(llava):
 
 def test_a_static_cache_by_hand(llama):
     embeds, mask = embedded(24, (3, 19))
-    with (
-        refused("fixed in advance", UnsupportedError),
-        torch.no_grad(),
-        fitprune.prune(llama, RECIPE, visual_mask=mask),
-    ):
+    with refused("fixed in advance", UnsupportedError), torch.no_grad(), fitprune.prune(llama, RECIPE, visual_mask=mask):
         llama(inputs_embeds=embeds, **pass_cache(llama, StaticCache(config=llama.config, max_cache_len=40)))
 
 
@@ -169,11 +158,7 @@ def test_a_layer_that_keeps_the_state_to_itself(llama):
         layer.self_attn.forward = lambda hidden_states, **kwargs: cls.forward(
             layer.self_attn, hidden_states, **{name: value for name, value in kwargs.items() if name != "fitprune"}
         )
-        with (
-            refused("does not hand", UnsupportedError),
-            torch.no_grad(),
-            fitprune.prune(llama, RECIPE, visual_mask=mask),
-        ):
+        with refused("does not hand", UnsupportedError), torch.no_grad(), fitprune.prune(llama, RECIPE, visual_mask=mask):
             llama(inputs_embeds=embeds)
         with (
             refused("does not hand", UnsupportedError),
@@ -215,14 +200,8 @@ class Deaf(torch.nn.Module):
     def get_input_embeddings(self):
         return self.decoder.get_input_embeddings()
 
-    def forward(
-        self, attention_mask=None, position_ids=None, inputs_embeds=None, cache=None, past_key_values=None, **_
-    ):
-        return self.own(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-        )
+    def forward(self, attention_mask=None, position_ids=None, inputs_embeds=None, cache=None, past_key_values=None, **_):
+        return self.own(attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds)
 
 
 # ---- recipes and masks -------------------------------------------------------------------------------------------
@@ -290,10 +269,7 @@ def test_a_model_without_layers():
 def test_an_attention_outside_the_registry(llama):
     model = tiny.llama()
     model.model.layers[1].self_attn = torch.nn.Linear(2, 2)
-    with (
-        refused("registry", UnsupportedError),
-        fitprune.prune(model, RECIPE, visual_mask=torch.ones(1, 4, dtype=torch.bool)),
-    ):
+    with refused("registry", UnsupportedError), fitprune.prune(model, RECIPE, visual_mask=torch.ones(1, 4, dtype=torch.bool)):
         pass
     assert clean(model)  # what had been put in place before the error is gone
     assert not [name for name in AttentionInterface._global_mapping if "fitprune" in name]

@@ -32,9 +32,7 @@ def parity_model(name):
 
 def load(case):
     facts, recorded = json.loads((DATA / f"{case}.json").read_text()), load_file(DATA / f"{case}.safetensors")
-    source = (
-        recorded if "inputs_embeds" in recorded else load_file(DATA / f"runtime_{facts['model']}_inputs.safetensors")
-    )
+    source = recorded if "inputs_embeds" in recorded else load_file(DATA / f"runtime_{facts['model']}_inputs.safetensors")
     embeds = source["inputs_embeds"]
     mask = torch.zeros(embeds.shape[:2], dtype=torch.bool)
     mask[:, facts.get("n_prefix", 35) :][:, : facts["n_visual"]] = True
@@ -110,9 +108,7 @@ def test_generate_gives_the_recorded_tokens(case, attention):
     model = parity_model(facts["model"])
     model.set_attn_implementation(attention)
     with torch.no_grad(), fitprune.prune(model, recipe_of(facts), visual_mask=mask):
-        out = model.generate(
-            inputs_embeds=embeds, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=127
-        )
+        out = model.generate(inputs_embeds=embeds, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=127)
     assert out[0].tolist() == facts["greedy_tokens"]
 
 

@@ -20,12 +20,7 @@ from fitprune.decoder.upstream import cache_in, pass_cache
 ATTENTIONS = ["sdpa", "eager"]
 BOTH = [("llama", name) for name in ATTENTIONS]
 IMAGES = [pytest.param(((3, 19),), id="one"), pytest.param(((0, 8), (8, 9), (12, 24)), id="three")]
-ROWS = [
-    prompt(3, "image", 5, seed=1),
-    prompt(7, "image", 4, "image", 3, seed=2),
-    prompt(9, seed=3),
-    prompt("image", "image", 6, seed=4),
-]
+ROWS = [prompt(3, "image", 5, seed=1), prompt(7, "image", 4, "image", 3, seed=2), prompt(9, seed=3), prompt("image", "image", 6, seed=4)]
 
 
 def close(ours, theirs, atol=2e-4):
@@ -33,10 +28,7 @@ def close(ours, theirs, atol=2e-4):
 
 
 def forward(model, recipe=RECIPE, visual_mask=None, score="fitprune", **inputs):
-    with (
-        torch.no_grad(),
-        fitprune.prune(model, recipe, visual_mask=visual_mask, score=score) as trace,
-    ):
+    with torch.no_grad(), fitprune.prune(model, recipe, visual_mask=visual_mask, score=score) as trace:
         return model(**inputs), trace
 
 
@@ -317,9 +309,7 @@ def test_the_last_layer_carries_on_only_what_is_read(llama, recipe):
         short, again = forward(llama, recipe, visual_mask=mask, inputs_embeds=embeds, logits_to_keep=reads)
         assert rows[-2:] == [reads, reads]
         rows.clear()
-        seen, _ = forward(
-            llama, recipe, visual_mask=mask, inputs_embeds=embeds, logits_to_keep=reads, output_hidden_states=True
-        )
+        seen, _ = forward(llama, recipe, visual_mask=mask, inputs_embeds=embeds, logits_to_keep=reads, output_hidden_states=True)
         stop()
         assert rows[-2:] == [left, left]  # somebody looks at all of them
         assert torch.equal(trace.positions, again.positions)

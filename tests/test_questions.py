@@ -35,11 +35,7 @@ def test_reads_every_kind_of_line_in_file_order(tmp_path):
 
 
 def test_a_number_and_its_text_stay_different_ids(tmp_path):
-    path = write(
-        tmp_path / "q.jsonl",
-        {"question_id": 1, "image": "a", "text": "t"},
-        {"question_id": "1", "image": "a", "text": "t"},
-    )
+    path = write(tmp_path / "q.jsonl", {"question_id": 1, "image": "a", "text": "t"}, {"question_id": "1", "image": "a", "text": "t"})
     assert [q.question_id for q in read_questions(path)] == [1, "1"]
 
 

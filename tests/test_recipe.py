@@ -42,9 +42,7 @@ def error_of(call, *args, **kwargs):
 # Validation
 
 
-@pytest.mark.parametrize(
-    "counts", [[], [-1, 2], [1.5, 2], [True, 1], ["1", "2"], [50, 41], "12", 7, None, [None], [1e400]]
-)
+@pytest.mark.parametrize("counts", [[], [-1, 2], [1.5, 2], [True, 1], ["1", "2"], [50, 41], "12", 7, None, [None], [1e400]])
 def test_refuses_counts_that_cannot_be(counts):
     error_of(Recipe.from_deletions, counts, visual_tokens=90)
 
@@ -118,9 +116,7 @@ def test_step_keeps_its_share_rounded_up(layer, percent, n):
     recipe = Recipe.step(layer=layer, keep=percent / 100)
     kept = -(-percent * n // 100)
     assert recipe.deletions(n, 32) == [0] * layer + [n - kept] + [0] * (31 - layer)
-    assert (
-        recipe.alive(n, 32) == list(accumulate(recipe.deletions(n, 32), lambda left, gone: left - gone, initial=n))[1:]
-    )
+    assert recipe.alive(n, 32) == list(accumulate(recipe.deletions(n, 32), lambda left, gone: left - gone, initial=n))[1:]
 
 
 def test_step_fits_any_model_that_is_deep_enough():
@@ -129,12 +125,7 @@ def test_step_fits_any_model_that_is_deep_enough():
         recipe.check_layers(layers)
         recipe.check_model(CostModel(layers, 8, 8, 1, 1, 8))
     assert "layer 2" in error_of(recipe.check_layers, 2)
-    for wrong in (
-        {"layer": -1, "keep": 0.5},
-        {"layer": 1.5, "keep": 0.5},
-        {"layer": 2, "keep": 1.1},
-        {"layer": 2, "keep": "x"},
-    ):
+    for wrong in ({"layer": -1, "keep": 0.5}, {"layer": 1.5, "keep": 0.5}, {"layer": 2, "keep": 1.1}, {"layer": 2, "keep": "x"}):
         error_of(Recipe.step, **wrong)
 
 
@@ -149,14 +140,7 @@ def test_another_model_is_refused():
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "llava-v1.5-7b",
-        "llava-hf/llava-1.5-7b-hf",
-        "liuhaotian/llava-v1.5-7b",
-        "/some/where/llava-v1.5-7b/",
-        r"C:\x\LLaVA-v1.5-7B",
-    ],
+    "name", ["llava-v1.5-7b", "llava-hf/llava-1.5-7b-hf", "liuhaotian/llava-v1.5-7b", "/some/where/llava-v1.5-7b/", r"C:\x\LLaVA-v1.5-7B"]
 )
 def test_published_by_any_spelling(name):
     recipe = Recipe.published(name, "60%")
@@ -169,10 +153,7 @@ def test_published_by_any_spelling(name):
 def test_published_catalogue():
     assert published_names() == ["llava-hr-7b-sft-1024", "llava-v1.5-7b", "llava-v1.6-vicuna-7b"]
     assert published_ratios("llava-v1.5-7b") == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9]
-    kept = {
-        name: Recipe.published(name, 60).alive(n)[-1]
-        for name, n in zip(published_names(), (1024, 576, 2880), strict=True)
-    }
+    kept = {name: Recipe.published(name, 60).alive(n)[-1] for name, n in zip(published_names(), (1024, 576, 2880), strict=True)}
     assert kept == {"llava-hr-7b-sft-1024": 251, "llava-v1.5-7b": 127, "llava-v1.6-vicuna-7b": 784}
     for name in published_names():
         for ratio in published_ratios(name):
@@ -200,8 +181,7 @@ def test_equality_is_that_of_the_schedule():
 
 
 @pytest.mark.parametrize(
-    "recipe",
-    [GIVEN, FITTED, Recipe.step(layer=2, keep=0.3), Recipe.none(7), Recipe.published("llava-hr-7b-sft-1024", 0.4)],
+    "recipe", [GIVEN, FITTED, Recipe.step(layer=2, keep=0.3), Recipe.none(7), Recipe.published("llava-hr-7b-sft-1024", 0.4)]
 )
 def test_file_round_trip(recipe, tmp_path):
     path = tmp_path / "new" / "recipe.json"

@@ -205,9 +205,7 @@ def test_last_costs_one_row(mask):
         torch.randn(rows, heads, n, size), torch.randn(rows, groups, n, size), 0.3,
         {"none": None, "flash": real, "4d": whole}[mask], torch.full((rows, n), TEXT), 0, (0, 0), layer=0,
     )  # fmt: skip
-    given_storage = {
-        part.untyped_storage().data_ptr() for part in (attended.query, attended.key, attended.mask) if part is not None
-    }
+    given_storage = {part.untyped_storage().data_ptr() for part in (attended.query, attended.key, attended.mask) if part is not None}
 
     class Largest(TorchDispatchMode):
         made = 0
@@ -275,10 +273,7 @@ def test_last_prunes_a_batch_as_fastv_prunes_its_rows(implementation, side, reci
 def test_the_step_is_fastv(llama):
     """FastV with K = 2, R = 50%, from nothing but what transformers returns: the best half by layer 1's attention."""
     embeds, mask = embedded(26, (3, 19))
-    with (
-        torch.no_grad(),
-        fitprune.prune(llama, Recipe.step(layer=1, keep=0.5), visual_mask=mask, score="last") as trace,
-    ):
+    with torch.no_grad(), fitprune.prune(llama, Recipe.step(layer=1, keep=0.5), visual_mask=mask, score="last") as trace:
         llama(inputs_embeds=embeds)
     before = llama.config._attn_implementation
     llama.set_attn_implementation("eager")
@@ -288,10 +283,7 @@ def test_the_step_is_fastv(llama):
     kept = attention[1].mean(1)[0, -1, 3:19].topk(8).indices + 3
     assert trace.visual[0][0].tolist() == list(range(3, 19))
     assert trace.visual[1][0].tolist() == trace.visual[-1][0].tolist() == sorted(kept.tolist())
-    with (
-        torch.no_grad(),
-        fitprune.prune(llama, Recipe.step(layer=1, keep=0.5), visual_mask=mask, score="cross") as other,
-    ):
+    with torch.no_grad(), fitprune.prune(llama, Recipe.step(layer=1, keep=0.5), visual_mask=mask, score="cross") as other:
         llama(inputs_embeds=embeds)
     assert other.visual[1][0].tolist() != trace.visual[1][0].tolist()  # scores differ on this prompt
 

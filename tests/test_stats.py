@@ -94,22 +94,10 @@ def test_torn_and_foreign_files_are_refused_by_name(tmp_path):
         with pytest.raises(FitPruneError, match=r"stats\.safetensors"):
             AttentionStats.load(path)
     tensors = {name: value for name, value in vars(stats).items() if isinstance(value, torch.Tensor)}
-    complete = {
-        "schema": "fitprune.stats/1",
-        "model": "null",
-        "fingerprint": "null",
-        "cost": "null",
-        "fitprune_version": "0",
-    }
+    complete = {"schema": "fitprune.stats/1", "model": "null", "fingerprint": "null", "cost": "null", "fitprune_version": "0"}
     save_file(tensors, path, complete)
     assert AttentionStats.load(path).samples == 3
-    for metadata in (
-        None,
-        {},
-        {**complete, "schema": "fitprune.stats/9"},
-        {**complete, "cost": "{"},
-        {**complete, "cost": "[1]"},
-    ):
+    for metadata in (None, {}, {**complete, "schema": "fitprune.stats/9"}, {**complete, "cost": "{"}, {**complete, "cost": "[1]"}):
         save_file(tensors, path, metadata)
         with pytest.raises(FitPruneError, match=r"stats\.safetensors"):
             AttentionStats.load(path)

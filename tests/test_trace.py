@@ -27,10 +27,7 @@ def test_by_hand():
     steps.append((None, None))
     columns = torch.tensor([[0, 2, 4], [1, 3, 4]])
     steps.append((columns, torch.tensor([[ALIVE, ALIVE, ALIVE], [ALIVE, DELETED, ALIVE]])))
-    assert [[row.tolist() for row in rows] for rows in trace.alive] == [
-        [[10, 11, 12, 13, 14], [11, 12, 13, 14]],
-        [[10, 12, 14], [11, 14]],
-    ]
+    assert [[row.tolist() for row in rows] for rows in trace.alive] == [[[10, 11, 12, 13, 14], [11, 12, 13, 14]], [[10, 12, 14], [11, 14]]]
     assert [[row.tolist() for row in rows] for rows in trace.visual] == [[[11, 12, 13], [12, 13]], [[12], []]]
     assert trace.visual_tokens == [3, 2]
     assert trace.images == [[(11, 14)], [(12, 14)]]

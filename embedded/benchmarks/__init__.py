@@ -54,9 +54,7 @@ def write(dest: Path, pictures: int | None = None, overwrite: bool = False) -> d
         dest.mkdir(parents=True, exist_ok=True)
         for name in BENCHMARKS:
             if not overwrite and (dest / name).exists() and any((dest / name).iterdir()):
-                raise FitPruneError(
-                    f"{dest / name} is not empty: give another folder, or --overwrite to replace it whole"
-                )
+                raise FitPruneError(f"{dest / name} is not empty: give another folder, or --overwrite to replace it whole")
         for name, build in BENCHMARKS.items():
             made[name] = build() if pictures is None else build(pictures)
             _replace(dest / name, made[name])

@@ -38,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 after one line on stderr that says what is wrong."""
     parser = arguments.Parser(prog="embedded.benchmarks", description="Write the embedded benchmarks.")
     parser.add_argument("dest", type=Path, metavar="DEST", help=f"folder that gets {', '.join(BENCHMARKS)}")
-    parser.add_argument(
-        "--pictures", type=int, help="pictures per benchmark, in MME per category (default: each its own)"
-    )
+    parser.add_argument("--pictures", type=int, help="pictures per benchmark, in MME per category (default: each its own)")
     parser.add_argument("--overwrite", action="store_true", help="replace such folders that are there, whole")
     return entry.guarded(run, parser, argv)
 

@@ -14,14 +14,7 @@ from .mmbench import table
 
 QUESTIONS = "mmbench_dev_cn_20231003.tsv"
 WORDS = {
-    **{
-        "circle": "圆形",
-        "square": "正方形",
-        "triangle": "三角形",
-        "diamond": "菱形",
-        "star": "星形",
-        "cross": "十字形",
-    },
+    **{"circle": "圆形", "square": "正方形", "triangle": "三角形", "diamond": "菱形", "star": "星形", "cross": "十字形"},
     **{"red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色"},
     **{"orange": "橙色", "purple": "紫色", "cyan": "青色", "pink": "粉色"},
 }

@@ -39,9 +39,7 @@ def build(pictures: int = 9) -> Files:
             number = len(truth) + 1
             question_id = f"v{number}" if kind == "video" else number
             text = f"{lettered(asked.text, options)}\n{PLEASE}"
-            questions.append(
-                {"question_id": question_id, "image": f"{IMAGES[kind]}/{name}", "text": text, "category": asked.family}
-            )
+            questions.append({"question_id": question_id, "image": f"{IMAGES[kind]}/{name}", "text": text, "category": asked.family})
             truth.append(
                 {
                     "answer": LETTERS[right],

@@ -27,10 +27,7 @@ def build(pictures: int = 12) -> Files:
     for index in range(pictures):
         scene, image = draw("vqav2", index), f"COCO_test2015_{index:012d}.jpg"
         files[f"{IMAGES}/{image}"] = picture(scene)
-        lines = [
-            question(index * PER_PICTURE + at, image, one.text, one.family)
-            for at, one in enumerate(one_of_each(scene, FAMILIES))
-        ]
+        lines = [question(index * PER_PICTURE + at, image, one.text, one.family) for at, one in enumerate(one_of_each(scene, FAMILIES))]
         listed += lines
         if index % EVERY != EVERY - 1:
             asked += lines

@@ -80,12 +80,7 @@ def token_layers(seconds: float, dense_seconds: float, work: Workload) -> float:
 def attaching(work: Workload, recipe: Recipe, rounds: int) -> Spread:
     """Seconds that putting a recipe onto the model and taking it off again costs, once per `with` block."""
     model = twin(work.model)
-    return Spread.of(
-        [
-            timed(lambda: attach(model, recipe, visual_mask=work.visual_mask).detach(), work.device)[0]
-            for _ in range(rounds)
-        ]
-    )
+    return Spread.of([timed(lambda: attach(model, recipe, visual_mask=work.visual_mask).detach(), work.device)[0] for _ in range(rounds)])
 
 
 def vision(work: Workload, rounds: int) -> Spread | None:

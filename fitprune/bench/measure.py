@@ -70,18 +70,14 @@ def measure(
     with within_memory(f"{shape.cost.layers} layers x {shape.cost.hidden}, batch {batch}, {shape.length} tokens"), \
             ExitStack() as until:  # fmt: skip
         work = Workload.of(shape, batch=batch, dtype=dtype, device=device, attn=attn)
-        kinds: dict[tuple[str, str], Prefill] = {
-            ("", name): kind for name, kind in dense_kinds(work, asked, notes).items()
-        }
+        kinds: dict[tuple[str, str], Prefill] = {("", name): kind for name, kind in dense_kinds(work, asked, notes).items()}
         if merge_steps:
             plans += _merged(work, plans, kinds["", "dense"], few, notes)
         models = {"dense": work.model}
         for plan in plans:
             made, models[plan.name] = pruned_kinds(work, plan, asked or (), notes, until)
             kinds |= {(plan.name, name): kind for name, kind in made.items()}
-        alternate(
-            kinds, 1, work.device
-        )  # warm, with all in place: attaching a recipe makes a compiled model look again
+        alternate(kinds, 1, work.device)  # warm, with all in place: attaching a recipe makes a compiled model look again
         times = alternate(kinds, repeats, work.device)
         memory = {} if "memory" in skip else {key: _memory(kind, work.device) for key, kind in kinds.items()}
 
@@ -132,9 +128,7 @@ def _here(recipe: Recipe, shape: Shape) -> Recipe:
     if recipe.visual_tokens == shape.visual:
         return recipe
     deletions = recipe.deletions(shape.visual, shape.cost.layers)
-    return replace(
-        recipe, counts=tuple(deletions), visual_tokens=shape.visual, num_layers=len(deletions), scaling="proportional"
-    )
+    return replace(recipe, counts=tuple(deletions), visual_tokens=shape.visual, num_layers=len(deletions), scaling="proportional")
 
 
 Key = tuple[str, str]  # name of the plan ("" for dense), name of the kind
@@ -161,9 +155,7 @@ def _recipe(
     rows = {}
     for name in [name for owner, name in times if owner == plan.name]:
         row = _kind(times, memory, (plan.name, name))
-        row["speedup"] = {
-            base: faster(times["", base], row["times"]).to_dict() for base in dict.fromkeys(("dense", best))
-        }
+        row["speedup"] = {base: faster(times["", base], row["times"]).to_dict() for base in dict.fromkeys(("dense", best))}
         row["share_of_ideal"] = {base: gain["median"] / ideal for base, gain in row["speedup"].items()}
         rows[name] = row
     figures = {
@@ -199,13 +191,9 @@ def _overhead(work: Workload, plan: Plan, rounds: int, dense: float, pruned: flo
     return figures
 
 
-def _add_decode(
-    figures: dict[str, Any], work: Workload, models: Mapping[str, Any], kinds: Mapping[Key, Prefill], tokens: int
-) -> None:
+def _add_decode(figures: dict[str, Any], work: Workload, models: Mapping[str, Any], kinds: Mapping[Key, Prefill], tokens: int) -> None:
     """Seconds per token after the prefill, on the dense cache and on each pruned one."""
-    prefills: dict[str, Callable[[], Any]] = {
-        name: kinds[("", "dense") if name == "dense" else (name, "pruned")] for name in models
-    }
+    prefills: dict[str, Callable[[], Any]] = {name: kinds[("", "dense") if name == "dense" else (name, "pruned")] for name in models}
     times = breakdown.decode({name: (models[name], prefills[name]()) for name in models}, work, tokens)
     figures["decode"] = {
         name: {"seconds": Spread.of(each).to_dict(), "times": each, "speedup": faster(times["dense"], each).to_dict()}

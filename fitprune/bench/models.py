@@ -122,9 +122,7 @@ def random_tower(tower: Tower, hidden: int, dtype: torch.dtype, device: torch.de
     from ..llava_hr.configuration import VIT_L_336, LlavaHrConfig
     from ..llava_hr.modeling import LlavaHrModel
 
-    none = LlamaConfig(
-        hidden_size=hidden, intermediate_size=1, num_attention_heads=1, num_hidden_layers=0, vocab_size=VOCAB
-    )
+    none = LlamaConfig(hidden_size=hidden, intermediate_size=1, num_attention_heads=1, num_hidden_layers=0, vocab_size=VOCAB)
     if tower.two:
         high = LlavaHrConfig(text_config=none)
         return _made(lambda: LlavaHrModel(high), dtype, device), high.vision_config.image_size
@@ -166,9 +164,7 @@ def check_memory(cost: CostModel, batch: int, length: int, dtype: torch.dtype, d
     except OSError:
         return
     if needed > free:
-        raise FitPruneError(
-            f"weights and cache take {needed / 2**30:.0f} GiB but {free / 2**30:.0f} GiB are free: {LESS}"
-        )
+        raise FitPruneError(f"weights and cache take {needed / 2**30:.0f} GiB but {free / 2**30:.0f} GiB are free: {LESS}")
 
 
 LESS = "try --dtype bfloat16, fewer --layers, a smaller --batch-size, or a smaller --shape"

@@ -65,15 +65,7 @@ def prefill(figures: dict[str, Any]) -> Figure:
             at += 1
         if ideal is not None:
             line = panel.hlines(base / ideal, first - 0.5, at - 0.5, color="black", linestyle="--", linewidth=1.6)
-        panel.text(
-            (first + at - 1) / 2,
-            -0.13,
-            group,
-            ha="center",
-            va="top",
-            transform=panel.get_xaxis_transform(),
-            fontsize=11,
-        )
+        panel.text((first + at - 1) / 2, -0.13, group, ha="center", va="top", transform=panel.get_xaxis_transform(), fontsize=11)
         at += GAP
     if line is not None:
         line.set_label(f"ideal: {figures['best_dense']} / ideal speed-up by FLOPs")

@@ -57,9 +57,7 @@ def _prefill(figures: dict[str, Any]) -> str:
         ideal = f"{recipe['ideal_speedup']:.2f}x"
         cells.append(["  ideal (FLOPs)", "", "", *[ideal, "100%"] * len(bases), "", "", ""])
         for name, row in recipe["prefill"].items():
-            gains = [
-                text for base in bases for text in (_times(row["speedup"][base]), f"{row['share_of_ideal'][base]:.1%}")
-            ]
+            gains = [text for base in bases for text in (_times(row["speedup"][base]), f"{row['share_of_ideal'][base]:.1%}")]
             cells.append([f"  {name}", *_time(row["seconds"]), *gains, *_held(row, recipe["cache_bytes_by_cost"])])
     lines = aligned(cells)
     for at in sorted(titles, reverse=True):
@@ -86,13 +84,9 @@ def _beside(figures: dict[str, Any]) -> str:
     for recipe in figures["recipes"]:
         name = recipe["name"]
         if "speedup_with_vision" in recipe:
-            lines.append(
-                f"{name}: vision tower and prefill together {recipe['speedup_with_vision']:.2f}x faster than dense"
-            )
+            lines.append(f"{name}: vision tower and prefill together {recipe['speedup_with_vision']:.2f}x faster than dense")
         if "faster_than_eager_maps" in recipe:
-            lines.append(
-                f"{name}: pruned is {_times(recipe['faster_than_eager_maps'])} faster than the authors' way (eager-maps)"
-            )
+            lines.append(f"{name}: pruned is {_times(recipe['faster_than_eager_maps'])} faster than the authors' way (eager-maps)")
         if "overhead" in recipe:
             lines += _overhead(name, recipe["overhead"])
         if "break_even" in recipe:

@@ -108,9 +108,7 @@ def dense_kinds(work: Workload, asked: Iterable[str] | None, notes: list[str]) -
 # With a recipe.
 
 
-def pruned_kinds(
-    work: Workload, plan: Plan, asked: Iterable[str], notes: list[str], until: ExitStack
-) -> tuple[dict[str, Prefill], Any]:
+def pruned_kinds(work: Workload, plan: Plan, asked: Iterable[str], notes: list[str], until: ExitStack) -> tuple[dict[str, Prefill], Any]:
     """The kinds of one recipe, and the model behind `pruned`, recipe attached.
 
     Args:
@@ -155,9 +153,7 @@ def bare(work: Workload, recipe: Recipe) -> Prefill:
         rotary = model.rotary_emb(hidden, torch.arange(shape.length, device=work.device)[None])
         for layer, left in zip(model.layers, alive, strict=True):
             near = tuple(part[:, : hidden.shape[1]] for part in rotary)
-            attended, _ = layer.self_attn(
-                layer.input_layernorm(hidden), near, None, **pass_cache(layer.self_attn, cache)
-            )
+            attended, _ = layer.self_attn(layer.input_layernorm(hidden), near, None, **pass_cache(layer.self_attn, cache))
             hidden = (hidden + attended)[:, : left + shape.text]
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         head(model.norm(hidden)[:, -1:])

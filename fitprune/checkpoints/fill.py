@@ -99,13 +99,7 @@ def match(model: nn.Module, parts: Iterable[Part], checkpoint: str, vocabulary: 
     return plan
 
 
-def fill(
-    model: nn.Module,
-    parts: Iterable[Part],
-    plan: list[dict[str, str]],
-    dtype: torch.dtype,
-    device: Callable[[str], Any],
-) -> None:
+def fill(model: nn.Module, parts: Iterable[Part], plan: list[dict[str, str]], dtype: torch.dtype, device: Callable[[str], Any]) -> None:
     """Loads what `match` planned.
 
     Args:
@@ -120,8 +114,7 @@ def fill(
                 continue
             if not tensor.is_floating_point():
                 raise FitPruneError(
-                    f"{part.weights.files[key]}: {key} holds {tensor.dtype}, not real numbers: quantised checkpoints "
-                    "are not supported"
+                    f"{part.weights.files[key]}: {key} holds {tensor.dtype}, not real numbers: quantised checkpoints are not supported"
                 )
             if part.change is not None:
                 tensor = part.change(key, tensor)

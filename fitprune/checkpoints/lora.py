@@ -37,9 +37,7 @@ class Adapter:
             ("rank_pattern", {}), ("alpha_pattern", {}), ("modules_to_save", None),
         ):  # fmt: skip
             if (config.get(field) or plain or None) != (plain or None):
-                raise FitPruneError(
-                    f"{name}: {CONFIG} has {field} {config[field]!r}, which is not supported: merge it with PEFT first"
-                )
+                raise FitPruneError(f"{name}: {CONFIG} has {field} {config[field]!r}, which is not supported: merge it with PEFT first")
         rank, alpha = config.get("r"), config.get("lora_alpha")
         if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
             raise FitPruneError(f"{name}: {CONFIG} has no rank r and lora_alpha: download it again")

@@ -46,9 +46,7 @@ def text_config(config: Mapping[str, Any], rows: int) -> Any:
 
     said = [str(config.get("model_type") or ""), *map(str, config.get("architectures") or ())]
     kinds = [kind for name in said if (kind := name.lower().replace("llava", "").strip("_"))]
-    name = next(
-        (LANGUAGES[part] for part in LANGUAGES if kinds and part in kinds[0]), None if kinds else LANGUAGES["llama"]
-    )
+    name = next((LANGUAGES[part] for part in LANGUAGES if kinds and part in kinds[0]), None if kinds else LANGUAGES["llama"])
     if name is None:
         raise FitPruneError(
             f"config.json names {said[0]} ({', '.join(said[1:])}): of the original layout Llama, Mistral and Qwen2 language "
@@ -173,10 +171,7 @@ class OriginalCheckpoint(Generic[Layout]):
                 part.change.check_used()
         model.config.dtype = dtype
         added = set(range(self.vocabulary, model.get_input_embeddings().weight.shape[0]))
-        added |= {
-            self.config.image_token_id,
-            *([self.tokenizer.pad_token_id] if self.tokenizer.pad_token == PADDING else []),
-        }
+        added |= {self.config.image_token_id, *([self.tokenizer.pad_token_id] if self.tokenizer.pad_token == PADDING else [])}
         model.generation_config = GenerationConfig(
             bos_token_id=self.tokenizer.bos_token_id, eos_token_id=self.eos, pad_token_id=self.tokenizer.pad_token_id,
             suppress_tokens=sorted(added),
@@ -185,11 +180,7 @@ class OriginalCheckpoint(Generic[Layout]):
 
 
 def read_original(
-    source: Source,
-    config: Mapping[str, Any],
-    family: Layout,
-    base: str | None = None,
-    vision_tower: str | None = None,
+    source: Source, config: Mapping[str, Any], family: Layout, base: str | None = None, vision_tower: str | None = None
 ) -> OriginalCheckpoint[Layout]:
     """Reads everything but the weights' values of a checkpoint in original layout.
 
@@ -243,9 +234,7 @@ def _parts(source: Source, base: Source, family: OriginalLayout) -> list[Part]:
         if own is None:
             if source.get(PROJECTOR[0]) or source.get(PROJECTOR[1]):
                 raise FitPruneError(f"{source} holds a projector only: give its language model with --model-base")
-            raise FitPruneError(
-                f"{source} has no weights (model.safetensors, pytorch_model.bin or shards): download it"
-            )
+            raise FitPruneError(f"{source} has no weights (model.safetensors, pytorch_model.bin or shards): download it")
         _need_embeddings(own, source)
         return [Part(own, known)]
     if own is not None:
@@ -257,14 +246,10 @@ def _parts(source: Source, base: Source, family: OriginalLayout) -> list[Part]:
     names = TRAINED_WHOLE if adapter is not None else PROJECTOR
     extra = Weights.find(source, names)
     if extra is None:
-        raise FitPruneError(
-            f"{source} is incomplete: {' or '.join(names)} is missing ({', '.join(ADAPTERS)} alone will not do)"
-        )
+        raise FitPruneError(f"{source} is incomplete: {' or '.join(names)} is missing ({', '.join(ADAPTERS)} alone will not do)")
     return [Part(extra, lambda name: known(plain_name(name))), Part(language, known, adapter)]
 
 
 def _need_embeddings(weights: Weights, source: Source) -> None:
     if "model.embed_tokens.weight" not in weights.shapes:
-        raise FitPruneError(
-            f"{source} lacks model.embed_tokens.weight: its weights are no LLaVA's of the original layout"
-        )
+        raise FitPruneError(f"{source} lacks model.embed_tokens.weight: its weights are no LLaVA's of the original layout")

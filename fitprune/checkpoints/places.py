@@ -27,9 +27,7 @@ def placement(model: Any, device_map: Any, dtype: torch.dtype) -> dict[str, Any]
     whole = kept_whole(model)
     memory = None
     if device_map != "sequential":
-        memory = get_balanced_memory(
-            model, dtype=dtype, no_split_module_classes=whole, low_zero=device_map == "balanced_low_0"
-        )
+        memory = get_balanced_memory(model, dtype=dtype, no_split_module_classes=whole, low_zero=device_map == "balanced_low_0")
     return dict(infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole, dtype=dtype))
 
 

@@ -26,12 +26,9 @@ class Source:
         self.name = str(path)
         place = Path(path).expanduser()
         self.folder = place if place.is_dir() else None
-        if self.folder is None and (
-            place.exists() or place.is_absolute() or self.name.startswith((".", "~")) or len(place.parts) > 2
-        ):
+        if self.folder is None and (place.exists() or place.is_absolute() or self.name.startswith((".", "~")) or len(place.parts) > 2):
             raise FitPruneError(
-                f"no checkpoint at {path}: expected a folder with config.json, or a hub name such as "
-                "llava-hf/llava-1.5-7b-hf"
+                f"no checkpoint at {path}: expected a folder with config.json, or a hub name such as llava-hf/llava-1.5-7b-hf"
             )
 
     def __str__(self) -> str:
@@ -59,9 +56,7 @@ class Source:
         except EntryNotFoundError:  # also when offline and not in the cache
             return None
         except (OSError, ValueError) as error:
-            raise FitPruneError(
-                f"cannot load {self.name}: no such folder, and the hub says: {first_line(error)}"
-            ) from None
+            raise FitPruneError(f"cannot load {self.name}: no such folder, and the hub says: {first_line(error)}") from None
 
     def need(self, file: str) -> Path:
         """As `get`, for a file that must be there.

@@ -43,9 +43,7 @@ def original_tokenizer(source: Source) -> Any:
         file = source.get("tokenizer_config.json")
         settings = read_json(file) if file else {}
         kind = "LlamaTokenizer"
-        options = {
-            name: value if settings.get(name) is None else bool(settings[name]) for name, value in BEFORE.items()
-        }
+        options = {name: value if settings.get(name) is None else bool(settings[name]) for name, value in BEFORE.items()}
     elif source.get("tokenizer.json") is not None:
         kind = "PreTrainedTokenizerFast"
     elif source.get("vocab.json") is not None:
@@ -84,9 +82,7 @@ def _dummy_prefix(path: Path) -> bool:
     try:
         model.ParseFromString(path.read_bytes())
     except (DecodeError, OSError) as error:
-        raise FitPruneError(
-            f"{path} is damaged or only partly downloaded ({first_line(error)}): download it again"
-        ) from None
+        raise FitPruneError(f"{path} is damaged or only partly downloaded ({first_line(error)}): download it again") from None
     if not model.pieces or not model.HasField("normalizer_spec"):  # which follows the pieces in the file
         raise FitPruneError(f"{path} is damaged or only partly downloaded (it ends too soon): download it again")
     return bool(model.normalizer_spec.add_dummy_prefix)

@@ -24,16 +24,7 @@ OPENAI_CLIP = {  # sizes of the towers that published checkpoints name, known wi
     for suffix, side in (("-336", 336), ("", 224))
 }  # fmt: skip
 NOT_SIZES = frozenset(  # fields of a config.json that say nothing about the model's shape
-    (
-        "model_type",
-        "architectures",
-        "torch_dtype",
-        "dtype",
-        "transformers_version",
-        "_name_or_path",
-        "id2label",
-        "label2id",
-    )
+    ("model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "id2label", "label2id")
 )
 
 
@@ -66,9 +57,7 @@ def tower_part(tower: Source | None, name: str) -> Part:
     tower = tower or Source(name)
     weights = Weights.find(tower)
     if weights is None:
-        raise FitPruneError(
-            f"the vision tower {tower} has no weights here: give a folder that has them with --vision-tower"
-        )
+        raise FitPruneError(f"the vision tower {tower} has no weights here: give a folder that has them with --vision-tower")
     return Part(weights, lambda key: rename(key, (), CLIP))
 
 

@@ -49,9 +49,7 @@ class Weights:
                 if not promised or name in promised:  # what an index leaves out may be there twice
                     self.files[name], self.shapes[name] = path, shape
             if lost := sorted(promised - shapes.keys()):
-                raise FitPruneError(
-                    f"{path} lacks {len(lost)} tensors that its index promises, such as {lost[0]}: download it again"
-                )
+                raise FitPruneError(f"{path} lacks {len(lost)} tensors that its index promises, such as {lost[0]}: download it again")
 
     @classmethod
     def find(cls, source: Source, names: tuple[str, ...] = NAMES) -> Weights | None:
@@ -98,8 +96,7 @@ def _shards(source: Source, index: Path) -> dict[Path, set[str]]:
         path = source.get(file)
         if path is None:
             raise FitPruneError(
-                f"{source} is incomplete: {file}, which holds {min(names)} and {len(names) - 1} more, is missing; "
-                "download it"
+                f"{source} is incomplete: {file}, which holds {min(names)} and {len(names) - 1} more, is missing; download it"
             )
         shards[path] = names
     return shards
@@ -167,6 +164,4 @@ def _open(path: Path) -> Any:
             "nothing of it was run; use a copy from a source that you trust, best in safetensors"
         ) from None
     except Exception as error:  # a torn file can make a reader fail in any way
-        raise FitPruneError(
-            f"{path} is damaged or only partly downloaded ({first_line(error)}): download it again"
-        ) from error
+        raise FitPruneError(f"{path} is damaged or only partly downloaded ({first_line(error)}): download it again") from error

@@ -51,9 +51,7 @@ def parser() -> argparse.ArgumentParser:
     for name in COMMANDS:
         found = command(name)
         about = f"{found.HELP[0].upper()}{found.HELP[1:]}."
-        found.add_options(
-            made.add_parser(name, help=found.HELP, description=about, epilog=found.EXAMPLES, formatter_class=_Help)
-        )
+        found.add_options(made.add_parser(name, help=found.HELP, description=about, epilog=found.EXAMPLES, formatter_class=_Help))
     return top
 
 

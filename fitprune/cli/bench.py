@@ -24,29 +24,19 @@ EXAMPLES = """examples:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of `fitprune bench`."""
+    parser.add_argument("--shape", default="small", choices=list(SHAPES), help="decoder, prompt and vision tower; weights are random")
+    arguments.add_ratio(parser, "share of the visual compute to save; several are measured in one run", nargs="+", default=[0.6])
     parser.add_argument(
-        "--shape", default="small", choices=list(SHAPES), help="decoder, prompt and vision tower; weights are random"
-    )
-    arguments.add_ratio(
-        parser, "share of the visual compute to save; several are measured in one run", nargs="+", default=[0.6]
-    )
-    parser.add_argument(
-        "--recipe",
-        default=None,
-        help="a recipe file instead; default the published one, else a step at layer 1 that meets the ratio",
+        "--recipe", default=None, help="a recipe file instead; default the published one, else a step at layer 1 that meets the ratio"
     )
     group = parser.add_argument_group("changes to the shape")
-    group.add_argument(
-        "--visual-tokens", type=arguments.positive, default=None, help="tokens of the image (no vision tower then)"
-    )
+    group.add_argument("--visual-tokens", type=arguments.positive, default=None, help="tokens of the image (no vision tower then)")
     group.add_argument("--text-tokens", type=arguments.positive, default=None, help="tokens after the image")
     group.add_argument("--layers", type=arguments.positive, default=None, help="decoder layers (step recipes only)")
     group.add_argument("--batch-size", type=arguments.positive, default=1)
     group.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, …; default the first GPU, else the CPU")
-    group.add_argument(
-        "--attn", default="sdpa", help="attention implementation, dense and pruned: sdpa, eager, flash_attention_2"
-    )
+    group.add_argument("--attn", default="sdpa", help="attention implementation, dense and pruned: sdpa, eager, flash_attention_2")
     group = parser.add_argument_group("what is measured")
     group.add_argument(
         "--baseline",
@@ -60,18 +50,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--decode-tokens", type=arguments.positive, default=16, help="tokens decoded after the prefill")
     group.add_argument("--skip", nargs="+", action="extend", default=[], choices=PARTS, help="parts to leave out")
     group.add_argument(
-        "--merge-steps",
-        action="store_true",
-        help="measure what a step costs and add the recipe with its steps merged for it",
+        "--merge-steps", action="store_true", help="measure what a step costs and add the recipe with its steps merged for it"
     )
-    group.add_argument(
-        "--break-even", action="store_true", help="search the number of visual tokens from which pruning pays"
-    )
+    group.add_argument("--break-even", action="store_true", help="search the number of visual tokens from which pruning pays")
     group = parser.add_argument_group("output")
     group.add_argument("--json", default=None, help="also write all figures to this file")
-    group.add_argument(
-        "--plot", default=None, help="also draw the prefill's times into this PNG file (needs matplotlib)"
-    )
+    group.add_argument("--plot", default=None, help="also draw the prefill's times into this PNG file (needs matplotlib)")
 
 
 def run(args: argparse.Namespace) -> int:

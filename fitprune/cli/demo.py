@@ -39,9 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--port", type=port, default=7860, help="0 takes a free one")
     group.add_argument("--max-new-tokens", type=arguments.positive, default=64, help="of an answer")
     group = parser.add_argument_group("recipes", "Published recipes where there are any, unless a file is given.")
-    group.add_argument(
-        "--calibration-file", default=None, help="questions to fit on; embedded models have their own (JSON lines)"
-    )
+    group.add_argument("--calibration-file", default=None, help="questions to fit on; embedded models have their own (JSON lines)")
     group.add_argument("--calibration-images", default=None, help="where the calibration file's images are")
     group.add_argument("--samples", type=arguments.positive, default=128, help="how many of them to observe")
 
@@ -55,11 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
     gradio()  # not installed: said before anything is loaded
     calibration = _calibration(args)
-    with (
-        _terminable(),
-        listen(args.host, args.port) as socket,
-        tempfile.TemporaryDirectory(prefix="fitprune-demo-") as uploads,
-    ):
+    with _terminable(), listen(args.host, args.port) as socket, tempfile.TemporaryDirectory(prefix="fitprune-demo-") as uploads:
         if warning := open_to(args.host, "the page"):
             print(f"fitprune demo: {warning}", flush=True)
         try:

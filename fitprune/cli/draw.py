@@ -68,16 +68,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     data = embedded()
     group = parser.add_argument_group("what is drawn")
     group.add_argument("--image", default=None, help="picture to ask about; default an embedded one")
-    group.add_argument(
-        "--question", default=None, help="what to ask, with instructions if any; default about that picture"
-    )
-    group.add_argument(
-        "--formats", nargs="+", choices=list(FILES), default=None, help="what to write; default all of them"
-    )
+    group.add_argument("--question", default=None, help="what to ask, with instructions if any; default about that picture")
+    group.add_argument("--formats", nargs="+", choices=list(FILES), default=None, help="what to write; default all of them")
     group.add_argument("--output", default="runs/draw", help="folder, or the file if only one format is written")
-    group.add_argument(
-        "--layers", type=int, nargs="+", default=None, help="layers of survivors.png and heat.png, from 0; default all"
-    )
+    group.add_argument("--layers", type=int, nargs="+", default=None, help="layers of survivors.png and heat.png, from 0; default all")
     group.add_argument("--title", default=None, help="line above the figures; default the question and both answers")
     group.add_argument(
         "--recipes", nargs="+", default=None, metavar="RECIPE",
@@ -114,9 +108,7 @@ def run(args: argparse.Namespace) -> int:
     recipe, source = choice.recipe, choice.source
     assert recipe is not None
     asked = ask(vlm, image, question, recipe, args.score, args.max_new_tokens)
-    shown = Shown(
-        vlm, image, recipe, asked, layers, heading(asked) if args.title is None else style.plain(args.title) or None
-    )
+    shown = Shown(vlm, image, recipe, asked, layers, heading(asked) if args.title is None else style.plain(args.title) or None)
     for name, target in targets.items():
         WRITERS[name](shown, target)
     print(f"question: {question!r}", f"dense:    {asked.dense!r}", f"pruned:   {asked.pruned!r}", source, sep="\n")
@@ -151,9 +143,7 @@ def find_targets(output: str, formats: Sequence[str] | None) -> dict[str, Path]:
             raise FitPruneError(f"--output {output} is no name for {kinds[0]}: end it in {ending}, or name a folder")
         targets = {kinds[0]: path}
     elif re.fullmatch(r"\.[A-Za-z]\w*", path.suffix) and not path.is_dir() and not output.endswith(("/", os.sep)):
-        raise FitPruneError(
-            f"--output {output}: no {path.suffix} is written: end it in {', '.join(sorted(endings))}, or in / for a folder"
-        )
+        raise FitPruneError(f"--output {output}: no {path.suffix} is written: end it in {', '.join(sorted(endings))}, or in / for a folder")
     else:
         targets = {kind: path / FILES[kind] for kind in dict.fromkeys(formats or FILES)}
     for target in targets.values():

@@ -58,21 +58,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the benchmark's folder (docs/evaluation.md lists what is in it); default that of an embedded model's "
         "embedded counterpart, else the one in --playground",
     )
-    group.add_argument(
-        "--playground", default=None, help=f"folder of the benchmarks' folders, {PLAYGROUND} unless given"
-    )
-    group.add_argument(
-        "--question-file", default=None, help="other questions than the benchmark's; alone, they are not scored"
-    )
+    group.add_argument("--playground", default=None, help=f"folder of the benchmarks' folders, {PLAYGROUND} unless given")
+    group.add_argument("--question-file", default=None, help="other questions than the benchmark's; alone, they are not scored")
     group.add_argument("--image-folder", default=None, help="where the questions' images are, if elsewhere")
     group.add_argument("--annotation-file", default=None, help="TextVQA annotations to score with, if elsewhere")
     arguments.add_recipe(parser, many=True)
     parser.add_argument(
-        "--scores",
-        nargs="+",
-        default=None,
-        choices=list(arguments.SCORES),
-        help="compare several rankings at the same schedule",
+        "--scores", nargs="+", default=None, choices=list(arguments.SCORES), help="compare several rankings at the same schedule"
     )
     arguments.add_generation(parser)
     parser.set_defaults(batch_size=8, max_new_tokens=None)
@@ -88,12 +80,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("several processes")
     group.add_argument("--fit-only", action="store_true", help="fit and keep the recipes, answer nothing")
     group.add_argument("--num-chunks", type=arguments.positive, default=1, help="how many processes answer")
-    group.add_argument(
-        "--chunk-idx",
-        type=int,
-        default=None,
-        help="which of them this is, from 0; without it, their answers are joined",
-    )
+    group.add_argument("--chunk-idx", type=int, default=None, help="which of them this is, from 0; without it, their answers are joined")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -118,9 +105,7 @@ def run(args: argparse.Namespace) -> int:
         calibration = replace(calibration, read=read)
     chunked = args.num_chunks > 1 or args.chunk_idx is not None
     if chunked and workers.size > 1:
-        raise FitPruneError(
-            "--num-chunks is for processes that are started one by one: under torchrun or accelerate leave it out"
-        )
+        raise FitPruneError("--num-chunks is for processes that are started one by one: under torchrun or accelerate leave it out")
     vlm = load(args.model_path, **arguments.load_options(args))
     plans = plan(
         vlm, questions, output, ratios=args.reduction_ratio, scores=args.scores or [args.score], calibration=calibration,
@@ -157,9 +142,7 @@ def _where(args: argparse.Namespace) -> tuple[Benchmark | None, Path]:
     data = Path(args.data) if args.data else default_data(args.model_path, args.playground, benchmark)
     if args.annotation_file is not None:
         if benchmark is not TEXTVQA:
-            raise FitPruneError(
-                f"--annotation-file is for TextVQA: give {benchmark.title}'s folder with --data instead"
-            )
+            raise FitPruneError(f"--annotation-file is for TextVQA: give {benchmark.title}'s folder with --data instead")
         benchmark = scored_with(Path(args.annotation_file))
     if args.question_file and not (args.benchmark or args.data):  # questions of one's own
         args.image_folder = args.image_folder or str(embedded().images)

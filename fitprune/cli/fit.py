@@ -39,12 +39,7 @@ def add_options(fit: argparse.ArgumentParser, model: str = MODEL_NAME) -> None:
     """Options of `fitprune fit` and of `statistical_analysis.py`."""
     arguments.add_model(fit, model)
     arguments.add_data(fit)
-    arguments.add_ratio(
-        fit,
-        "share of the visual compute to save, 0.6 or 60; several are fitted from one pass",
-        nargs="+",
-        default=[0.6],
-    )
+    arguments.add_ratio(fit, "share of the visual compute to save, 0.6 or 60; several are fitted from one pass", nargs="+", default=[0.6])
     arguments.add_calibration(fit.add_argument_group("calibration"))
     arguments.add_merging(fit)
     fit.add_argument("--batch-size", type=arguments.positive, default=8, help="samples observed at a time")
@@ -57,9 +52,7 @@ def add_options(fit: argparse.ArgumentParser, model: str = MODEL_NAME) -> None:
         choices=CRITERIA,
         help="which list of the least attended tokens a token has to be on to go: the paper's is both",
     )
-    fit.add_argument(
-        "--replay", action="store_true", help="the released script's search, which runs the model again at every step"
-    )
+    fit.add_argument("--replay", action="store_true", help="the released script's search, which runs the model again at every step")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -113,9 +106,7 @@ def _replay(args: argparse.Namespace) -> int:
 def _check_output(args: argparse.Namespace) -> None:
     """Finds out before the model runs whether its results can be kept."""
     if args.output and len(args.reduction_ratio) > 1 and Path(args.output).suffix == ".json":
-        raise FitPruneError(
-            f"--output {args.output} is one file but there are {len(args.reduction_ratio)} ratios: name a folder"
-        )
+        raise FitPruneError(f"--output {args.output} is one file but there are {len(args.reduction_ratio)} ratios: name a folder")
     folder = Path(args.output or ".")
     folder = folder.parent if folder.suffix == ".json" else folder
     for needed in (folder, *([Path(args.stats).parent] if args.stats else [])):
@@ -143,8 +134,6 @@ def statistical_analysis(argv: Sequence[str] | None = None, model: str = MODEL_N
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
     add_options(made, model)
-    made.add_argument(
-        "--num-chunks", type=arguments.positive, default=1, help="kept for compatibility; fitting uses all of --samples"
-    )
+    made.add_argument("--num-chunks", type=arguments.positive, default=1, help="kept for compatibility; fitting uses all of --samples")
     made.add_argument("--chunk-idx", type=int, default=0, help="kept for compatibility")
     return entry.guarded(run, made, argv, together=entry.always)

@@ -48,19 +48,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     arguments.add_recipe(parser, many=True)
     parser.set_defaults(reduction_ratio=[0.3, 0.5, 0.7])
     parser.add_argument(
-        "--at-most",
-        type=share,
-        default=0.05,
-        help="advise the largest ratio that changes no larger share of the answers, 0.05 or 5%%",
+        "--at-most", type=share, default=0.05, help="advise the largest ratio that changes no larger share of the answers, 0.05 or 5%%"
     )
     parser.add_argument("--limit", type=arguments.positive, default=None, help="only the first so many questions")
-    parser.add_argument(
-        "--max_new_tokens", "--max-new-tokens", type=arguments.positive, default=arguments.DEFAULTS["max_new_tokens"]
-    )
+    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=arguments.positive, default=arguments.DEFAULTS["max_new_tokens"])
     parser.add_argument("--batch-size", type=arguments.positive, default=8, help="questions at a time")
-    parser.add_argument(
-        "--json", default=None, metavar="FILE", help="also write all figures and the changed answers there"
-    )
+    parser.add_argument("--json", default=None, metavar="FILE", help="also write all figures and the changed answers there")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,13 +69,9 @@ def run(args: argparse.Namespace) -> int:
     given = read_questions(args.question_file)[: args.limit]
     questions = [question for question in given if question.image]
     if not questions:
-        raise FitPruneError(
-            f"{args.question_file} has no question with a picture, so there is nothing to prune: give others"
-        )
+        raise FitPruneError(f"{args.question_file} has no question with a picture, so there is nothing to prune: give others")
     vlm = load(args.model_path, **arguments.load_options(args))
-    choices = resolve(
-        vlm, sorted(args.reduction_ratio), arguments.calibration(args), recipe_file=args.recipe, workers=workers
-    )
+    choices = resolve(vlm, sorted(args.reduction_ratio), arguments.calibration(args), recipe_file=args.recipe, workers=workers)
     drifts = compare_to_dense(
         vlm, questions, args.image_folder, [choice.recipe for choice in choices], score=args.score,
         max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, workers=workers,
@@ -100,14 +89,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{vlm.name} on {len(questions)} questions of {args.question_file}, pruned by score {args.score}")
     if len(given) > len(questions):
         print(f"left out: {len(given) - len(questions)} without a picture")
-    print(
-        *(f"{row.name}: {row.source}" for row in rows),
-        "",
-        table(rows),
-        "",
-        advice(advised, args.at_most),
-        sep="\n",
-    )
+    print(*(f"{row.name}: {row.source}" for row in rows), "", table(rows), "", advice(advised, args.at_most), sep="\n")
     return 0
 
 

@@ -27,10 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a recipe file, or the name of a published model")
     parser.add_argument("ratio", nargs="?", default=None, help="reduction ratio of a published recipe")
     parser.add_argument(
-        "--visual-tokens",
-        type=arguments.positive,
-        default=None,
-        help="also print the deletions for images of this many tokens",
+        "--visual-tokens", type=arguments.positive, default=None, help="also print the deletions for images of this many tokens"
     )
     arguments.add_merging(parser)
 

@@ -42,9 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of `fitprune sweep`."""
     arguments.add_model(parser)
     group = parser.add_argument_group("what is compared")
-    group.add_argument(
-        "--ratios", type=arguments.ratios, default="0,10,...,90", help="shares of visual compute to save; 0: dense"
-    )
+    group.add_argument("--ratios", type=arguments.ratios, default="0,10,...,90", help="shares of visual compute to save; 0: dense")
     group.add_argument(
         "--methods",
         type=arguments.names,
@@ -62,9 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--benchmarks", type=arguments.names, default="textvqa,gqa", help=", ".join(BENCHMARKS))
     group.add_argument("--playground", default=None, help=f"folder of the benchmarks' folders, default {PLAYGROUND}")
-    group.add_argument(
-        "--limit", type=arguments.positive, default=None, help="only the first so many questions of each"
-    )
+    group.add_argument("--limit", type=arguments.positive, default=None, help="only the first so many questions of each")
     arguments.add_calibration(group := parser.add_argument_group("calibration"))
     group.add_argument("--calibration-images", default=None, help="where the calibration file's images are")
     arguments.add_generation(parser)
@@ -125,9 +121,7 @@ def _methods(args: argparse.Namespace, calibration: Calibration) -> list[str]:
     if args.ablate:
         observed = len(calibration.questions())
         if (most := ablate.most_samples(args.ablate, 1)) > observed:
-            raise FitPruneError(
-                f"--ablate samples={most}: {calibration.question_file} has {observed} questions with a picture"
-            )
+            raise FitPruneError(f"--ablate samples={most}: {calibration.question_file} has {observed} questions with a picture")
         found += ablate.methods(args.ablate, observed)
     found = list(dict.fromkeys([*found, *CONTROLS]))
     for method in found:

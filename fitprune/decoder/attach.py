@@ -83,21 +83,13 @@ def find_decoder(model: nn.Module) -> nn.Module:
     for candidate in (decoder, getattr(decoder, "model", None), getattr(model, "model", None), model):
         if isinstance(getattr(candidate, "layers", None), nn.ModuleList):
             return candidate  # type: ignore[return-value]
-    raise UnsupportedError(
-        f"{type(model).__name__} has no decoder with `layers`: see docs/new_family.md for what a model must look like"
-    )
+    raise UnsupportedError(f"{type(model).__name__} has no decoder with `layers`: see docs/new_family.md for what a model must look like")
 
 
 class Attachment:
     """A model with something attached; `detach` restores it."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        policy: PrefillPolicy,
-        visual_mask: Tensor | None = None,
-        lengths: Lengths = NO_LENGTHS,
-    ) -> None:
+    def __init__(self, model: nn.Module, policy: PrefillPolicy, visual_mask: Tensor | None = None, lengths: Lengths = NO_LENGTHS) -> None:
         """
         Args:
             model: A transformers model, or its bare decoder.
@@ -113,9 +105,7 @@ class Attachment:
         self.config = cast(Any, self.decoder.config)
         self.shares_heads = False  # whether other processes hold some of the heads
         if attachment_of(model) is not None:
-            raise FitPruneError(
-                "this model already has a recipe attached: leave that `with` block, or call detach(model), first"
-            )
+            raise FitPruneError("this model already has a recipe attached: leave that `with` block, or call detach(model), first")
         check_implementation(self.config._attn_implementation)
         check(self.decoder, self.layers)
         self._mask = None if visual_mask is None else ByMask(visual_mask)
@@ -143,9 +133,7 @@ class Attachment:
     def _hook_model(self, model: nn.Module, lengths: Lengths, undo: ExitStack) -> None:
         locate = ByTokenId(model.config, lengths) if self._mask is None else None
 
-        def find(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        def find(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
             if STATE in kwargs:
                 return None
             call = bound(module, args, kwargs)
@@ -175,9 +163,7 @@ class Attachment:
                     "this call made a loss, which pruning does not compute from every token: call the model without labels"
                 )
 
-        def not_for_it(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def not_for_it(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             return args, {name: value for name, value in kwargs.items() if name != STATE}
 
         base = getattr(model, "base_model", model)

@@ -99,10 +99,7 @@ def read_block(layer: nn.Module) -> Block | None:
     for middle, second in _sides(result[0] if in_tuple else result):
         for start, first in _sides(middle):
             match first, second:
-                case (
-                    _Symbol((attention, _Symbol((first_norm, normed)), handed)),
-                    _Symbol((mlp, _Symbol((second_norm, between)))),
-                ):
+                case (_Symbol((attention, _Symbol((first_norm, normed)), handed)), _Symbol((mlp, _Symbol((second_norm, between))))):
                     as_given = all(handed.get(name) is value for name, value in passed.items())
                     if start is normed is hidden and between is middle and as_given:
                         return Block(first_norm, attention, second_norm, mlp, in_tuple)

@@ -29,9 +29,7 @@ class DeletionState(PrefillState):
         recipe, layers = policy.recipe, policy.layers
         per_image = [[recipe.deletions(end - start, layers) for start, end in row] for row in self.spans]
         self.counts = [[[image[layer] for image in row] for row in per_image] for layer in range(layers)]
-        alike = all(
-            rows.count(rows[0]) == len(rows) for rows in self.counts
-        )  # then a layer's counts are one number each
+        alike = all(rows.count(rows[0]) == len(rows) for rows in self.counts)  # then a layer's counts are one number each
         counts = [padded_counts(rows) for rows in self.counts]
         self.quotas = None if alike else torch.tensor(counts, device=self.status.device)  # [L, B, I]
         self.steps: Steps = []

@@ -154,9 +154,7 @@ class Graphs:
         placed = any(hasattr(layer, "_hf_hook") for layer in layers)
         if self._recorder is None:
             if placed or len(devices) != 1 or next(iter(devices)).type != "cuda":
-                raise UnsupportedError(
-                    "graphs need a model on one CUDA device, without offloading: move it there, or leave graphs out"
-                )
+                raise UnsupportedError("graphs need a model on one CUDA device, without offloading: move it there, or leave graphs out")
             self._recorder = CudaRecorder()
         self.cache_argument = cache_argument(decoder) or ""
         self.decoder, self.original, own = decoder, decoder.forward, decoder.__dict__.get("forward")

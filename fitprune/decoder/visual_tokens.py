@@ -130,9 +130,7 @@ class ByTokenId:
             embeds = call.get("inputs_embeds")
             if embeds is not None and embeds.shape[1] == 1:
                 return [[] for _ in range(embeds.shape[0])]
-            raise FitPruneError(
-                "called with inputs_embeds only, which do not tell visual tokens from text: pass visual_mask= to prune()"
-            )
+            raise FitPruneError("called with inputs_embeds only, which do not tell visual tokens from text: pass visual_mask= to prune()")
         if ids.shape[1] == 1:  # decoding: no need to look, and no wait for the device
             return [[] for _ in range(ids.shape[0])]
         mask = ids == self.token
@@ -156,12 +154,8 @@ def _misfit(spans: Spans, lengths: Sequence[int]) -> NoReturn:
     runs = [end - start for row in spans for start, end in row]
     hint = "give each image as many image tokens as it takes, and images in the order of their tokens"
     if sum(runs) == sum(lengths):
-        hint += (
-            " (older transformers repeat them in another order for beams: several images in a prompt need num_beams=1)"
-        )
-    raise FitPruneError(
-        f"by image_sizes the images take {lengths} tokens, but runs of image tokens are {runs} long: {hint}"
-    )
+        hint += " (older transformers repeat them in another order for beams: several images in a prompt need num_beams=1)"
+    raise FitPruneError(f"by image_sizes the images take {lengths} tokens, but runs of image tokens are {runs} long: {hint}")
 
 
 class ByMask:
@@ -171,9 +165,7 @@ class ByMask:
         if not isinstance(mask, Tensor):
             raise FitPruneError(f"visual_mask must be a bool tensor [batch, sequence], not a {type(mask).__name__}")
         if mask.ndim != 2 or mask.dtype != torch.bool:
-            raise FitPruneError(
-                f"visual_mask must be bool [batch, sequence], got {mask.dtype} with shape {tuple(mask.shape)}"
-            )
+            raise FitPruneError(f"visual_mask must be bool [batch, sequence], got {mask.dtype} with shape {tuple(mask.shape)}")
         self.mask = mask.cpu()
 
     def window(self, rows: int, past: int, length: int) -> Spans:
@@ -186,11 +178,7 @@ class ByMask:
         if rows % given:
             raise FitPruneError(f"visual_mask has {given} rows but the batch has {rows}")
         if past == 0 and length != total:
-            hint = (
-                ""
-                if length < total
-                else " (generate needs its cache with visual_mask, and an assistant_model is not supported)"
-            )
+            hint = "" if length < total else " (generate needs its cache with visual_mask, and an assistant_model is not supported)"
             raise FitPruneError(f"visual_mask covers {total} tokens but the prompt has {length}{hint}")
         if past >= total:
             return [[] for _ in range(rows)]

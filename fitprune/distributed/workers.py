@@ -33,12 +33,7 @@ Prepared = TypeVar("Prepared")
 Result = TypeVar("Result")
 
 DONE, FAILED = b"+", b"-"  # what the first byte of a message says of the rest: a result, or an error's text
-GONE = (
-    "closed by peer",
-    "reset by peer",
-    "Broken pipe",
-    "Connection refused",
-)  # gloo's words for a process that has left
+GONE = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused")  # gloo's words for a process that has left
 
 
 class LostError(FitPruneError):
@@ -97,10 +92,7 @@ class WorkerGroup:
         return [tensor[: int(length)].numpy().tobytes() for tensor, length in zip(found, lengths, strict=True)]
 
     def first(
-        self,
-        work: Callable[[], Result],
-        encode: Callable[[Result], bytes] = to_json,
-        decode: Callable[[bytes], Result] = json.loads,
+        self, work: Callable[[], Result], encode: Callable[[Result], bytes] = to_json, decode: Callable[[bytes], Result] = json.loads
     ) -> Result:
         """The first process does it, and all get what came of it.
 
@@ -113,11 +105,7 @@ class WorkerGroup:
         with detect_lost_peer():
             length = torch.tensor([len(said)])
             dist.broadcast(length, 0, group=self.group)
-            data = (
-                torch.frombuffer(bytearray(said), dtype=torch.uint8)
-                if self.leads
-                else torch.empty(int(length), dtype=torch.uint8)
-            )
+            data = torch.frombuffer(bytearray(said), dtype=torch.uint8) if self.leads else torch.empty(int(length), dtype=torch.uint8)
             dist.broadcast(data, 0, group=self.group)
             self.held[:] = [length, data]
         return decode(_opened(data.numpy().tobytes()))
@@ -192,12 +180,7 @@ class WorkerGroup:
         return made[0]
 
 
-def _whole(
-    item: Item,
-    prepare: Callable[[Item], Prepared],
-    work: Callable[[Prepared], Result],
-    encode: Callable[[Result], bytes],
-) -> bytes:
+def _whole(item: Item, prepare: Callable[[Item], Prepared], work: Callable[[Prepared], Result], encode: Callable[[Result], bytes]) -> bytes:
     return encode(work(prepare(item)))
 
 
@@ -216,9 +199,7 @@ def detect_lost_peer() -> Iterator[None]:
     except RuntimeError as error:
         if not any(word in str(error) for word in GONE):
             raise
-        raise LostError(
-            "another process of this run has stopped: what was written stays, run the same command again to continue"
-        ) from None
+        raise LostError("another process of this run has stopped: what was written stays, run the same command again to continue") from None
 
 
 def _attempt(work: Callable[[], bytes]) -> bytes:

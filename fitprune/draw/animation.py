@@ -20,9 +20,7 @@ FIRST, LAST = 1600, 3200  # milliseconds of the whole picture, and of what is le
 WHOLE, FASTEST, SLOWEST = 7000, 240, 800  # the layers between them take this long together, each within these bounds
 
 
-def save(
-    shown: Sequence[Image.Image], alive: Sequence[int], path: str | os.PathLike[str], title: str | None = None
-) -> None:
+def save(shown: Sequence[Image.Image], alive: Sequence[int], path: str | os.PathLike[str], title: str | None = None) -> None:
     """Writes the film, which loops.
 
     Args:
@@ -38,15 +36,7 @@ def save(
     palette = _palette(rendered)
     drawn = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in rendered]
     data = io.BytesIO()
-    drawn[0].save(
-        data,
-        format="GIF",
-        save_all=True,
-        append_images=drawn[1:],
-        duration=durations(len(drawn)),
-        loop=0,
-        optimize=False,
-    )
+    drawn[0].save(data, format="GIF", save_all=True, append_images=drawn[1:], duration=durations(len(drawn)), loop=0, optimize=False)
     write_atomically(path, data.getvalue())
 
 

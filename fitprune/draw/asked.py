@@ -53,14 +53,7 @@ class Asked:
         return [fade(self.where, kept) for kept in self.stages]
 
 
-def ask(
-    vlm: VLM,
-    image: Image.Image,
-    question: str,
-    recipe: Recipe,
-    score: str = "fitprune",
-    max_new_tokens: int = 128,
-) -> Asked:
+def ask(vlm: VLM, image: Image.Image, question: str, recipe: Recipe, score: str = "fitprune", max_new_tokens: int = 128) -> Asked:
     """Asks twice, greedily.
 
     Args:

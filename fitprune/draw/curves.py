@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 
 def recipes(
-    shown: Sequence[Recipe],
-    labels: Sequence[str] | None = None,
-    visual_tokens: int | None = None,
-    title: str | None = None,
+    shown: Sequence[Recipe], labels: Sequence[str] | None = None, visual_tokens: int | None = None, title: str | None = None
 ) -> Figure:
     """How many visual tokens each recipe deletes in each layer, and how many it leaves alive after it.
 

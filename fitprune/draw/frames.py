@@ -69,9 +69,7 @@ def span(trace: Trace, row: int = 0, picture: int = 0) -> tuple[int, int]:
     if not 0 <= row < len(images):
         raise FitPruneError(f"there is no row {row} to draw: this trace has rows 0 to {len(images) - 1}")
     if not 0 <= picture < len(images[row]):
-        raise FitPruneError(
-            f"there is no picture {picture} to draw: row {row} has pictures 0 to {len(images[row]) - 1}"
-        )
+        raise FitPruneError(f"there is no picture {picture} to draw: row {row} has pictures 0 to {len(images[row]) - 1}")
     return images[row][picture]
 
 
@@ -99,10 +97,7 @@ def fade(where: Places, kept: np.ndarray, at_least: int = AT_LEAST) -> Image.Ima
     thick = max(2, round(max(size) / 220))
     for x0, y0, x1, y1 in outline(where, kept):
         half = thick // 2
-        pen.rectangle(
-            (x0 * times - half, y0 * times - half, x1 * times - half + thick - 1, y1 * times - half + thick - 1),
-            fill=OUTLINE,
-        )
+        pen.rectangle((x0 * times - half, y0 * times - half, x1 * times - half + thick - 1, y1 * times - half + thick - 1), fill=OUTLINE)
     for mark, stays in zip(where.marks, kept.tolist(), strict=True):
         if mark is not None:
             x0, y0, x1, y1 = _pixels(mark, times)

@@ -45,13 +45,7 @@ def received(stats: AttentionStats, sample: int = 0) -> dict[str, np.ndarray]:
     return {"cross": cross, "self": intra, "product": cross * intra}
 
 
-def heat(
-    where: Places,
-    stats: AttentionStats,
-    sample: int = 0,
-    layers: Sequence[int] | None = None,
-    title: str | None = None,
-) -> Figure:
+def heat(where: Places, stats: AttentionStats, sample: int = 0, layers: Sequence[int] | None = None, title: str | None = None) -> Figure:
     """Attention received per visual token: blocks of layers, three rows each.
 
     Args:
@@ -68,9 +62,7 @@ def heat(
         raise FitPruneError("there is nothing to draw: name a layer")
     for layer in shown:
         if not 0 <= layer < stats.layers:
-            raise FitPruneError(
-                f"there is no layer {layer} to draw: these statistics have layers 0 to {stats.layers - 1}"
-            )
+            raise FitPruneError(f"there is no layer {layer} to draw: these statistics have layers 0 to {stats.layers - 1}")
     quantities = received(stats, sample)
     if (seen := quantities["cross"].shape[1]) != where.tokens:
         raise FitPruneError(f"statistics of {seen} visual tokens for a picture of {where.tokens}: observe this picture")
@@ -99,9 +91,7 @@ def heat(
             elif at is None:
                 panel.set_axis_off()
             else:
-                drawn = style.picture(
-                    panel, spread(where, values[at]), cmap=COLOURS, norm=scale, interpolation="nearest"
-                )
+                drawn = style.picture(panel, spread(where, values[at]), cmap=COLOURS, norm=scale, interpolation="nearest")
                 if row == 0:
                     panel.set_title(f"layer {at}", fontsize=10)
                 if index == 1 or index % columns == 0:

@@ -48,9 +48,7 @@ def page(asked: Asked, facts: Sequence[tuple[str, str]] = ()) -> str:
         "bars": _bars(asked.alive),
         "tokens": str(asked.where.tokens),
         "facts": "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts),
-        "data": json.dumps(
-            {"alive": asked.alive, "outlines": [_path(asked.where, kept) for kept in asked.stages]}
-        ).replace("<", "\\u003c"),
+        "data": json.dumps({"alive": asked.alive, "outlines": [_path(asked.where, kept) for kept in asked.stages]}).replace("<", "\\u003c"),
     }
     text = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     head, *rest = text.split("{{")
@@ -89,7 +87,4 @@ def _path(where: Places, kept: np.ndarray) -> str:
 def _bars(alive: Sequence[int]) -> str:
     """Tokens alive in each stage, as bars in a drawing of len(alive) × 100."""
     highs = (100 * count / alive[0] for count in alive)
-    return "".join(
-        f'<rect x="{at + 0.1:.1f}" y="{100 - high:.2f}" width="0.8" height="{high:.2f}"/>'
-        for at, high in enumerate(highs)
-    )
+    return "".join(f'<rect x="{at + 0.1:.1f}" y="{100 - high:.2f}" width="0.8" height="{high:.2f}"/>' for at, high in enumerate(highs))

@@ -102,9 +102,7 @@ def deleting_layers(kept: np.ndarray, count: int = 4) -> list[int]:
     return [deleting[round(index * (len(deleting) - 1) / max(count - 1, 1))] for index in range(count)]
 
 
-def _placed(
-    image: Image.Image, trace: Trace, row: int, picture: int, grid: tuple[int, int] | None, vlm: VLM | None
-) -> Places:
+def _placed(image: Image.Image, trace: Trace, row: int, picture: int, grid: tuple[int, int] | None, vlm: VLM | None) -> Places:
     if vlm is not None:
         return places(vlm, image)
     first, end = span(trace, row, picture)

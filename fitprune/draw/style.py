@@ -56,9 +56,7 @@ def title(drawn: Any, lines: Sequence[str], size: float) -> None:
     if not lines:
         return
     installed = set(font_manager.get_font_names())
-    drawn.suptitle(
-        "\n".join(lines), fontsize=size, fontfamily=["DejaVu Sans", *(name for name in EASTERN if name in installed)]
-    )
+    drawn.suptitle("\n".join(lines), fontsize=size, fontfamily=["DejaVu Sans", *(name for name in EASTERN if name in installed)])
 
 
 def wrapped(text: str | None, width: float, size: float) -> list[str]:
@@ -90,12 +88,7 @@ def save(drawn: Figure, path: str | os.PathLike[str]) -> None:
 
 def curve(index: int) -> dict[str, Any]:
     """Colour and mark of the index-th curve."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKS[index % len(MARKS)],
-        "linewidth": 1.6,
-        "markersize": 4,
-    }
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKS[index % len(MARKS)], "linewidth": 1.6, "markersize": 4}
 
 
 def style_axes(panel: Any, label: str | None = None) -> None:

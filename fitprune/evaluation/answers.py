@@ -119,8 +119,7 @@ class AnswersFile:
         except OSError as problem:
             self.close()
             raise FitPruneError(
-                f"cannot write answers file {self.path}: {problem.strerror or problem}; "
-                "run again to resume after the last whole line"
+                f"cannot write answers file {self.path}: {problem.strerror or problem}; run again to resume after the last whole line"
             ) from None
         self.done += len(texts)
 
@@ -133,9 +132,7 @@ class AnswersFile:
     def __enter__(self) -> AnswersFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def _append(self, data: bytes) -> None:

@@ -79,6 +79,4 @@ class Benchmark:
         """
         for name in (self.questions, self.images, *self.needs):
             if not (data / name).exists():
-                raise FitPruneError(
-                    f"{self.title} needs {data / name}, which does not exist: docs/evaluation.md says where to get it"
-                )
+                raise FitPruneError(f"{self.title} needs {data / name}, which does not exist: docs/evaluation.md says where to get it")

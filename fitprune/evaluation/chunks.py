@@ -50,8 +50,7 @@ def merge(folder: Path, questions: Sequence[Question], num_chunks: int) -> Path:
         done = content.count(b"\n")
         if done != len(part) or not content.endswith(b"\n"):
             raise FitPruneError(
-                f"{path} has {done} of {len(part)} answers: run --num-chunks {num_chunks} "
-                f"--chunk-idx {number} to its end first"
+                f"{path} has {done} of {len(part)} answers: run --num-chunks {num_chunks} --chunk-idx {number} to its end first"
             )
         whole.append(content)
     write_atomically(folder / MERGED, b"".join(whole))

@@ -136,9 +136,7 @@ def answer_chunk(
         FitPruneError: as `answer`; for a chunk outside `num_chunks`.
     """
     if not 0 <= chunk_idx < num_chunks:
-        raise FitPruneError(
-            f"--chunk-idx {chunk_idx} is out of range: with --num-chunks {num_chunks} it goes from 0 to {num_chunks - 1}"
-        )
+        raise FitPruneError(f"--chunk-idx {chunk_idx} is out of range: with --num-chunks {num_chunks} it goes from 0 to {num_chunks - 1}")
     parts = slices(questions, num_chunks)
     for one in plans if chunk_idx < len(parts) else []:  # few questions leave nothing for the last chunks
         answer(
@@ -215,12 +213,7 @@ def prompt_sizes(
 
 
 def row_of(
-    plan: Plan,
-    benchmark: Benchmark | None,
-    result: Result | None,
-    run: AnswerRun,
-    cost: CostModel,
-    prompts: Counter[tuple[int, int]],
+    plan: Plan, benchmark: Benchmark | None, result: Result | None, run: AnswerRun, cost: CostModel, prompts: Counter[tuple[int, int]]
 ) -> Row:
     """Compute is summed over the questions that have a picture, before shares are taken of it."""
     recipe, result = plan.recipe, result or Result(None)
@@ -302,9 +295,7 @@ def table(rows: Sequence[Row]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    kept = [
-        f"visual tokens alive after each layer, {row.name}: {format_counts(row.alive)}" for row in rows if row.alive
-    ]
+    kept = [f"visual tokens alive after each layer, {row.name}: {format_counts(row.alive)}" for row in rows if row.alive]
     return "\n".join([*lines, *([""] if kept else []), *kept])
 
 

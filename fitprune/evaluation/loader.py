@@ -32,12 +32,8 @@ def parser(model: str = MODEL_NAME) -> argparse.ArgumentParser:
     arguments.add_data(parser)
     arguments.add_recipe(parser)
     arguments.add_generation(parser)
-    parser.add_argument(
-        "--answers-file", default="answer.jsonl", help="where answers go; an interrupted run continues it"
-    )
-    parser.add_argument(
-        "--num-chunks", type=int, default=1, help="split the questions into this many consecutive parts"
-    )
+    parser.add_argument("--answers-file", default="answer.jsonl", help="where answers go; an interrupted run continues it")
+    parser.add_argument("--num-chunks", type=int, default=1, help="split the questions into this many consecutive parts")
     parser.add_argument("--chunk-idx", type=int, default=0, help="which part to answer, from 0")
     parser.add_argument("--overwrite", action="store_true", help="start the answers file anew")
     return parser

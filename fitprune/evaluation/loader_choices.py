@@ -27,9 +27,7 @@ def science(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
     parser = _parser("model_vqa_science", model, sqa.BENCHMARK)
     parser.add_argument("--answer-prompter", action="store_true", help="accepted; changes nothing, as in LLaVA")
     data = embedded().data / sqa.BENCHMARK.folder
-    parser.set_defaults(
-        question_file=str(data / sqa.BENCHMARK.questions), image_folder=str(data / sqa.BENCHMARK.images)
-    )
+    parser.set_defaults(question_file=str(data / sqa.BENCHMARK.questions), image_folder=str(data / sqa.BENCHMARK.images))
 
     def run(args: argparse.Namespace) -> int:
         def read(path: Path) -> list[Question]:

@@ -18,9 +18,7 @@ import re
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # in the order of application; ' : . $ % & # * ^ ~ | stay
 NUMBER_WORDS = {"none": "0", "zero": "0"} | {
     word: str(number)
-    for number, word in enumerate(
-        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=1
-    )
+    for number, word in enumerate(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=1)
 }
 ARTICLES = frozenset(["a", "an", "the"])
 

@@ -33,9 +33,7 @@ def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
     for number, entry in read_json_lines(path, "answers file"):
         question_id, prompt, text = entry.get("question_id"), entry.get("prompt", ""), entry.get("text")
         if not (is_question_id(question_id) and isinstance(prompt, str) and isinstance(text, str)):
-            raise FitPruneError(
-                f"answers file {path} line {number} needs question_id and text: score a file that model_vqa_loader wrote"
-            )
+            raise FitPruneError(f"answers file {path} line {number} needs question_id and text: score a file that model_vqa_loader wrote")
         answers.append(Answer(question_id, prompt, text))
     if not answers:
         raise FitPruneError(f"answers file {path} holds no answers: there is nothing to score")

@@ -60,9 +60,7 @@ def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
         FitPruneError: if there are not ten.
     """
     if len(answers) != ANSWERS_PER_QUESTION:
-        raise FitPruneError(
-            f"TextVQA's accuracy needs {ANSWERS_PER_QUESTION} human answers per question, not {len(answers)}"
-        )
+        raise FitPruneError(f"TextVQA's accuracy needs {ANSWERS_PER_QUESTION} human answers per question, not {len(answers)}")
     said, people = normalise(prediction), [normalise(answer) for answer in answers]
     matches = people.count(said)
     left_out = (min(1.0, (matches - (person == said)) / MATCHES_FOR_FULL_SCORE) for person in people)
@@ -87,10 +85,7 @@ def question_of(prompt: str) -> str:
         return lines[1 if prompt.startswith("Reference OCR token:") else 0].lower()
     elif len(lines) in (1, 2):
         return lines[0].lower()
-    raise FitPruneError(
-        f"no TextVQA question can be found in the prompt {_shorten(prompt)}: "
-        "expected a question and an instruction line"
-    )
+    raise FitPruneError(f"no TextVQA question can be found in the prompt {_shorten(prompt)}: expected a question and an instruction line")
 
 
 def read_annotations(path: str | os.PathLike[str]) -> Annotations:
@@ -110,18 +105,12 @@ def read_annotations(path: str | os.PathLike[str]) -> Annotations:
         raise FitPruneError(f"annotation file {path} is torn or not JSON: get it again") from None
     entries = content.get("data") if isinstance(content, dict) else None
     if not isinstance(entries, list):
-        raise FitPruneError(
-            f"annotation file {path} has no list 'data': give one in the format of TextVQA_0.5.1_val.json"
-        )
+        raise FitPruneError(f"annotation file {path} has no list 'data': give one in the format of TextVQA_0.5.1_val.json")
     annotations: dict[tuple[int | str, str], list[str]] = {}
     for number, entry in enumerate(entries, start=1):
-        image_id, question, answers = (
-            entry.get(key) if isinstance(entry, dict) else None for key in ("image_id", "question", "answers")
-        )
+        image_id, question, answers = (entry.get(key) if isinstance(entry, dict) else None for key in ("image_id", "question", "answers"))
         if not (is_question_id(image_id) and isinstance(question, str) and _are_strings(answers)):
-            raise FitPruneError(
-                f"annotation file {path}: entry {number} of 'data' needs image_id, question and a list of answers"
-            )
+            raise FitPruneError(f"annotation file {path}: entry {number} of 'data' needs image_id, question and a list of answers")
         annotations[image_id, question.lower()] = answers
     return annotations
 
@@ -194,9 +183,7 @@ def _score(annotations: Annotations, result_file: str | os.PathLike[str]) -> Tex
         try:
             question = question_of(prompt)
             if (image_id, question) not in annotations:
-                raise FitPruneError(
-                    f"image {image_id!r} with question {_shorten(question)} is not in the annotation file"
-                )
+                raise FitPruneError(f"image {image_id!r} with question {_shorten(question)} is not in the annotation file")
             per_answer.append(soft_accuracy(text, annotations[image_id, question]))
         except FitPruneError as problem:
             raise FitPruneError(f"{where}: {problem}") from None

@@ -101,8 +101,6 @@ def as_read(pixels: Tensor, image_processor: Any) -> Image.Image:
     Args:
         pixels: [3, height, width] as the image processor made them.
     """
-    mean, std = (
-        torch.tensor(values)[:, None, None] for values in (image_processor.image_mean, image_processor.image_std)
-    )
+    mean, std = (torch.tensor(values)[:, None, None] for values in (image_processor.image_mean, image_processor.image_std))
     levels = (pixels.float().cpu() * std + mean) / image_processor.rescale_factor
     return Image.fromarray(levels.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())

@@ -58,8 +58,7 @@ TEMPLATES: dict[str, Template] = {
     "chatml_direct": Template("chatml", "<|im_start|>system\nAnswer the questions.", *_CHATML),
     "mpt": Template(
         "chatml",
-        "<|im_start|>system\nA conversation between a user and an LLM-based AI assistant. "
-        "The assistant gives helpful and honest answers.",
+        "<|im_start|>system\nA conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers.",
         *_CHATML,
     ),
     "qwen_1_5": Template("chatml", "<|im_start|>system\nYou are a helpful assistant.", *_CHATML, gap="\n"),
@@ -133,9 +132,7 @@ def build_prompt(template: str, turns: Sequence[tuple[str, str | None]]) -> str:
         raise FitPruneError("only the last turn of a conversation can be without an answer: give the earlier answers")
     if frame.style == "plain":
         if len(turns) > 1 or turns[0][1] is not None:
-            raise FitPruneError(
-                f"template {template!r} is for a single caption, not for dialogue: use another template"
-            )
+            raise FitPruneError(f"template {template!r} is for a single caption, not for dialogue: use another template")
         return turns[0][0] + frame.sep
     if frame.style == "llama_2":
         return _llama_2(frame, turns)

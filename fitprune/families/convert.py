@@ -21,9 +21,7 @@ from ..errors import FitPruneError
 from ..files import current_umask
 
 
-def convert(
-    path: str | Path, target: str | Path, *, model_base: str | None = None, vision_tower: str | None = None
-) -> Path:
+def convert(path: str | Path, target: str | Path, *, model_base: str | None = None, vision_tower: str | None = None) -> Path:
     """Writes a checkpoint of the original layout, its LoRA adapter merged, as a folder in transformers layout.
 
     Args:
@@ -45,9 +43,7 @@ def convert(
         raise FitPruneError(f"{path} is no checkpoint of the original layout (no mm_vision_tower): nothing to convert")
     checkpoint = original(source, config, model_base, vision_tower)
     model = checkpoint.model(None, None, "cpu")
-    processor = checkpoint.family.processor(
-        model.config, checkpoint.family.image_processor(model.config, None), checkpoint.tokenizer
-    )
+    processor = checkpoint.family.processor(model.config, checkpoint.family.image_processor(model.config, None), checkpoint.tokenizer)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.")

@@ -20,17 +20,7 @@ from .clip import ASPECTS, as_read, check_supported, clip_processor, image_setti
 from .encoding import encode, token_ids
 from .protocols import Images, View
 
-__all__ = [
-    "RULES",
-    "claims",
-    "configure",
-    "encode",
-    "image_processor",
-    "images",
-    "model_class",
-    "processor",
-    "token_ids",
-]
+__all__ = ["RULES", "claims", "configure", "encode", "image_processor", "images", "model_class", "processor", "token_ids"]
 
 RULES: Sequence[tuple[str, str]] = ()
 

@@ -24,17 +24,7 @@ from .clip import ASPECTS, as_read, check_supported, image_settings, squared
 from .encoding import encode, token_ids
 from .protocols import Images, View
 
-__all__ = [
-    "RULES",
-    "claims",
-    "configure",
-    "encode",
-    "image_processor",
-    "images",
-    "model_class",
-    "processor",
-    "token_ids",
-]
+__all__ = ["RULES", "claims", "configure", "encode", "image_processor", "images", "model_class", "processor", "token_ids"]
 
 _TOWER = r"model\.vision_tower\."
 _CLIP = _TOWER + r"fast_vision_tower\.vision_tower\.vision_model\."
@@ -88,17 +78,13 @@ def configure(original: Original) -> Any:
     fields = original.config
     check_supported(fields, image_aspect_ratio=ASPECTS, mm_patch_merge_type=(None, "flat"))
     if "convnext" not in str(fields["vision_tower_slow"]):
-        raise FitPruneError(
-            f"config.json has vision_tower_slow {fields['vision_tower_slow']!r}: only a ConvNeXt is supported"
-        )
+        raise FitPruneError(f"config.json has vision_tower_slow {fields['vision_tower_slow']!r}: only a ConvNeXt is supported")
     side = fields.get("input_image_size")
     if not isinstance(side, int):
         raise FitPruneError(f"input_image_size is {side!r} in config.json: expected the side of the picture in pixels")
     width = original.clip.hidden_size
     if fields.get("mm_hidden_size", width) != width:
-        raise FitPruneError(
-            f"mm_hidden_size {fields['mm_hidden_size']} is not supported: CLIP's tokens are {width} wide"
-        )
+        raise FitPruneError(f"mm_hidden_size {fields['mm_hidden_size']} is not supported: CLIP's tokens are {width} wide")
     depths, widths = _convnext_sizes(original.shapes)
     vision = LlavaHrVisionConfig(
         clip=original.clip,

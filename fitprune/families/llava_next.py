@@ -30,17 +30,7 @@ from .clip import as_read, check_supported, image_settings, selection
 from .encoding import encode, token_ids
 from .protocols import Images, View
 
-__all__ = [
-    "RULES",
-    "claims",
-    "configure",
-    "encode",
-    "image_processor",
-    "images",
-    "model_class",
-    "processor",
-    "token_ids",
-]
+__all__ = ["RULES", "claims", "configure", "encode", "image_processor", "images", "model_class", "processor", "token_ids"]
 
 RULES = ((r"model\.image_newline$", "model.image_newline"),)  # not part of the language model, as its name suggests
 TURNED = "height_width"  # image_grid_order of a config whose pinpoints are in transformers' order
@@ -69,10 +59,7 @@ def configure(original: Original) -> Any:
 
     fields, clip = original.config, original.clip
     check_supported(
-        fields,
-        mm_patch_merge_type=("spatial_unpad",),
-        image_aspect_ratio=("anyres",),
-        mm_vision_select_feature=(None, "patch"),
+        fields, mm_patch_merge_type=("spatial_unpad",), image_aspect_ratio=("anyres",), mm_vision_select_feature=(None, "patch")
     )
     config = LlavaNextConfig(
         vision_config=clip,
@@ -151,9 +138,7 @@ def images(config: Any, image_processor: Any) -> Images:
         for index, tile in enumerate(tiles):
             joined.paste(tile, (index % across * grid.side, index // across * grid.side))
         rows, columns = grid.kept(grid.reported(image.size))
-        left, top = (
-            (count * grid.patches - kept) // 2 * grid.patch for count, kept in ((across, columns), (down, rows))
-        )
+        left, top = ((count * grid.patches - kept) // 2 * grid.patch for count, kept in ((across, columns), (down, rows)))
         unpadded = joined.crop((left, top, left + columns * grid.patch, top + rows * grid.patch))
         return [View(whole, grid.patches, grid.patches), View(unpadded, rows, columns, newlines=True)]
 

@@ -68,9 +68,7 @@ def load(
                 raise FitPruneError(f"{path} is in transformers layout, whole in itself: leave out {option}")
         family, place = by_type(str(config.get("model_type")), path), source.place
         check_transformers(config, source)
-        model, tokenizer = from_transformers(
-            family.model_class(), source, device, dtype, attn, device_map, tensor_parallel
-        )
+        model, tokenizer = from_transformers(family.model_class(), source, device, dtype, attn, device_map, tensor_parallel)
     try:
         processor = family.image_processor(model.config, place)
     except (OSError, ValueError) as error:

@@ -61,9 +61,7 @@ def from_transformers(
     except (OSError, ValueError, ImportError) as error:
         raise FitPruneError(f"cannot load the tokenizer of {path}: {first_line(error)}") from None
     try:
-        model, report = kind.from_pretrained(
-            path, dtype=dtype, device_map=device_map, output_loading_info=True, **options
-        )
+        model, report = kind.from_pretrained(path, dtype=dtype, device_map=device_map, output_loading_info=True, **options)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         raise FitPruneError(f"cannot load {path}: {first_line(error)}") from None
     if report["missing_keys"]:

@@ -74,9 +74,7 @@ class Family(Protocol):
     def token_ids(self, vlm: Any, prompt: str, images: Sequence[Image.Image]) -> list[int]:
         """Token ids of a prompt whose n-th `<image>` stands for the n-th image; vlm is the `VLM` that is asked."""
 
-    def encode(
-        self, vlm: Any, questions: Sequence[tuple[str, Sequence[Image.Image]]], padding_side: str
-    ) -> dict[str, Tensor]:
+    def encode(self, vlm: Any, questions: Sequence[tuple[str, Sequence[Image.Image]]], padding_side: str) -> dict[str, Tensor]:
         """Model inputs, on the CPU, for a batch of (whole prompt, its images): ids and mask [B, S], pixels of all images."""
 
 

@@ -36,9 +36,7 @@ def tensor_parallel(config: Any, path: str) -> dict[str, Any]:
     size, text = dist.get_world_size(), config.get_text_config()
     for name in ("num_attention_heads", "num_key_value_heads"):
         if (heads := getattr(text, name, None) or size) % size:
-            raise FitPruneError(
-                f"{path} has {heads} {name}, which {size} processes cannot share evenly: start another number"
-            )
+            raise FitPruneError(f"{path} has {heads} {name}, which {size} processes cannot share evenly: start another number")
     try:
         from transformers.distributed import DistributedConfig
 
@@ -61,10 +59,6 @@ def zero3() -> Any:
         accelerator = Accelerator()
     except (ImportError, RuntimeError, ValueError) as error:
         raise FitPruneError(f"cannot start DeepSpeed ({first_line(error)}): {NEEDS}, and look at its config") from None
-    batches = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "train_batch_size": dist.get_world_size(),
-    }
+    batches = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "train_batch_size": dist.get_world_size()}
     accelerator.state.deepspeed_plugin.deepspeed_config.update(batches)  # it wants them, though nothing is trained
     return accelerator

@@ -83,18 +83,14 @@ class VLM:
         prompt = build_prompt(self.template, [("\n".join([*[IMAGE] * len(opened), question]), None)])
         return self.generate(self.encode([(prompt, opened)]), **generation)[0]
 
-    def encode(
-        self, questions: Sequence[tuple[str, Sequence[Image.Image]]], padding_side: str = "left"
-    ) -> dict[str, Tensor]:
+    def encode(self, questions: Sequence[tuple[str, Sequence[Image.Image]]], padding_side: str = "left") -> dict[str, Tensor]:
         """Model inputs for a batch of (whole prompt, its images): ids and mask [B, S], pixels of all images.
 
         Generation wants padding on the left; observing on the right, where it moves nothing.
         """
         dtype = next(self.model.parameters()).dtype
         inputs = self.family.encode(self, questions, padding_side)
-        return {
-            key: value.to(self.device, dtype if value.is_floating_point() else None) for key, value in inputs.items()
-        }
+        return {key: value.to(self.device, dtype if value.is_floating_point() else None) for key, value in inputs.items()}
 
     @torch.inference_mode()
     def generate(

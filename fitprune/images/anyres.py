@@ -48,9 +48,7 @@ class AnyRes:
 
     def __post_init__(self) -> None:
         if not self.pinpoints or any(edge <= 0 or edge % self.side for size in self.pinpoints for edge in size):
-            raise FitPruneError(
-                f"{FIELD} must be sizes in whole tiles of {self.side} pixels, got {list(map(list, self.pinpoints))}"
-            )
+            raise FitPruneError(f"{FIELD} must be sizes in whole tiles of {self.side} pixels, got {list(map(list, self.pinpoints))}")
 
     @property
     def patches(self) -> int:
@@ -129,9 +127,7 @@ def read_pinpoints(value: Any) -> list[Size]:
             value = None
     pairs = [tuple(pair) if isinstance(pair, Sequence) else () for pair in value] if isinstance(value, Sequence) else []
     if not pairs or any(len(pair) != 2 or not all(type(edge) is int for edge in pair) for pair in pairs):
-        raise FitPruneError(
-            f"{FIELD} must be a list of pairs of pixels, such as [[336, 672], [672, 336]], got {given!r}"
-        )
+        raise FitPruneError(f"{FIELD} must be a list of pairs of pixels, such as [[336, 672], [672, 336]], got {given!r}")
     return [(pair[0], pair[1]) for pair in pairs]
 
 

@@ -27,9 +27,7 @@ def read_image(path: str | Path, pixels: bool = True, content: bytes | None = No
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
-            if (
-                Image.MAX_IMAGE_PIXELS and max(image.size) ** 2 > Image.MAX_IMAGE_PIXELS
-            ):  # models that pad make a square of it
+            if Image.MAX_IMAGE_PIXELS and max(image.size) ** 2 > Image.MAX_IMAGE_PIXELS:  # models that pad make a square of it
                 raise FitPruneError(
                     f"image {path} is {image.width} × {image.height}: make it smaller, at most "
                     f"{math.isqrt(Image.MAX_IMAGE_PIXELS)} pixels a side"
@@ -40,6 +38,4 @@ def read_image(path: str | Path, pixels: bool = True, content: bytes | None = No
     except FileNotFoundError:
         raise FitPruneError(f"no image {path}: check its name (and --image-folder)") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FitPruneError(
-            f"cannot read image {path} ({type(error).__name__}): replace the file or remove its question"
-        ) from None
+        raise FitPruneError(f"cannot read image {path} ({type(error).__name__}): replace the file or remove its question") from None

@@ -51,9 +51,7 @@ def attend(
     return None
 
 
-def received_attention(
-    query: Tensor, key: Tensor, *args: Any, heads: HeadGroup | None = None, **hints: Any
-) -> tuple[Tensor, Tensor]:
+def received_attention(query: Tensor, key: Tensor, *args: Any, heads: HeadGroup | None = None, **hints: Any) -> tuple[Tensor, Tensor]:
     """As `reference.received_attention`, with the hints of `chunked.received_attention`, by the best kernel there is."""
     if heads is not None:  # the maximum leaves the device before the sums: not what one kernel can do
         return chunked(query, key, *args, heads=heads, **hints)

@@ -104,9 +104,7 @@ class _BatchRow:
         """Adds weights [n, Q] times the strongest attention of each query to total [n, right - left]."""
         left, right = columns
         heads, width = self.query.shape[0], max(1, self.room // (self.query.shape[0] * QUERIES))
-        scores = self.query.new_empty(
-            heads * QUERIES * min(width, right - left)
-        )  # reused: fresh memory costs page faults
+        scores = self.query.new_empty(heads * QUERIES * min(width, right - left))  # reused: fresh memory costs page faults
         for start in range(rows[0], rows[1], QUERIES):
             stop = min(start + QUERIES, rows[1])
             reach = right if self.pattern else min(right, self.past + stop)

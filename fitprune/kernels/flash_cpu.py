@@ -33,9 +33,7 @@ def applies(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, caus
     return bool(choice == SDPBackend.FLASH_ATTENTION.value)
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Attention of tensors as in `applies`, causal where there is no mask.
 
     Returns:

@@ -34,9 +34,7 @@ def applies(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, caus
     return trusted(kind, lambda: _right(query, share))
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Causal attention: output [B, H, S, D] and the log-sum-exp of each query's scaled scores [B, H, S or more], float32."""
     operator = torch.ops.aten._scaled_dot_product_flash_attention
     output, logsumexp, *_ = operator(query, key, value, 0.0, True, False, scale=scaling)

@@ -41,9 +41,7 @@ def as_numbers(seen: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-def dense(
-    mask: Tensor | None, queries: Tensor, keys: Tensor, valid: Tensor | None, carried: Tensor | None = None
-) -> Tensor | None:
+def dense(mask: Tensor | None, queries: Tensor, keys: Tensor, valid: Tensor | None, carried: Tensor | None = None) -> Tensor | None:
     """A layer's mask for sdpa or eager attention.
 
     Args:

@@ -22,12 +22,7 @@ TEXT = -1  # group of a text query; 0 is "neither" (padding), 1, 2, … are the 
 
 
 def received_attention(
-    query: Tensor,
-    key: Tensor,
-    scaling: float,
-    mask: Tensor | None,
-    query_group: Tensor,
-    key_group: Tensor,
+    query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, query_group: Tensor, key_group: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Attention that every visual key receives from the text and from its own image.
 
@@ -42,9 +37,7 @@ def received_attention(
         cross [B, K], intra [B, K], float32, zero where the key is not visual.
     """
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    logits = query.float() @ key.float().transpose(-1, -2) * scaling + additive(
-        mask, query.shape[2], key.shape[2], query
-    )
+    logits = query.float() @ key.float().transpose(-1, -2) * scaling + additive(mask, query.shape[2], key.shape[2], query)
     highest = logits.softmax(dim=-1).amax(dim=1)  # [B, Q, K]
     visual = key_group > 0  # [B, K]
     cross = (highest * (query_group == TEXT)[:, :, None]).sum(1) * visual

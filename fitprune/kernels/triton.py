@@ -157,9 +157,7 @@ def _check(query: Tensor, key: Tensor) -> tuple[int, int]:
     size, instead = query.shape[-1], "use fitprune.kernels.chunked"
     if query.dtype not in TYPES or key.dtype != query.dtype or size > LARGEST_HEAD:
         kinds = f"{query.dtype} and {key.dtype}, heads of {size}"
-        raise FitPruneError(
-            f"the Triton kernel takes 16 or 32-bit floats, heads up to {LARGEST_HEAD}, not {kinds}; {instead}"
-        )
+        raise FitPruneError(f"the Triton kernel takes 16 or 32-bit floats, heads up to {LARGEST_HEAD}, not {kinds}; {instead}")
     for part in (query, key):
         if sum((n - 1) * step for n, step in zip(part.shape[1:], part.stride()[1:], strict=True)) >> 31:
             raise FitPruneError(f"the Triton kernel addresses 2^31 numbers per row of the batch at most; {instead}")

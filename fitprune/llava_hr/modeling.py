@@ -37,9 +37,7 @@ class LlavaHrModel(LlavaModel):
             last_hidden_state [pictures, N, d] as the tower gives it; pooler_output: projected, [N, H] per picture.
         """
         features = self.vision_tower(pixel_values).last_hidden_state
-        return BaseModelOutputWithPooling(
-            last_hidden_state=features, pooler_output=list(self.multi_modal_projector(features))
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=list(self.multi_modal_projector(features)))
 
 
 class LlavaHrForConditionalGeneration(LlavaForConditionalGeneration):

@@ -36,22 +36,13 @@ class LlavaHrProcessor(ProcessorMixin):
     """
 
     def __init__(
-        self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        image_seq_length: int = 1024,
-        chat_template: str | None = None,
+        self, image_processor: Any = None, tokenizer: Any = None, image_seq_length: int = 1024, chat_template: str | None = None
     ) -> None:
         self.image_seq_length = image_seq_length
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(
-        self,
-        images: Any = None,
-        text: str | Sequence[str] | None = None,
-        *,
-        padding: bool | str = False,
-        return_tensors: str | None = None,
+        self, images: Any = None, text: str | Sequence[str] | None = None, *, padding: bool | str = False, return_tensors: str | None = None
     ) -> BatchFeature:
         """
         Args:
@@ -82,9 +73,7 @@ class LlavaHrProcessor(ProcessorMixin):
                 for one, count in zip(texts, wanted, strict=True)
             ]
             data |= self.tokenizer.pad(
-                {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]},
-                padding=padding,
-                return_tensors=return_tensors,
+                {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}, padding=padding, return_tensors=return_tensors
             )
         return BatchFeature(data)
 

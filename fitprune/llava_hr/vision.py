@@ -190,9 +190,7 @@ class LlavaHrVisionModel(PreTrainedModel):
         """Raises FitPruneError if CLIP's layers cannot be cut into four parts, or there is no map from ConvNeXt."""
         super().__init__(config)
         if config.clip.num_hidden_layers % PARTS:
-            raise FitPruneError(
-                f"clip.num_hidden_layers is {config.clip.num_hidden_layers}: LLaVA-HR needs a multiple of {PARTS}"
-            )
+            raise FitPruneError(f"clip.num_hidden_layers is {config.clip.num_hidden_layers}: LLaVA-HR needs a multiple of {PARTS}")
         if config.image_size < config.stride:
             raise FitPruneError(f"image_size {config.image_size} is too small: give at least {config.stride} pixels")
         low, high = config.hidden_size, config.hidden_sizes[-1]

@@ -29,7 +29,5 @@ def manifest() -> Any:
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(
-        model_id="fitprune",
-        chat_class_path=f"{__name__}.model.FitPruneChat",
-        simple_class_path=f"{__name__}.model.FitPruneSimple",
+        model_id="fitprune", chat_class_path=f"{__name__}.model.FitPruneChat", simple_class_path=f"{__name__}.model.FitPruneSimple"
     )

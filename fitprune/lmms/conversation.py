@@ -26,15 +26,10 @@ Message = Mapping[str, Any]
 
 def user_message(text: str, pictures: Sequence[Any]) -> Message:
     """What a user says about pictures, these first."""
-    return {
-        "role": "user",
-        "content": [*({"type": "image", "url": picture} for picture in pictures), {"type": "text", "text": text}],
-    }
+    return {"role": "user", "content": [*({"type": "image", "url": picture} for picture in pictures), {"type": "text", "text": text}]}
 
 
-def conversation(
-    template: str, messages: Sequence[Message], answer: str | None = None
-) -> tuple[str, list[Image.Image]]:
+def conversation(template: str, messages: Sequence[Message], answer: str | None = None) -> tuple[str, list[Image.Image]]:
     """The whole prompt, ending where the model is to answer, or with the answer that is given; and its pictures.
 
     Raises:

@@ -33,12 +33,7 @@ class Settings:
     @property
     def generation(self) -> dict[str, Any]:
         """Keyword arguments of `VLM.generate`."""
-        return {
-            "max_new_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "num_beams": self.num_beams,
-        }
+        return {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "top_p": self.top_p, "num_beams": self.num_beams}
 
     def cut(self, answer: str) -> str:
         """The answer up to the first of the texts that end one."""

@@ -41,9 +41,7 @@ def unreachable(reduction_ratio: float, visual_tokens: int, reachable: float) ->
     )
 
 
-def scale_to_budget(
-    fractions: Sequence[float], visual_tokens: int, cost: CostModel, reduction_ratio: float
-) -> list[float]:
+def scale_to_budget(fractions: Sequence[float], visual_tokens: int, cost: CostModel, reduction_ratio: float) -> list[float]:
     """The curve n·f^p, with the one exponent p that meets the budget: the same shape, deeper (p > 1) or shallower.
 
     Layers with f = 1 stay whole. A fraction of less than half a token counts as half a token, so that a schedule that
@@ -76,17 +74,11 @@ def scale_to_budget(
 def expand_steps(values: Sequence[Count], steps: Sequence[int], visual_tokens: Count, layers: int) -> list[Count]:
     """A curve that changes only at steps: the tokens that enter, then from each step on its value, [layer]."""
     lengths = [after - step for step, after in pairwise([*steps, layers])]
-    return [visual_tokens] * (layers - sum(lengths)) + [
-        value for value, length in zip(values, lengths, strict=True) for _ in range(length)
-    ]
+    return [visual_tokens] * (layers - sum(lengths)) + [value for value, length in zip(values, lengths, strict=True) for _ in range(length)]
 
 
 def round_to_budget(
-    alive: Sequence[float],
-    visual_tokens: int,
-    cost: CostModel,
-    reduction_ratio: float,
-    steps: Sequence[int] | None = None,
+    alive: Sequence[float], visual_tokens: int, cost: CostModel, reduction_ratio: float, steps: Sequence[int] | None = None
 ) -> list[int]:
     """Whole tokens alive after each layer that meet the budget, nearest to a real-valued curve that about meets it.
 
@@ -114,9 +106,7 @@ def round_to_budget(
     def price(step: int, count: int) -> float:
         """What the count-th token alive from this step to the next costs: the rest of these layers, attention one on."""
         attentions = min(ends[step], cost.layers - 1) - starts[step]
-        return cost.rest_macs(ends[step] - starts[step]) + attentions * (
-            cost.attention_macs(count) - cost.attention_macs(count - 1)
-        )
+        return cost.rest_macs(ends[step] - starts[step]) + attentions * (cost.attention_macs(count) - cost.attention_macs(count - 1))
 
     def meets(macs: float) -> bool:
         return not dense or 1 - macs / dense >= reduction_ratio
@@ -144,9 +134,7 @@ def round_to_budget(
 
 
 @lru_cache(maxsize=256)
-def rescaled(
-    deletions: tuple[int, ...], reference: int, visual_tokens: int, cost: CostModel, reduction_ratio: float
-) -> tuple[int, ...]:
+def rescaled(deletions: tuple[int, ...], reference: int, visual_tokens: int, cost: CostModel, reduction_ratio: float) -> tuple[int, ...]:
     """Deletions per layer, [layer], made at a reference count, at another: the same steps and shape, the budget met.
 
     Every prefill asks and few counts occur, hence the cache.
@@ -158,8 +146,5 @@ def rescaled(
     curve = scale_to_budget(fractions, visual_tokens, cost, reduction_ratio)
     steps = [layer for layer, gone in enumerate(deletions) if gone]
     return tuple(
-        before - after
-        for before, after in pairwise(
-            [visual_tokens, *round_to_budget(curve, visual_tokens, cost, reduction_ratio, steps)]
-        )
+        before - after for before, after in pairwise([visual_tokens, *round_to_budget(curve, visual_tokens, cost, reduction_ratio, steps)])
     )

@@ -24,9 +24,7 @@ def parse_ratio(value: float | str) -> float:
     try:
         number = float(text.removesuffix("%"))
     except ValueError:
-        raise FitPruneError(
-            f"reduction ratio {text!r} is not a number: give a fraction such as 0.6 or a percentage such as 60"
-        ) from None
+        raise FitPruneError(f"reduction ratio {text!r} is not a number: give a fraction such as 0.6 or a percentage such as 60") from None
     if text.endswith("%") or number >= 2:
         number /= 100
     if not 0 <= number < 1:

@@ -70,9 +70,7 @@ def number(value: Any, name: str, whole: bool) -> int | float:
             raise TypeError
         plain = operator.index(value) if whole else float(value)
     except (TypeError, ValueError):
-        raise FitPruneError(
-            f"recipe: {name} must be {'a whole number' if whole else 'a number'}, not {value!r}"
-        ) from None
+        raise FitPruneError(f"recipe: {name} must be {'a whole number' if whole else 'a number'}, not {value!r}") from None
     if not 0 <= plain < math.inf:
         raise FitPruneError(f"recipe: {name} must not be negative or endless, not {value!r}")
     return plain

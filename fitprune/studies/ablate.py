@@ -66,8 +66,7 @@ def axis(text: str) -> Axis:
     known = CHOICES.get(name, values if name == "samples" else ())
     if not values or any(value not in known for value in values):
         raise argparse.ArgumentTypeError(
-            f"{text}: give samples=NUMBER,NUMBER, criterion= and some of {','.join(CRITERIA)}, "
-            f"or score= and some of {','.join(SCORES)}"
+            f"{text}: give samples=NUMBER,NUMBER, criterion= and some of {','.join(CRITERIA)}, or score= and some of {','.join(SCORES)}"
         )
     if name == "samples" and not all(value.isdecimal() and int(value) for value in values):
         raise argparse.ArgumentTypeError(f"{text}: samples are whole numbers of at least 1")

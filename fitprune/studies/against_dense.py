@@ -118,13 +118,7 @@ def teacher_forced_logits(model: Any, inputs: dict[str, Tensor], answer: Tensor)
         fed = answer[:, :-1].to(mask.device)
         whole = torch.cat([mask, torch.ones_like(fed)], 1)
         places = whole.cumsum(-1)[:, -fed.shape[1] :] - 1
-        output = model(
-            input_ids=fed,
-            attention_mask=whole,
-            position_ids=places,
-            use_cache=True,
-            **pass_cache(model, cache_in(output)),
-        )
+        output = model(input_ids=fed, attention_mask=whole, position_ids=places, use_cache=True, **pass_cache(model, cache_in(output)))
         logits.append(output.logits.float().cpu())
     return torch.cat(logits, 1)
 
@@ -148,13 +142,7 @@ def _dense(vlm: VLM, inputs: dict[str, Tensor], max_new_tokens: int) -> _Dense:
 
 
 def _against(
-    vlm: VLM,
-    batch: Sequence[Question],
-    inputs: dict[str, Tensor],
-    dense: _Dense,
-    recipe: Recipe | None,
-    score: str,
-    max_new_tokens: int,
+    vlm: VLM, batch: Sequence[Question], inputs: dict[str, Tensor], dense: _Dense, recipe: Recipe | None, score: str, max_new_tokens: int
 ) -> list[Drift]:
     """One recipe on one batch."""
     with prune(vlm.model, recipe, score=score) if recipe else nullcontext() as trace:

@@ -97,18 +97,13 @@ CONVENTIONS: dict[str, Convention] = {
 }
 
 
-def table(
-    recipes: dict[str, Recipe], cost: CostModel = VICUNA_7B, visual_tokens: int = 576, text_tokens: int = 99
-) -> str:
+def table(recipes: dict[str, Recipe], cost: CostModel = VICUNA_7B, visual_tokens: int = 576, text_tokens: int = 99) -> str:
     """A markdown table: a row per convention, dense operations, and what each recipe leaves and saves.
 
     Raises:
         FitPruneError: for a recipe of another number of layers.
     """
-    lines = [
-        "| convention | tokens | per layer | unit | dense | " + " | ".join(recipes) + " |",
-        "|---" * (5 + len(recipes)) + "|",
-    ]
+    lines = ["| convention | tokens | per layer | unit | dense | " + " | ".join(recipes) + " |", "|---" * (5 + len(recipes)) + "|"]
     dense = [visual_tokens] * cost.layers
     for name, convention in CONVENTIONS.items():
         whole = convention.count(cost, dense, visual_tokens, text_tokens)
@@ -122,12 +117,7 @@ def table(
 
 def example() -> str:
     """The table of docs/faq.md: LLaVA-1.5-7B, 35 + 576 + 64 tokens."""
-    return table(
-        {
-            'published "60%"': Recipe.published("llava-v1.5-7b", 0.6),
-            "FastV, K = 2, R = 50%": Recipe.step(layer=1, keep=0.5),
-        }
-    )
+    return table({'published "60%"': Recipe.published("llava-v1.5-7b", 0.6), "FastV, K = 2, R = 50%": Recipe.step(layer=1, keep=0.5)})
 
 
 if __name__ == "__main__":

@@ -84,17 +84,13 @@ def wilson(count: int, total: int, confidence: float = CONFIDENCE) -> Share:
     share, weight = count / total, 1 + z * z / total
     middle = (share + z * z / (2 * total)) / weight
     half = z / weight * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return Share(
-        count, share, 0.0 if count == 0 else max(middle - half, 0.0), 1.0 if count == total else min(middle + half, 1.0)
-    )
+    return Share(count, share, 0.0 if count == 0 else max(middle - half, 0.0), 1.0 if count == total else min(middle + half, 1.0))
 
 
 def bootstrap(values: Sequence[float], confidence: float = CONFIDENCE) -> Mean:
     """A mean and the percentile interval of means of samples drawn from the values again; always the same draws."""
     given = torch.tensor(values, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    means = torch.stack(
-        [given[torch.randint(len(given), (len(given),), generator=generator)].mean() for _ in range(RESAMPLES)]
-    )
+    means = torch.stack([given[torch.randint(len(given), (len(given),), generator=generator)].mean() for _ in range(RESAMPLES)])
     low, high = torch.quantile(means, torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2]).double()).tolist()
     return Mean(float(given.mean()), low, high, float(torch.quantile(given, 0.95)))

@@ -120,9 +120,7 @@ def find(name: str) -> Method:
         elif key == "criterion" and value in CRITERIA:
             method = replace(method, criterion=value)
         else:
-            raise FitPruneError(
-                f"{name}: {setting} says nothing: give samples=NUMBER or criterion= and one of {', '.join(CRITERIA)}"
-            )
+            raise FitPruneError(f"{name}: {setting} says nothing: give samples=NUMBER or criterion= and one of {', '.join(CRITERIA)}")
     return method
 
 
@@ -178,9 +176,7 @@ def spaced(stats: AttentionStats, samples: int | None) -> AttentionStats:
     return stats.rows([at * stats.samples // samples for at in range(samples)])
 
 
-def fitted(
-    stats: AttentionStats, ratios: Sequence[float], criterion: str = "both"
-) -> dict[float, Recipe | FitPruneError]:
+def fitted(stats: AttentionStats, ratios: Sequence[float], criterion: str = "both") -> dict[float, Recipe | FitPruneError]:
     """Fitted recipes by ratio (a fraction), or why there is none."""
     from ..fit import fit_all
 
@@ -192,9 +188,7 @@ def fitted(
         return {ratio: made for one in ratios for ratio, made in fitted(stats, [one], criterion).items()}
 
 
-def _solved(
-    source: str, cost: CostModel, visual_tokens: int, ratio: float, shape: Sequence[float], steps: Sequence[int]
-) -> Recipe:
+def _solved(source: str, cost: CostModel, visual_tokens: int, ratio: float, shape: Sequence[float], steps: Sequence[int]) -> Recipe:
     """Shares alive after each layer, all raised to the one power at which the ratio is met, in whole tokens."""
     if min(steps) < 0 or max(steps) >= cost.layers:
         raise FitPruneError(f"a model of {cost.layers} layers is too shallow: leave this method out")

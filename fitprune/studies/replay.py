@@ -64,9 +64,7 @@ def largest_removal(weights: Tensor, threshold: float) -> int:
     if len(weights) == 0:
         return 0
     ascending = weights.double().sort().values
-    remaining = (
-        ascending.sum() - torch.nn.functional.pad(ascending.cumsum(0), (1, 0))[:-1]
-    )  # [t] after removing 0 … t-1
+    remaining = ascending.sum() - torch.nn.functional.pad(ascending.cumsum(0), (1, 0))[:-1]  # [t] after removing 0 … t-1
     return max(int((remaining >= threshold).sum()) - 1, 0)
 
 
@@ -119,19 +117,12 @@ class Thresholds:
 
     def begin(self, call: Prefill) -> PrefillState:
         if len(call.spans) != 1 or len(call.spans[0]) != 1 or call.real is not None:
-            raise FitPruneError(
-                "replay takes samples of one row with one image and no padding, as the released code does"
-            )
+            raise FitPruneError("replay takes samples of one row with one image and no padding, as the released code does")
         return ThresholdState(self, call)
 
 
 def replay(
-    model: nn.Module,
-    samples: Sequence[Mapping[str, Any]],
-    reduction_ratio: float,
-    *,
-    cost: CostModel | None = None,
-    progress: bool = True,
+    model: nn.Module, samples: Sequence[Mapping[str, Any]], reduction_ratio: float, *, cost: CostModel | None = None, progress: bool = True
 ) -> tuple[Recipe, list[ReplayStep]]:
     """The recipe that the released fitting script prints, and every step of its search.
 
@@ -203,9 +194,7 @@ def _evaluate(
     for layer in range(layers):  # the budget is examined before the layer deletes anything
         entering = [row[layer][0] for row in rows]
         used += sum(map(cost.attention_macs, entering))
-        dense_rest = sum(
-            cost.rest_macs(t) + (layers - 1 - layer) * (cost.attention_macs(t) + cost.rest_macs(t)) for t in entering
-        )
+        dense_rest = sum(cost.rest_macs(t) + (layers - 1 - layer) * (cost.attention_macs(t) + cost.rest_macs(t)) for t in entering)
         if (used + dense_rest) / count <= allowed:
             stop = layer
             break

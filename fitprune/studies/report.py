@@ -109,10 +109,7 @@ def advise(rows: Sequence[Row], at_most: float) -> Row | None:
 def advice(advised: Row | None, at_most: float) -> str:
     """One line that says which ratio to take."""
     if advised is None:
-        return (
-            f"advice: none of these ratios changes at most {100 * at_most:.6g}% of the answers: "
-            "try smaller ones, or a larger --at-most"
-        )
+        return f"advice: none of these ratios changes at most {100 * at_most:.6g}% of the answers: try smaller ones, or a larger --at-most"
     sure = advised.answers.high <= at_most
     caution = "" if sure else f"; the interval reaches {advised.answers.high:.1%}, more questions would narrow it"
     return (

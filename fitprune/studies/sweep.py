@@ -47,9 +47,7 @@ Made = tuple[str, float, tuple[Recipe, str] | FitPruneError]  # method, ratio, r
 def _packed(made: list[Made]) -> bytes:
     return to_json(
         [
-            (method, ratio, str(one), None)
-            if isinstance(one, FitPruneError)
-            else (method, ratio, one[0].to_bytes().decode(), one[1])
+            (method, ratio, str(one), None) if isinstance(one, FitPruneError) else (method, ratio, one[0].to_bytes().decode(), one[1])
             for method, ratio, one in made
         ]
     )
@@ -135,9 +133,7 @@ def run_benchmark(
             warm = True
         now = answer(vlm, questions, images, path, recipe=plan.recipe, score=plan.score, workers=workers, **settings)
 
-        def scored(
-            now: AnswerRun = now, plan: Plan = plan, method: str = method, ratio: float = ratio, cache: float = cache
-        ) -> None:
+        def scored(now: AnswerRun = now, plan: Plan = plan, method: str = method, ratio: float = ratio, cache: float = cache) -> None:
             answered, seconds = _timed(times, now.path.stem, now)
             result = benchmark.score(data, now.path, output / "upload")
             # averages over what was answered now would depend on where the run was cut: the recipe's are taken instead

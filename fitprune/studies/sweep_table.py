@@ -51,11 +51,7 @@ class Point:
 
 
 def write(
-    output: Path,
-    points: Sequence[Point],
-    notes: Sequence[str],
-    about: dict[str, Any],
-    compared: Sequence[ablate.Difference] = (),
+    output: Path, points: Sequence[Point], notes: Sequence[str], about: dict[str, Any], compared: Sequence[ablate.Difference] = ()
 ) -> None:
     """sweep.md, sweep.csv and sweep.json.
 
@@ -73,12 +69,7 @@ def write(
     write_atomically(output / "sweep.json", json.dumps(whole, indent=1).encode())
 
 
-def markdown(
-    points: Sequence[Point],
-    notes: Sequence[str],
-    about: dict[str, Any],
-    compared: Sequence[ablate.Difference] = (),
-) -> str:
+def markdown(points: Sequence[Point], notes: Sequence[str], about: dict[str, Any], compared: Sequence[ablate.Difference] = ()) -> str:
     """A table per benchmark, a row per run; of an ablation a table of its recipes."""
     lines = ["# Sweep", "", ", ".join(f"{name} {value}" for name, value in about.items() if value is not None), ""]
     for title in dict.fromkeys(point.row.benchmark for point in points):

@@ -47,9 +47,7 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         number = getattr(error, "errno", None) or 0
         said = os.strerror(number) if number > 0 else str(error)
-        raise FitPruneError(
-            f"cannot listen on port {port} of {host} ({said}): give another --port, 0 for a free one"
-        ) from None
+        raise FitPruneError(f"cannot listen on port {port} of {host} ({said}): give another --port, 0 for a free one") from None
 
 
 def shown(listening: socket.socket) -> str:

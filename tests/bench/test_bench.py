@@ -48,9 +48,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 # Shapes and recipes.
 
 
-@pytest.mark.parametrize(
-    ("name", "ratio"), [("small", 0.6), ("small-long", 0.6), ("llava-hr-7b", 0.4), ("llava-next-7b", 0.4)]
-)
+@pytest.mark.parametrize(("name", "ratio"), [("small", 0.6), ("small-long", 0.6), ("llava-hr-7b", 0.4), ("llava-next-7b", 0.4)])
 def test_the_ideal_of_a_published_recipe_is_what_its_layers_do(name: str, ratio: float) -> None:
     shape = SHAPES[name]
     recipe = recipe_for(shape, ratio)
@@ -103,9 +101,7 @@ def test_a_run_fills_every_figure() -> None:
         assert row["prefill"].keys() == {"pruned", "bare", "eager-maps"}
         for kind in row["prefill"].values():
             assert len(kind["times"]) == 2
-            assert kind["share_of_ideal"]["dense"] == pytest.approx(
-                kind["speedup"]["dense"]["median"] / row["ideal_speedup"]
-            )
+            assert kind["share_of_ideal"]["dense"] == pytest.approx(kind["speedup"]["dense"]["median"] / row["ideal_speedup"])
             assert kind["cache_bytes"] == row["cache_bytes_by_cost"] < figures["dense_cache_bytes_by_cost"]
         cost = row["overhead"]
         assert cost["total"]["median"] > cost["scoring"]["median"] > 0
@@ -116,14 +112,7 @@ def test_a_run_fills_every_figure() -> None:
     assert figures["decode"].keys() == {"dense", "50%", "30%"}
     assert json.loads(json.dumps(figures)) == figures
     text = report({"shape": "tiny", **figures})
-    for said in (
-        "50% (0.5; one step)",
-        "ideal (FLOPs)",
-        "eager-maps",
-        "authors' way",
-        "a step costs",
-        "decode, per token",
-    ):
+    for said in ("50% (0.5; one step)", "ideal (FLOPs)", "eager-maps", "authors' way", "a step costs", "decode, per token"):
         assert said in text
     assert "pays on this device" in text or "does not pay" in text
 
@@ -132,8 +121,7 @@ def test_speed_ups_are_against_the_best_dense_kind_too(monkeypatch: pytest.Monke
     seconds = {"dense": 4.0, "compiled": 3.0, "pruned": 2.0, "bare": 1.5, "eager-maps": 5.0}
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
     monkeypatch.setattr(
-        "fitprune.bench.measure.alternate",
-        lambda variants, rounds, device: {key: [seconds[key[1]]] * rounds for key in variants},
+        "fitprune.bench.measure.alternate", lambda variants, rounds, device: {key: [seconds[key[1]]] * rounds for key in variants}
     )
     figures = measure(SHAPE, [0.5], baselines=["compiled", "eager-maps"], skip=bench.PARTS, **QUICK)
     pruned = figures["recipes"][0]["prefill"]["pruned"]
@@ -240,9 +228,7 @@ def test_a_model_that_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("fitprune.bench.models.random_decoder", out_of_memory)
-    with pytest.raises(
-        FitPruneError, match="out of memory with 3 layers x 32, batch 1, 40 tokens: try --dtype bfloat16"
-    ):
+    with pytest.raises(FitPruneError, match="out of memory with 3 layers x 32, batch 1, 40 tokens: try --dtype bfloat16"):
         measure(SHAPE, [0.5], **QUICK)
 
 

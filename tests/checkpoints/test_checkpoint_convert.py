@@ -32,13 +32,9 @@ def test_transformers_alone_answers_the_same(folder: Path) -> None:
     inputs = processor(images=recorded.pictures("exact"), text=case["prompt"], return_tensors="pt")
     steps = len(case["generated_ids"])
     ours = fitprune.load(str(folder), device="cpu")
-    torch.testing.assert_close(
-        inputs["pixel_values"], ours.prepare(recorded.pictures("exact")[0])["pixel_values"], atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(inputs["pixel_values"], ours.prepare(recorded.pictures("exact")[0])["pixel_values"], atol=1e-6, rtol=0)
     ids = torch.tensor([ours.token_ids(case["prompt"], recorded.pictures("exact"))])
-    output = model.generate(
-        input_ids=ids, pixel_values=inputs["pixel_values"], do_sample=False, max_new_tokens=steps, min_new_tokens=steps
-    )
+    output = model.generate(input_ids=ids, pixel_values=inputs["pixel_values"], do_sample=False, max_new_tokens=steps, min_new_tokens=steps)
     assert output[0, -steps:].tolist() == case["generated_ids"]
     assert model.config.image_token_id == 400
     assert model.generation_config.suppress_tokens == list(range(400, 448))
@@ -55,9 +51,7 @@ def test_weights_and_precision_are_those_of_the_source(folder: Path) -> None:
 def test_what_the_original_config_says_besides_sizes_is_kept(tmp_path: Path) -> None:
     shutil.copytree(ORIGINAL, tmp_path / "source")
     text = (tmp_path / "source" / "config.json").read_text()
-    text = text.replace(
-        '"image_aspect_ratio": "pad"', '"image_aspect_ratio": "square", "tokenizer_model_max_length": 90'
-    )
+    text = text.replace('"image_aspect_ratio": "pad"', '"image_aspect_ratio": "square", "tokenizer_model_max_length": 90')
     (tmp_path / "source" / "config.json").write_text(text)
     recorded = Recorded("llava15")
     wide, before = recorded.pictures("wide")[0], fitprune.load(str(tmp_path / "source"), device="cpu")
@@ -75,9 +69,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     target.mkdir()  # an empty folder may be there
     assert main(["convert", str(ORIGINAL), str(target), "--vision-tower", str(ORIGINAL / "clip_tower")]) == 0
     assert "written in transformers layout" in capsys.readouterr().out
-    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= {
-        p.name for p in target.iterdir()
-    }
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= {p.name for p in target.iterdir()}
     assert main(["convert", str(ORIGINAL), str(target)]) == 2
     assert "exists already: name a new folder" in capsys.readouterr().err
     assert main(["convert", str(target), str(tmp_path / "again")]) == 2

@@ -36,10 +36,7 @@ def altered(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> str:
             lambda t: t.update({"model.norm.weight": torch.ones(63)}),
             r"model\.safetensors: model\.norm\.weight is \[63\] but the model needs \[64\]",
         ),
-        (
-            lambda t: t.update({"lm_head.weight": torch.ones(390, 64)}),
-            r"lm_head\.weight is \[390, 64\] but the model needs \[400, 64\]",
-        ),
+        (lambda t: t.update({"lm_head.weight": torch.ones(390, 64)}), r"lm_head\.weight is \[390, 64\] but the model needs \[400, 64\]"),
         (
             lambda t: t.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}),
             r"model\.norm\.weight holds torch\.int8, not real numbers: quantised",
@@ -47,9 +44,7 @@ def altered(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> str:
         (lambda t: t.pop("model.embed_tokens.weight"), r"lacks model\.embed_tokens\.weight"),
     ],
 )
-def test_weights_that_do_not_fit_are_listed(
-    tmp_path: Path, change: Callable[[dict[str, Tensor]], object], message: str
-) -> None:
+def test_weights_that_do_not_fit_are_listed(tmp_path: Path, change: Callable[[dict[str, Tensor]], object], message: str) -> None:
     with pytest.raises(FitPruneError, match=message) as error:
         fitprune.load(altered(tmp_path, change), device="cpu")
     assert "\n" not in str(error.value)
@@ -60,9 +55,7 @@ def test_missing_and_unexpected_are_told_together_and_long_lists_are_cut(tmp_pat
         for key in [key for key in tensors if ".layers.2." in key]:
             tensors[key.replace("layers.2", "layers.5")] = tensors.pop(key)
 
-    with pytest.raises(
-        FitPruneError, match=r"it lacks 9 weights \(.*, …\); it has unexpected 9 weights \(.*layers\.5.*, …\)"
-    ):
+    with pytest.raises(FitPruneError, match=r"it lacks 9 weights \(.*, …\); it has unexpected 9 weights \(.*layers\.5.*, …\)"):
         fitprune.load(altered(tmp_path, strip), device="cpu")
 
 
@@ -136,7 +129,5 @@ def test_tied_embeddings_are_tied(tmp_path: Path) -> None:
     llava = fitprune.load(str(path), device="cpu")
     assert llava.model.get_output_embeddings().weight is llava.model.get_input_embeddings().weight
     assert not any(weight.is_meta for weight in llava.model.parameters())
-    save_file(
-        load_file(path / "model.safetensors") | {"lm_head.weight": torch.ones(400, 64)}, path / "model.safetensors"
-    )
+    save_file(load_file(path / "model.safetensors") | {"lm_head.weight": torch.ones(400, 64)}, path / "model.safetensors")
     assert fitprune.load(str(path), device="cpu").model.get_output_embeddings().weight.std() > 0

@@ -126,15 +126,11 @@ def test_an_adapter_for_another_base_is_refused(tmp_path: Path) -> None:
     tensors = torch.load(lora / "adapter_model.bin", weights_only=True)
     key = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     torch.save(tensors | {key: torch.zeros(RANK, 99)}, lora / "adapter_model.bin")
-    with pytest.raises(
-        FitPruneError, match=r"the adapter of model\.layers\.0\.self_attn\.q_proj\.weight is for a weight \[64, 99\]"
-    ):
+    with pytest.raises(FitPruneError, match=r"the adapter of model\.layers\.0\.self_attn\.q_proj\.weight is for a weight \[64, 99\]"):
         fitprune.load(str(lora), model_base=str(base), vision_tower=tower, device="cpu")
     far = {k.replace("layers.0", "layers.77"): v for k, v in tensors.items()}
     torch.save(far, lora / "adapter_model.bin")
-    with pytest.raises(
-        FitPruneError, match=r"3 parts of the adapter fit no weight of the base, such as model\.layers\.77"
-    ):
+    with pytest.raises(FitPruneError, match=r"3 parts of the adapter fit no weight of the base, such as model\.layers\.77"):
         fitprune.load(str(lora), model_base=str(base), vision_tower=tower, device="cpu")
     torch.save({k: v for k, v in tensors.items() if k != key}, lora / "adapter_model.bin")
     with pytest.raises(FitPruneError, match="only one of its two matrices"):
@@ -145,8 +141,7 @@ def test_an_adapter_for_another_base_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key",
-    ["model.mm_projector.0.bias", "base_model.model.mm_projector.0.bias", "base_model.model.model.mm_projector.0.bias"],
+    "key", ["model.mm_projector.0.bias", "base_model.model.mm_projector.0.bias", "base_model.model.model.mm_projector.0.bias"]
 )
 def test_prefixes_that_peft_left_are_taken_off(key: str) -> None:
     assert plain_name(key) == "model.mm_projector.0.bias"

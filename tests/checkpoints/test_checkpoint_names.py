@@ -16,10 +16,7 @@ from fitprune.checkpoints.names import CLIP, in_model, rename
         ("lm_head.weight", "lm_head.weight"),
         ("model.mm_projector.0.bias", "model.multi_modal_projector.linear_1.bias"),
         ("model.mm_projector.2.weight", "model.multi_modal_projector.linear_2.weight"),
-        (
-            "model.vision_tower.vision_tower.vision_model.encoder.layers.3.mlp.fc1.bias",
-            "model.vision_tower.encoder.layers.3.mlp.fc1.bias",
-        ),
+        ("model.vision_tower.vision_tower.vision_model.encoder.layers.3.mlp.fc1.bias", "model.vision_tower.encoder.layers.3.mlp.fc1.bias"),
         ("model.layers.0.self_attn.rotary_emb.inv_freq", ""),
         ("model.vision_tower.vision_tower.vision_model.embeddings.position_ids", ""),
         ("model.mm_projector.1.weight", None),

@@ -104,9 +104,7 @@ def test_configs_that_cannot_be_used(tmp_path: Path, fields: dict[str, Any], mes
 def test_where_the_tower_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = copy(tmp_path, tower=False)
     given = read(path, vision_tower=str(tmp_path / "tower"))
-    Recorded("llava15").check_forward(
-        fitprune.load(str(path), vision_tower=str(tmp_path / "tower"), device="cpu"), "exact"
-    )
+    Recorded("llava15").check_forward(fitprune.load(str(path), vision_tower=str(tmp_path / "tower"), device="cpu"), "exact")
     shutil.copytree(tmp_path / "tower", path / "openai" / "clip-vit-large-patch14-336")
     assert read(path).config.vision_config.to_dict() == given.config.vision_config.to_dict()
     shutil.rmtree(path / "openai")
@@ -128,10 +126,7 @@ def test_a_tower_that_is_nowhere_or_no_clip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [
-        ({"hidden_act": "nothing"}, "cannot make the model .*nothing"),
-        ({"pad_token_id": 10**6}, "cannot make the model"),
-    ],
+    [({"hidden_act": "nothing"}, "cannot make the model .*nothing"), ({"pad_token_id": 10**6}, "cannot make the model")],
 )
 def test_configs_that_make_no_model(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(FitPruneError, match=message) as error:
@@ -146,9 +141,7 @@ def test_configs_that_make_no_model(tmp_path: Path, fields: dict[str, Any], mess
         ({"text_config": {"model_type": "llama"}}, "the weights are of the original layout, config.json is not"),
     ],
 )
-def test_a_config_of_neither_layout_is_refused_before_a_default_model_is_made(
-    tmp_path: Path, fields: dict[str, Any], message: str
-) -> None:
+def test_a_config_of_neither_layout_is_refused_before_a_default_model_is_made(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(FitPruneError, match=message):
         fitprune.load(str(copy(tmp_path, **fields)), device="cpu")
 

@@ -24,27 +24,9 @@ from fitprune.recipe import Recipe
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 TOWER = "openai/clip-vit-large-patch14-336"
-VICUNA = {
-    "model_type": "llava",
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 4096,
-    "vocab_size": 32000,
-    "tie_word_embeddings": False,
-}
-SIZE_7B = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-}
-SIZE_13B = {
-    "hidden_size": 5120,
-    "intermediate_size": 13824,
-    "num_hidden_layers": 40,
-    "num_attention_heads": 40,
-    "num_key_value_heads": 40,
-}
+VICUNA = {"model_type": "llava", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "vocab_size": 32000, "tie_word_embeddings": False}
+SIZE_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32}
+SIZE_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40, "num_key_value_heads": 40}
 MM = {"mm_vision_tower": TOWER, "mm_projector_type": "mlp2x_gelu", "mm_hidden_size": 1024, "mm_vision_select_layer": -2,
       "mm_vision_select_feature": "patch", "mm_use_im_start_end": False}  # fmt: skip
 LLAVA = {**MM, "image_aspect_ratio": "pad"}
@@ -183,9 +165,7 @@ def test_every_weight_has_its_place(name: str) -> None:
     if name in TOTALS:
         assert sum("inv_freq" not in key for key in shapes) == TOTALS[name]
     rows = config["vocab_size"] + 64
-    original = Original(
-        config, text_config(config, rows), CLIPVisionConfig(**OPENAI_CLIP[TOWER]), config["vocab_size"], shapes
-    )
+    original = Original(config, text_config(config, rows), CLIPVisionConfig(**OPENAI_CLIP[TOWER]), config["vocab_size"], shapes)
     model = empty(family.model_class(), family.configure(original), None)
     assert {weight.device.type for weight in model.parameters()} == {"meta"}
     part = Part(Shaped(shapes), lambda key: rename(key, family.RULES))  # type: ignore[arg-type]
@@ -193,9 +173,7 @@ def test_every_weight_has_its_place(name: str) -> None:
     assert set(plan.values()) == {key for key, _ in model.named_parameters()}
 
 
-@pytest.mark.parametrize(
-    ("name", "tokens"), [("llava-v1.5-7b", 576), ("llava-v1.6-vicuna-7b", 2880), ("llava-hr-7b-sft-1024", 1024)]
-)
+@pytest.mark.parametrize(("name", "tokens"), [("llava-v1.5-7b", 576), ("llava-v1.6-vicuna-7b", 2880), ("llava-hr-7b-sft-1024", 1024)])
 def test_published_recipes_fit_the_checkpoints_they_are_for(name: str, tokens: int) -> None:
     kind, config = CHECKPOINTS[name]
     for path in (f"liuhaotian/{name}", f"/models/{name}/"):
@@ -203,9 +181,7 @@ def test_published_recipes_fit_the_checkpoints_they_are_for(name: str, tokens: i
         assert recipe.num_layers == config["num_hidden_layers"]
         assert recipe.visual_tokens == tokens
     family = family_in(kind)
-    original = Original(
-        config, text_config(config, 32064), CLIPVisionConfig(**OPENAI_CLIP[TOWER]), 32000, shapes_of(kind, config)
-    )
+    original = Original(config, text_config(config, 32064), CLIPVisionConfig(**OPENAI_CLIP[TOWER]), 32000, shapes_of(kind, config))
     made = family.configure(original)
     if kind != "llava_next":
         assert made.image_seq_length == tokens

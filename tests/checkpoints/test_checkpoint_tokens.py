@@ -31,16 +31,12 @@ def test_image_and_padding_follow_the_vocabulary() -> None:
 
 
 @pytest.mark.parametrize(("legacy", "prefixed"), [(True, True), (False, False), (None, True)])
-def test_text_after_a_special_token_gets_the_prefix_as_the_file_says(
-    tmp_path: Path, legacy: bool | None, prefixed: bool
-) -> None:
+def test_text_after_a_special_token_gets_the_prefix_as_the_file_says(tmp_path: Path, legacy: bool | None, prefixed: bool) -> None:
     for file in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(ORIGINAL / file, tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     del settings["legacy"]
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps(settings | ({} if legacy is None else {"legacy": legacy}))
-    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | ({} if legacy is None else {"legacy": legacy})))
     tokenizer = original_tokenizer(Source(tmp_path))
     after = tokenizer.convert_ids_to_tokens(tokenizer("a</s>USER").input_ids)
     assert (after[after.index("</s>") + 1] == "▁") is prefixed
@@ -51,9 +47,7 @@ def test_a_tokenizer_json_serves_where_there_is_no_sentencepiece(tmp_path: Path)
     made = Tokenizer(models.WordLevel({"<unk>": 0, "what": 1, "<|eot_id|>": 2}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(
-        '{"eos_token": "<|eot_id|>", "tokenizer_class": "PreTrainedTokenizerFast"}'
-    )
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|eot_id|>", "tokenizer_class": "PreTrainedTokenizerFast"}')
     tokenizer = original_tokenizer(Source(tmp_path))
     assert tokenizer("what").input_ids == [1]
     assert tokenizer.convert_tokens_to_ids("<image>") == 3

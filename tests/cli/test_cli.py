@@ -29,36 +29,19 @@ def test_show_prints_published_recipes(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_fit_prints_the_scheme_and_saves_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stats = tmp_path / "s.safetensors"
-    assert (
-        main(["fit", "--samples", "4", "--output", str(tmp_path), "--stats", str(stats), "--reduction_ratio", "0.6"])
-        == 0
-    )
+    assert main(["fit", "--samples", "4", "--output", str(tmp_path), "--stats", str(stats), "--reduction_ratio", "0.6"]) == 0
     out = capsys.readouterr().out
     recipe = Recipe.load(tmp_path / "embedded-r60.recipe.json")
     assert str(list(recipe.counts)) in out
     assert 0.6 <= (recipe.achieved or 0) <= 0.601
     assert recipe.samples == AttentionStats.load(stats).samples == 4
-    assert (
-        main(["fit", "--from-stats", str(stats), "--output", str(tmp_path / "again.json"), "--reduction_ratio", "60"])
-        == 0
-    )
+    assert main(["fit", "--from-stats", str(stats), "--output", str(tmp_path / "again.json"), "--reduction_ratio", "60"]) == 0
     assert Recipe.load(tmp_path / "again.json") == recipe
 
 
 def test_statistical_analysis_takes_the_authors_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = [
-        "--model-path",
-        "embedded",
-        "--samples",
-        "3",
-        "--reduction_ratio",
-        "0.6",
-        "--num-chunks",
-        "1",
-        "--chunk-idx",
-        "0",
-    ]
+    flags = ["--model-path", "embedded", "--samples", "3", "--reduction_ratio", "0.6", "--num-chunks", "1", "--chunk-idx", "0"]
     assert statistical_analysis(flags) == 0
     assert Recipe.load("embedded-r60.recipe.json").num_layers == load("embedded", device="cpu").cost.layers
 
@@ -93,9 +76,7 @@ def test_a_benchmark_is_scored_in_its_folder(tmp_path: Path, monkeypatch: pytest
         seen.append((data, json.loads(answers.read_text())["metadata"], out))
         return Result(1.0)
 
-    made = Benchmark(
-        "made", "Made", "its folder", "q.jsonl", "pictures", "points", ("key.txt",), score, max_new_tokens=2
-    )
+    made = Benchmark("made", "Made", "its folder", "q.jsonl", "pictures", "points", ("key.txt",), score, max_new_tokens=2)
     monkeypatch.setitem(BENCHMARKS, "made", made)
     folder = tmp_path / "eval" / "its folder"
     (folder / "pictures").mkdir(parents=True)
@@ -146,18 +127,7 @@ def test_recipes_can_be_fitted_before_the_processes_start(tmp_path: Path, capsys
 
 
 def test_the_loader_answers_chunks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [
-        "--num-chunks",
-        "70",
-        "--reduction_ratio",
-        "60",
-        "--samples",
-        "4",
-        "--temperature",
-        "0",
-        "--batch-size",
-        "5",
-    ]
+    flags = ["--num-chunks", "70", "--reduction_ratio", "60", "--samples", "4", "--temperature", "0", "--batch-size", "5"]
     assert loader([*flags, "--chunk-idx", "1", "--answers-file", str(tmp_path / "a.jsonl")]) == 0
     assert "recipe fitted now" in capsys.readouterr().out
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 5
@@ -174,10 +144,7 @@ def test_the_loader_answers_chunks(tmp_path: Path, capsys: pytest.CaptureFixture
         (["eval", "--model-path", "/no/such", "--data", str(embedded().data / "textvqa")], "no checkpoint at"),
         (["eval", "--benchmark", "nonsense"], "choose from"),
         (["eval", "--benchmark", "gqa", "--annotation-file", "x.json"], "--annotation-file is for TextVQA"),
-        (
-            ["eval", "--benchmark", "vizwiz", "--model-path", "/no/such"],
-            "VizWiz needs playground/data/eval/vizwiz/llava_test.jsonl",
-        ),
+        (["eval", "--benchmark", "vizwiz", "--model-path", "/no/such"], "VizWiz needs playground/data/eval/vizwiz/llava_test.jsonl"),
         (["eval", "--benchmark", "gqa", "--image-folder", "none"], "none, which does not exist"),
         (["eval", "--limit", "4", "--samples", "2", "--num-chunks", "2"], "--chunk-idx 0 to its end first"),
         (["eval", "--recipe", "missing.json"], "missing.json"),
@@ -185,24 +152,14 @@ def test_the_loader_answers_chunks(tmp_path: Path, capsys: pytest.CaptureFixture
         (["convert", "/no/such", "target"], "no checkpoint at"),
         (["fit", "--from-stats", "missing.safetensors"], "missing.safetensors"),
         (["fit", "--output", "one.json", "--reduction-ratio", "0.5", "0.6", "--samples", "1"], "name a folder"),
-        (
-            ["fit", "--replay", "--criterion", "cross", "--model-path", "/no/such"],
-            "which has no --criterion: leave one",
-        ),
-        (
-            ["fit", "--replay", "--stats", "kept.safetensors", "--model-path", "/no/such"],
-            "which has no --stats: leave one",
-        ),
+        (["fit", "--replay", "--criterion", "cross", "--model-path", "/no/such"], "which has no --criterion: leave one"),
+        (["fit", "--replay", "--stats", "kept.safetensors", "--model-path", "/no/such"], "which has no --stats: leave one"),
         (["fit", "--replay", "--from-stats", "kept.safetensors"], "which has no --from-stats: leave one"),
         (["bench", "--recipe", "missing.json"], "missing.json"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    command: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(command) == 2
@@ -219,9 +176,7 @@ def test_ratios_that_mean_nothing_are_refused(ratio: str, capsys: pytest.Capture
     assert "ratio" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "command", [["--help"], ["fit", "--help"], ["eval", "--help"], ["show", "--help"], ["bench", "--help"]]
-)
+@pytest.mark.parametrize("command", [["--help"], ["fit", "--help"], ["eval", "--help"], ["show", "--help"], ["bench", "--help"]])
 def test_help_shows_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(command)
@@ -270,18 +225,6 @@ def test_what_cannot_be_kept_or_scored_is_found_out_first(tmp_path: Path, capsys
 
 
 def test_equal_ratios_are_run_once(tmp_path: Path) -> None:
-    flags = [
-        "eval",
-        "--output",
-        str(tmp_path),
-        "--limit",
-        "2",
-        "--samples",
-        "2",
-        "--reduction-ratio",
-        "0.6",
-        "60",
-        "--no-dense",
-    ]
+    flags = ["eval", "--output", str(tmp_path), "--limit", "2", "--samples", "2", "--reduction-ratio", "0.6", "60", "--no-dense"]
     assert main(flags) == 0
     assert [row["name"] for row in json.loads((tmp_path / "results.json").read_text())] == ["60%"]

@@ -26,18 +26,7 @@ from fitprune.evaluation.benchmarks import BENCHMARKS
 from fitprune.families.conversation import build_prompt
 
 ROOT = Path(__file__).parents[2]
-CHOICES = (
-    "MODEL",
-    "DATA",
-    "RATIO",
-    "OUTPUT",
-    "EXTRA",
-    "PYTHON",
-    "MODEL_BASE",
-    "VISION_TOWER",
-    "CHUNKS",
-    "CUDA_VISIBLE_DEVICES",
-)
+CHOICES = ("MODEL", "DATA", "RATIO", "OUTPUT", "EXTRA", "PYTHON", "MODEL_BASE", "VISION_TOWER", "CHUNKS", "CUDA_VISIBLE_DEVICES")
 SCRIPTS = ("textvqa", "gqa", "mme", "pope", "sqa", "vqav2", "vizwiz", "seed", "mmvet", "mmbench", "mmbench_cn")
 
 
@@ -83,15 +72,7 @@ def texts(path: Path) -> list[str]:
 def test_textvqa_sh_with_nothing_given(place: Place, tmp_path: Path) -> None:
     done = call(place, "bash", place.script, OUTPUT=str(tmp_path), EXTRA="--limit 10 --samples 6")
     assert done.returncode == 0, done.stderr
-    for part in (
-        "recipe fitted now",
-        "dense",
-        "60%",
-        "accuracy",
-        "visual tokens alive after each layer",
-        "ms/question",
-        "GFLOPs",
-    ):
+    for part in ("recipe fitted now", "dense", "60%", "accuracy", "visual tokens alive after each layer", "ms/question", "GFLOPs"):
         assert part in done.stdout
     assert f"{place.default} on 10 questions" in done.stdout
     assert len((tmp_path / f"{place.default}-60-first10.jsonl").read_text().splitlines()) == 10
@@ -136,9 +117,7 @@ def test_textvqa_sh_takes_model_data_and_ratio(place: Place, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert f"on 3 questions of {data}" in done.stdout
     recipe = json.loads((tmp_path / "checkpoint-r40.recipe.json").read_text())
-    assert [recipe["visual_tokens"]] == place.recorded.cases[place.largest][
-        "num_visual_tokens"
-    ]  # of embedded pictures too
+    assert [recipe["visual_tokens"]] == place.recorded.cases[place.largest]["num_visual_tokens"]  # of embedded pictures too
     assert [row["name"] for row in json.loads((tmp_path / "results.json").read_text())] == ["dense", "40%"]
     dense, pruned = texts(tmp_path / "checkpoint-dense-first3.jsonl"), texts(tmp_path / "checkpoint-40-first3.jsonl")
     assert len(dense) == len(pruned) == 3
@@ -332,9 +311,7 @@ def test_devices_share_the_questions(worker: Path) -> None:
     assert done.stdout.splitlines() == ["step fit", "step whole"]  # those of the chunks say nothing
     first, *chunks, last = noted(worker)
     assert first.endswith("--num-chunks 3 --fit-only")
-    assert sorted(chunks) == [
-        f"{k} {device} --num-chunks 3 --chunk-idx {k}" for k, device in enumerate(["4", "0", "GPU-1f"])
-    ]
+    assert sorted(chunks) == [f"{k} {device} --num-chunks 3 --chunk-idx {k}" for k, device in enumerate(["4", "0", "GPU-1f"])]
     assert last.startswith("whole 4, 0,GPU-1f ")
     assert last.endswith("--num-chunks 3")
 
@@ -392,9 +369,7 @@ def test_stopping_the_script_stops_its_processes(worker: Path) -> None:
     for k in "01":
         (worker / f"do-{k}").write_text(f"echo $$ >'{worker}/pid-{k}'; exec sleep 250")
     environment = {**os.environ, "PYTHON": str(worker / "python"), "CHUNKS": "2"}
-    script = subprocess.Popen(
-        ["bash", str(worker / V15.folder / V15.script)], env=environment, stdout=subprocess.DEVNULL
-    )
+    script = subprocess.Popen(["bash", str(worker / V15.folder / V15.script)], env=environment, stdout=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 60
         while len([file for file in worker.glob("pid-*") if file.read_text()]) < 2 and time.monotonic() < end:
@@ -437,9 +412,7 @@ def test_two_processes_continue_and_answer_as_one(tmp_path: Path) -> None:
 # Files for servers
 
 
-@pytest.mark.parametrize(
-    "name", ["convert_vqav2_for_submission", "convert_vizwiz_for_submission", "convert_mmvet_for_eval"]
-)
+@pytest.mark.parametrize("name", ["convert_vqav2_for_submission", "convert_vizwiz_for_submission", "convert_mmvet_for_eval"])
 def test_the_converters_are_where_people_expect_them(name: str) -> None:
     done = call(V15, sys.executable, f"scripts/{name}.py", "--help")
     assert done.returncode == 0, done.stderr

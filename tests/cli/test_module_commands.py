@@ -85,10 +85,6 @@ def test_a_command_can_be_tried(
 
 def test_nearly_every_module_has_one() -> None:
     with_one = {module for module, _ in COMMANDS}
-    without = [
-        str(file.relative_to(ROOT))
-        for file in MODULES
-        if str(file.relative_to(ROOT)) not in with_one and docstring(file)
-    ]
+    without = [str(file.relative_to(ROOT)) for file in MODULES if str(file.relative_to(ROOT)) not in with_one and docstring(file)]
     assert len(COMMANDS) > 140
     assert len(without) <= 12, without

@@ -56,9 +56,7 @@ def test_nobody_listens(llama, tensors):
 
 def test_scaling_by_default(llama, tensors):
     ear = Ear()
-    listening(SimpleNamespace(_attn_implementation="sdpa"))(
-        llama.model.layers[0].self_attn, *tensors, None, **{STATE: ear}
-    )
+    listening(SimpleNamespace(_attn_implementation="sdpa"))(llama.model.layers[0].self_attn, *tensors, None, **{STATE: ear})
     assert ear.heard_all[0][2] == 8**-0.5
 
 

@@ -50,9 +50,7 @@ def test_layers_of_transformers_are_read():
     """Every decoder layer says where its cache comes in (there is one argument for it); and those that must be cut inside are."""
     inside, names = {}, set()
     for kind in decoder_layers():
-        annotated = [
-            name for name, one in inspect.signature(kind.forward).parameters.items() if "Cache" in str(one.annotation)
-        ]
+        annotated = [name for name, one in inspect.signature(kind.forward).parameters.items() if "Cache" in str(one.annotation)]
         assert len(annotated) <= 1, kind
         names.update(annotated)
         inside[kind.__name__] = read_block(unbuilt(kind))
@@ -73,9 +71,7 @@ def test_the_output_projection_is_the_last_step_of_attention(family):
     kinds = [kind for name, kind in vars(module).items() if name.endswith("Attention") and "Vision" not in name]
     assert kinds
     for kind in kinds:
-        assert re.search(
-            rf"attn_output = self\.{PROJECTION}\(attn_output\)\s+return attn_output", inspect.getsource(kind.forward)
-        )
+        assert re.search(rf"attn_output = self\.{PROJECTION}\(attn_output\)\s+return attn_output", inspect.getsource(kind.forward))
 
 
 @pytest.mark.parametrize("kind", tiny.DECODERS)
@@ -98,9 +94,7 @@ def test_a_block_is_what_the_layer_computes(kind):
         assert torch.equal(middle + mlp(second_norm(middle)), wanted[0] if block.in_tuple else wanted)
     assert attention_of(layer) is attention
     # the output projection is attention's last step
-    assert re.search(
-        rf"self\.{PROJECTION}\(attn_output\)\s+return attn_output", inspect.getsource(type(attention).forward)
-    )
+    assert re.search(rf"self\.{PROJECTION}\(attn_output\)\s+return attn_output", inspect.getsource(type(attention).forward))
 
 
 class Variant(LlamaDecoderLayer):
@@ -210,6 +204,4 @@ def test_a_layer_that_returns_a_tuple_is_cut_inside():
         with where(), torch.no_grad(), fitprune.prune(model.model, RECIPE, visual_mask=mask) as trace:
             found = model.model(inputs_embeds=embeds).last_hidden_state
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
-        assert [[row.tolist() for row in rows] for rows in trace.alive] == [
-            [row.tolist() for row in rows] for rows in alive
-        ]
+        assert [[row.tolist() for row in rows] for rows in trace.alive] == [[row.tolist() for row in rows] for rows in alive]

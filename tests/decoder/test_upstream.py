@@ -47,9 +47,7 @@ def test_the_versions_that_are_claimed_are_those_that_ran():
         assert re.search(rf"\b{re.escape(version.removesuffix('.0'))}\b", line), version
 
 
-@pytest.mark.parametrize(
-    ("version", "said"), [("5.24.0.dev0", 0), (upstream.RAN[0], 0), (upstream.RAN[-1], 0), ("5.100.0", 1), ("6.0", 1)]
-)
+@pytest.mark.parametrize(("version", "said"), [("5.24.0.dev0", 0), (upstream.RAN[0], 0), (upstream.RAN[-1], 0), ("5.100.0", 1), ("6.0", 1)])
 def test_a_newer_version_is_said_once(version, said, caplog):
     upstream._said.clear()
     with caplog.at_level(logging.WARNING, logger="fitprune"):

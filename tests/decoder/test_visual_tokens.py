@@ -11,9 +11,7 @@ from tiny import found_by, spans_of
 from fitprune.decoder.visual_tokens import ByMask, find_spans, groups, split, without_padding
 from fitprune.errors import FitPruneError
 
-rows = st.integers(1, 20).flatmap(
-    lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=4)
-)
+rows = st.integers(1, 20).flatmap(lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=4))
 
 
 @given(rows)
@@ -107,9 +105,7 @@ def test_the_vision_tower_says_how_many_tokens_an_image_has():
     assert found_by(config)({"input_ids": torch.tensor([[1, *[9] * 34, 2]])}) == [[(1, 18), (18, 35)]]
 
 
-lengths_by_row = st.lists(
-    st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3), max_size=3), min_size=1, max_size=4
-)
+lengths_by_row = st.lists(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3), max_size=3), min_size=1, max_size=4)
 
 
 @given(lengths_by_row)
@@ -192,9 +188,7 @@ def test_image_sizes_that_do_not_fit_are_an_error():
         assert "beams" not in str(error.value)
         assert "\n" not in str(error.value)
     with pytest.raises(FitPruneError, match="num_beams=1"):  # A A B B for two rows of A B
-        locate(
-            {"input_ids": ids_of([1, -30], [1, -30]), "image_sizes": torch.tensor([WIDE, WIDE, TALL, TALL]), **pixels}
-        )
+        locate({"input_ids": ids_of([1, -30], [1, -30]), "image_sizes": torch.tensor([WIDE, WIDE, TALL, TALL]), **pixels})
 
 
 def test_image_sizes_without_pixels_say_nothing():

@@ -64,9 +64,7 @@ def test_two_processes_prune_as_one(checkpoint: Path) -> None:
     def shared(rank: int) -> dict[str, Any]:
         with joined(one_model=True):
             config = LlavaForConditionalGeneration.config_class.from_pretrained(checkpoint)
-            model = LlavaForConditionalGeneration.from_pretrained(
-                checkpoint, dtype=torch.float32, **tensor_parallel(config, "it")
-            ).eval()
+            model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32, **tensor_parallel(config, "it")).eval()
             heads = heads_of(model.model.language_model.layers[0].self_attn)
             assert heads is not None
             assert heads.size == 2

@@ -44,17 +44,9 @@ def test_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, False, "use stage 3"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, False, "use stage 3"),
         ({}, True, "torchrun"),
-        (
-            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "WORLD_SIZE": "2"},
-            True,
-            "torchrun",
-        ),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "WORLD_SIZE": "2"}, True, "torchrun"),
         ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "no"}, False, "cannot meet"),
-        (
-            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "nowhere.json"},
-            False,
-            "nowhere.json",
-        ),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "nowhere.json"}, False, "nowhere.json"),
     ],
 )
 def test_what_cannot_be_shared_is_one_line(

@@ -25,19 +25,7 @@ from fitprune.families import VLM
 ROOT = Path(__file__).parents[2]
 ORIGINAL = ROOT / "tests" / "parity" / "llava15" / "checkpoint"
 EVAL = ["eval", "--limit", "11", "--samples", "5", "--batch-size", "2", "--max-new-tokens", "4", "--output"]
-REPORT = [
-    "report",
-    "--limit",
-    "5",
-    "--samples",
-    "3",
-    "--batch-size",
-    "2",
-    "--reduction-ratio",
-    "0.6",
-    "--max-new-tokens",
-    "4",
-]
+REPORT = ["report", "--limit", "5", "--samples", "3", "--batch-size", "2", "--reduction-ratio", "0.6", "--max-new-tokens", "4"]
 
 
 def ran(argv: list[str], command: Callable[[list[str]], int] = main) -> tuple[int, str, str]:
@@ -73,9 +61,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return written(folder)
 
 
-def own_folders(
-    size: int, folder: Path, argv: list[str], command: Callable[[list[str]], int] = main
-) -> list[tuple[int, str, str]]:
+def own_folders(size: int, folder: Path, argv: list[str], command: Callable[[list[str]], int] = main) -> list[tuple[int, str, str]]:
     """Runs a command, each process with an output folder (its last argument) of its own, as on machines without a common one."""
     found = together(size, lambda rank: ran([*argv, str(folder / str(rank))], command))
     assert not any((folder / str(rank)).exists() for rank in range(1, size))  # only the first one writes
@@ -153,17 +139,7 @@ def test_report_is_the_same(tmp_path: Path) -> None:
 
 
 def test_the_authors_loader(tmp_path: Path) -> None:
-    flags = [
-        "--reduction_ratio",
-        "60",
-        "--samples",
-        "3",
-        "--num-chunks",
-        "60",
-        "--max_new_tokens",
-        "4",
-        "--answers-file",
-    ]
+    flags = ["--reduction_ratio", "60", "--samples", "3", "--num-chunks", "60", "--max_new_tokens", "4", "--answers-file"]
     assert ran([*flags, str(tmp_path / "one" / "a.jsonl")], loader.main)[0] == 0
     found = own_folders(2, tmp_path / "two", flags, loader.main)
     assert [code for code, _, _ in found] == [0, 0]
@@ -188,9 +164,7 @@ def test_processes_with_other_questions_are_told(tmp_path: Path) -> None:
 
     def run(rank: int) -> tuple[int, str, str]:
         files = ["--question-file", str(tmp_path / f"{rank}.jsonl"), "--image-folder", str(embedded().images)]
-        return ran(
-            [*EVAL, str(tmp_path / "out"), *files, "--calibration-file", str(embedded().questions), "--no-dense"]
-        )
+        return ran([*EVAL, str(tmp_path / "out"), *files, "--calibration-file", str(embedded().questions), "--no-dense"])
 
     found = together(2, run)
     assert [code for code, _, _ in found] == [2, 2]
@@ -206,13 +180,7 @@ def test_with_one_model_a_picture_that_one_cannot_read_stops_all(tmp_path: Path)
                 (tmp_path / str(rank) / picture.name).symlink_to(picture)
 
     def run(rank: int) -> tuple[int, str, str]:
-        given = [
-            "--question-file",
-            str(embedded().questions),
-            "--image-folder",
-            str(tmp_path / str(rank)),
-            "--tensor-parallel",
-        ]
+        given = ["--question-file", str(embedded().questions), "--image-folder", str(tmp_path / str(rank)), "--tensor-parallel"]
         return ran([*EVAL, str(tmp_path / "out"), *given, "--reduction-ratio", "0"])
 
     found = together(2, run)
@@ -258,37 +226,15 @@ def test_bad_input_is_said_once(argv: list[str], said: str, tmp_path: Path) -> N
 
 
 def test_torchrun_itself(alone: dict[str, Any], tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        str(free_port()),
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, "-m", "fitprune", *EVAL, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([*command, "-m", "fitprune", *EVAL, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert written(tmp_path) == alone
     assert done.stdout.count("accuracy, %") == 1
 
 
-SWEEP = [
-    "sweep",
-    "--ratios",
-    "0,60",
-    "--methods",
-    "fastv",
-    "--benchmarks",
-    "textvqa,gqa",
-    "--samples",
-    "5",
-    "--limit",
-    "5",
-]
+SWEEP = ["sweep", "--ratios", "0,60", "--methods", "fastv", "--benchmarks", "textvqa,gqa", "--samples", "5", "--limit", "5"]
 SWEEP += ["--batch-size", "2", "--max-new-tokens", "4", "--ablate", "samples=2,5", "--output"]
 
 
@@ -315,9 +261,7 @@ def test_a_sweep_killed_and_continued_by_another_number(tmp_path: Path, monkeypa
     found = together(3, lambda rank: ran([*SWEEP, str(tmp_path / "two")]))
     assert [code for code, _, _ in found] == [0, 0, 0]
     one, two = written(tmp_path / "one"), written(tmp_path / "two")
-    assert {name: two[name] for name in one if name.endswith("jsonl")} == {
-        n: one[n] for n in one if n.endswith("jsonl")
-    }
+    assert {name: two[name] for name in one if name.endswith("jsonl")} == {n: one[n] for n in one if n.endswith("jsonl")}
     assert one.keys() == two.keys()
     assert figures(tmp_path / "one") == figures(tmp_path / "two")
     assert "from an earlier run" in found[0][1]

@@ -20,9 +20,7 @@ from fitprune.errors import FitPruneError
 CASES = [(0, None), (1, None), (7, None), (6, 4), (5, 0)]  # number of items, the one that fails
 
 
-def deal(
-    met: WorkerGroup, count: int, failing: int | None, where: str
-) -> tuple[list[int], list[int], list[int], str | None]:
+def deal(met: WorkerGroup, count: int, failing: int | None, where: str) -> tuple[list[int], list[int], list[int], str | None]:
     """Items prepared here, items run here, results that came, and the error."""
     prepared: list[int] = []
     ran: list[int] = []

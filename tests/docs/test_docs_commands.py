@@ -52,9 +52,7 @@ recipe, samples = fitprune.Recipe.step(layer=1, keep=0.5), [(embeds, mask)]
 torch.set_grad_enabled(False)
 """,
 }
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*found in sys.modules.*:RuntimeWarning", "ignore:.*max_length.*:UserWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules.*:RuntimeWarning", "ignore:.*max_length.*:UserWarning")
 named = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 

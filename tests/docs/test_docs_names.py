@@ -87,9 +87,7 @@ def test_functions_are_there(page: Path) -> None:
             last = path.rpartition(".")[2]
             homes = [home for home in (known.get(path), classes.get(VARIABLES.get(last, last))) if home]
             if homes and name not in SUFFIXES:
-                assert any(
-                    hasattr(home, name) or name in getattr(home, "__dataclass_fields__", {}) for home in homes
-                ), dotted
+                assert any(hasattr(home, name) or name in getattr(home, "__dataclass_fields__", {}) for home in homes), dotted
 
 
 def test_the_table_of_conventions_is_what_the_code_prints() -> None:

@@ -74,8 +74,7 @@ def test_the_readme_picture_is_drawn_by_the_command_it_names(tmp_path):
     Recipe.from_deletions([77, 4, 3, 4, 1, 0, 0, 1, 0], visual_tokens=144).save(tmp_path / "r.json")
     assert cli.main([*words[1:], "--recipe", str(tmp_path / "r.json")]) == 0
     made, kept = (
-        np.asarray(Image.open(path).convert("RGB")).astype(int)
-        for path in (tmp_path / "pruning.png", ROOT / "docs" / "pruning.png")
+        np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (tmp_path / "pruning.png", ROOT / "docs" / "pruning.png")
     )
     assert made.shape == kept.shape
     assert abs(made - kept).mean() < 1  # none with the same libraries
@@ -119,17 +118,11 @@ def test_recipes_over_one_another(recipe, tmp_path, capsys):
         (["--model-path", "FOLDER", "--recipe", "RECIPE"], "config.json"),
         (["--model-path", "FOLDER", "--calibration-file", "TEXT"], "config.json"),
         (["--model-path", "FOLDER"], "no published recipe fits folder at 0.6: name one with --recipe"),
-        (
-            ["--model-path", "x/llava-v1.5-7b", "--reduction-ratio", "0.61"],
-            "fits x/llava-v1.5-7b at 0.61: name one with --recipe",
-        ),
+        (["--model-path", "x/llava-v1.5-7b", "--reduction-ratio", "0.61"], "fits x/llava-v1.5-7b at 0.61: name one with --recipe"),
         (["--output", "TEXT/sub"], "cannot be written to"),
         (["--output", "a.png", "--formats", "png", "heat"], "one file for png and heat"),
         (["--output", "a.png", "--formats", "gif"], "no name for gif: end it in .gif"),
-        (
-            ["--output", "a.jpg", "--formats", "png"],
-            "no .jpg is written: end it in .gif, .html, .png, or in / for a folder",
-        ),
+        (["--output", "a.jpg", "--formats", "png"], "no .jpg is written: end it in .gif, .html, .png, or in / for a folder"),
         (["--output", "a.jpg"], "no .jpg is written"),
         (["--recipes", "llava-v1.5-7b:0.6", "--output", "r.xyz"], "no .xyz is written"),
         (["--recipes", "llava-v1.5-7b:0.65"], "0.65"),
@@ -152,9 +145,7 @@ def test_bad_input_is_one_line(arguments, says, recipe, picture, tmp_path, monke
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "t.txt"]  # nothing was made
 
 
-def test_a_layer_that_there_is_not_is_found_before_a_recipe_is_fitted_and_the_model_asked(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_layer_that_there_is_not_is_found_before_a_recipe_is_fitted_and_the_model_asked(tmp_path, monkeypatch, capsys):
     for name in ("choose", "ask", "watch"):
         monkeypatch.setattr(draw, name, lambda *args, name=name, **options: pytest.fail(name))
     assert drawn("--layers", "0", "99", "--output", str(tmp_path)) == 2
@@ -166,16 +157,7 @@ def test_a_real_checkpoint_is_never_fitted_on_drawn_shapes(picture, tmp_path, mo
     checkpoint = tmp_path / "llava-v1.5-7b"
     shutil.copytree(embedded().model, checkpoint)
     monkeypatch.setattr(draw, "ask", lambda *args: pytest.fail("asked"))
-    asked = (
-        "--model-path",
-        str(checkpoint),
-        "--image",
-        picture,
-        "--question",
-        "What?",
-        "--output",
-        str(tmp_path / "o"),
-    )
+    asked = ("--model-path", str(checkpoint), "--image", picture, "--question", "What?", "--output", str(tmp_path / "o"))
     assert drawn(*asked) == 2  # a recipe of that name is published, but it is of a deeper model
     assert "name one with --recipe" in capsys.readouterr().err
     assert drawn(*asked, "--calibration-file", str(tmp_path / "none.jsonl")) == 2

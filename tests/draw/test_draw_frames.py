@@ -112,8 +112,7 @@ def test_the_outline_crosses_every_line_as_often_as_what_is_kept_changes(rows, c
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
-    [({"row": 1}, "no row 1.*rows 0 to 0"), ({"row": -1}, "no row -1"), ({"picture": 1}, "no picture 1")],
+    ("options", "says"), [({"row": 1}, "no row 1.*rows 0 to 0"), ({"row": -1}, "no row -1"), ({"picture": 1}, "no picture 1")]
 )
 def test_what_the_trace_does_not_have(trace, options, says):
     with pytest.raises(FitPruneError, match=says):

@@ -125,9 +125,7 @@ def test_tiles_and_newlines_are_those_of_transformers_packing(size: tuple[int, i
     image = Image.fromarray(noise)
     inputs, patch = vlm.prepare(image), model.config.vision_config.patch_size
     means = torch.nn.functional.avg_pool2d(inputs["pixel_values"][0], patch).flatten(2).transpose(1, 2)  # [views, n, 3]
-    packed, _ = model.model.pack_image_features(
-        [means], inputs["image_sizes"], "default", image_newline=torch.full((3,), 1e6)
-    )
+    packed, _ = model.model.pack_image_features([means], inputs["image_sizes"], "default", image_newline=torch.full((3,), 1e6))
     expected = packed[0] if isinstance(packed, list | tuple) else packed
     where = places(vlm, image)
     assert where.tokens == len(expected)

@@ -82,9 +82,7 @@ def test_it_stays_small() -> None:
     assert sum(path.stat().st_size for path in files) < 65e6
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), {"embedded": "llava", "embedded-next": "llava_next", "embedded-hr": "llava_hr"}.items()
-)
+@pytest.mark.parametrize(("name", "kind"), {"embedded": "llava", "embedded-next": "llava_next", "embedded-hr": "llava_hr"}.items())
 def test_a_model_of_each_family_loads_by_name_and_answers(name: str, kind: str) -> None:
     vlm = fitprune.load(name, device="cpu")
     assert (vlm.name, vlm.model.config.model_type) == (name, kind)

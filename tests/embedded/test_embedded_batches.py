@@ -87,9 +87,7 @@ def test_families_are_asked_as_often_as_the_table_says() -> None:
     drawn = Counter(question.family for index in range(150) for question in questions(draw("train", index)))
     assert set(drawn) == set(FAMILIES)
     assert sum(drawn[family] for family in READING) == 150 * READ
-    always = [
-        family for family in OTHERS if family in ("count", "count-yn", "ocr-yn", "string-yn", "exist", "existence-yn")
-    ]
+    always = [family for family in OTHERS if family in ("count", "count-yn", "ocr-yn", "string-yn", "exist", "existence-yn")]
     for family in always:  # the families that every scene has something for keep their proportions
         share = drawn[family] / sum(drawn[other] for other in always)
         assert share == pytest.approx(OTHERS[family] / sum(OTHERS[other] for other in always), abs=0.05)
@@ -113,9 +111,7 @@ def test_a_batch_is_the_same_every_time(make: object) -> None:
     first=st.integers(0, 50), steps=st.integers(1, 6), count=st.integers(1, 4), ranks=st.integers(1, 4)
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
-def test_ranks_share_the_pictures_of_a_step_and_none_comes_twice(
-    first: int, steps: int, count: int, ranks: int
-) -> None:
+def test_ranks_share_the_pictures_of_a_step_and_none_comes_twice(first: int, steps: int, count: int, ranks: int) -> None:
     seen: list[list[int]] = [[] for _ in range(steps)]
 
     def note(start: int, number: int) -> dict[str, torch.Tensor]:
@@ -141,7 +137,4 @@ def test_a_stream_can_be_entered_anywhere() -> None:
 
 
 def test_other_processes_draw_the_same_batches() -> None:
-    assert all(
-        same(one, other)
-        for one, other in zip(stream_of("see", 0, 3, 1, 0, 1, 2), stream_of("see", 0, 3, 1, 0, 1, 0), strict=True)
-    )
+    assert all(same(one, other) for one, other in zip(stream_of("see", 0, 3, 1, 0, 1, 2), stream_of("see", 0, 3, 1, 0, 1, 0), strict=True))

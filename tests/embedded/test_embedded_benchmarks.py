@@ -308,9 +308,7 @@ def test_pope_asks_for_what_is_frequent_and_for_what_stands_beside():
             rest = {f"{c} {k}" for c in COLORS for k in KINDS} - there - set(asked[split, at])
             worst = min(weight(thing, there) for thing in asked[split, at])
             assert worst >= max(weight(thing, there) for thing in rest)
-    different = {
-        split: len({t for (s, _), ts in asked.items() if s == split for t in ts}) for split in ("random", *weigh)
-    }
+    different = {split: len({t for (s, _), ts in asked.items() if s == split for t in ts}) for split in ("random", *weigh)}
     assert different["popular"] < different["adversarial"] < different["random"]
 
 
@@ -397,9 +395,7 @@ def test_gqa_entailments_are_those_of_all_small_worlds():
     """A question follows if its answer is the same wherever both can be asked; `choose` by exclusion is left out."""
     things = [SimpleNamespace(kind=k, color=c) for k in ("circle", "square", "star") for c in ("red", "blue", "green", "pink")]  # fmt: skip
     worlds = [
-        SimpleNamespace(shapes=shapes, texts=())
-        for size in (1, 2, 3)
-        for shapes in itertools.combinations_with_replacement(things, size)
+        SimpleNamespace(shapes=shapes, texts=()) for size in (1, 2, 3) for shapes in itertools.combinations_with_replacement(things, size)
     ]
     every = list(all_questions())
     answers = {text: [truth(world, text) for world in worlds] for text in {one.text for one in every}}

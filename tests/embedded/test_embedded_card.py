@@ -42,9 +42,7 @@ class Card:
 def of(request: pytest.FixtureRequest) -> Card:
     folder = model_path(request.param)
     return Card(
-        request.param,
-        json.loads((folder / card.FIGURES).read_text(encoding="utf-8")),
-        (folder / "README.md").read_text(encoding="utf-8"),
+        request.param, json.loads((folder / card.FIGURES).read_text(encoding="utf-8")), (folder / "README.md").read_text(encoding="utf-8")
     )
 
 

@@ -44,9 +44,7 @@ def test_shares_are_exact_matches_by_family(small: VLM, monkeypatch: pytest.Monk
     assert f"| all | {len(questions)} | {100 * majority:.1f} | 100.0 | {100 * colours['all']:.1f} |" in table(result)
 
 
-def test_methods_of_a_ratio_save_the_same_and_are_fitted_on_other_pictures(
-    small: VLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_methods_of_a_ratio_save_the_same_and_are_fitted_on_other_pictures(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = []
     monkeypatch.setattr(evaluate, "asked", lambda split, *a: splits.append(split) or asked(split, *a))
     dense, *tried = evaluate.methods(small, [0, 0.5], ["fitprune", "random"], samples=4)

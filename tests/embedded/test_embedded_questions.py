@@ -129,8 +129,7 @@ def test_a_family_is_left_out_only_where_there_is_nothing_to_ask_about() -> None
             kinds, colors = Counter(s.kind for s in scene.shapes), Counter(s.color for s in scene.shapes)
             pairs = Counter((s.color, s.kind) for s in scene.shapes)
             related = any(
-                pairs[s.color, s.kind] == 1 and any(neighbour(scene, place, s.color, s.kind) for place in PLACES)
-                for s in scene.shapes
+                pairs[s.color, s.kind] == 1 and any(neighbour(scene, place, s.color, s.kind) for place in PLACES) for s in scene.shapes
             )
             expected = {
                 "number": any(t.text.isdigit() for t in scene.texts),
@@ -187,9 +186,7 @@ def test_bounds_name_every_family() -> None:
 
 
 @pytest.mark.parametrize(("family", "bound"), MAJORITY.items())
-def test_one_answer_to_all_questions_gets_few_right(
-    answers: dict[str, list[tuple[str, str]]], family: str, bound: float
-) -> None:
+def test_one_answer_to_all_questions_gets_few_right(answers: dict[str, list[tuple[str, str]]], family: str, bound: float) -> None:
     replies = Counter(answer for _, answer in answers[family])
     assert max(replies.values()) / replies.total() < bound
 

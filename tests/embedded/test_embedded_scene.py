@@ -150,9 +150,7 @@ def test_everything_there_is_occurs_about_as_often() -> None:
         assert min(counts) > 0.8 * len(shapes) / len(names)
         assert max(counts) < 1.2 * len(shapes) / len(names)
     cells = [shape.cell for shape in shapes]
-    assert (
-        min(cells.count((row, column)) for row in range(GRID) for column in range(GRID)) > 0.65 * len(cells) / GRID**2
-    )
+    assert min(cells.count((row, column)) for row in range(GRID) for column in range(GRID)) > 0.65 * len(cells) / GRID**2
     lengths = [len(scene.shapes) for scene in scenes]
     assert min(lengths.count(number) for number in range(1, 7)) > 60
 

@@ -37,9 +37,7 @@ def vlm() -> VLM:
     model: Any = nn.Module()
     model.config = SimpleNamespace(image_token_id=IMAGE_ID)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer(), **names)
-    return VLM(
-        "test", model, fast, tokens.TEMPLATE, Pictures(lambda image: {}, lambda image: PATCHES, lambda image: [])
-    )
+    return VLM("test", model, fast, tokens.TEMPLATE, Pictures(lambda image: {}, lambda image: PATCHES, lambda image: []))
 
 
 def test_special_tokens_come_first() -> None:

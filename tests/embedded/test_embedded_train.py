@@ -90,10 +90,7 @@ PLACES = {
 
 @pytest.mark.parametrize(
     ("place", "call"),
-    [
-        *(("forward", step) for step in range(1, PLAN.steps + 1)),
-        *((place, step) for place in list(PLACES)[1:] for step in (1, 3)),
-    ],
+    [*(("forward", step) for step in range(1, PLAN.steps + 1)), *((place, step) for place in list(PLACES)[1:] for step in (1, 3))],
 )
 def test_a_run_interrupted_anywhere_ends_with_the_same_bits(
     place: str, call: int, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -125,9 +122,7 @@ def test_a_run_of_many_short_sessions_ends_with_the_same_bits(
     assert same(load_checkpoint(tmp_path / CHECKPOINT), whole)
 
 
-def test_what_was_not_saved_is_done_again(
-    whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_not_saved_is_done_again(whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(train, "_losses", Interrupting(train._losses, 4))
         with pytest.raises(KeyboardInterrupt):
@@ -212,9 +207,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     plan = replace(PLAN, answer_steps=0)
     with (tmp_path / LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(
-            FitPruneError, match=r"another process is training in .*: wait for it, or give another folder"
-        ):
+        with pytest.raises(FitPruneError, match=r"another process is training in .*: wait for it, or give another folder"):
             train.train(plan, run_in(tmp_path))
         assert {path.name for path in tmp_path.iterdir()} == {LOCK}
     assert train.train(plan, run_in(tmp_path)).exists()
@@ -228,9 +221,7 @@ def test_a_process_whose_parent_is_gone_stops_without_saving(tmp_path: Path, mon
     assert not (tmp_path / CHECKPOINT).exists()
 
 
-@pytest.mark.parametrize(
-    "change", [{"size": "small"}, {"batch": 4}, {"see_steps": 1}, {"seed": 1}], ids=lambda change: next(iter(change))
-)
+@pytest.mark.parametrize("change", [{"size": "small"}, {"batch": 4}, {"see_steps": 1}, {"seed": 1}], ids=lambda change: next(iter(change)))
 def test_a_run_of_another_plan_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     path = train.train(replace(PLAN, answer_steps=0), run_in(tmp_path))
     before = path.read_bytes()

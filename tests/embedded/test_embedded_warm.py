@@ -196,9 +196,7 @@ def test_it_has_no_phase_of_seeing(tmp_path: Path) -> None:
 
 @needs_muon
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_that_was_interrupted_ends_with_the_same_bits(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_interrupted_ends_with_the_same_bits(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, ends = Plan(batch=2, see_steps=0, answer_steps=3, family=family), []
     for folder, stops in (("whole", 0), ("interrupted", 2)):
         run = Run(tmp_path / folder, "cpu", 1, workers=0, save_seconds=0, quiet=True)
@@ -226,20 +224,7 @@ def _once(inner: Any, calls: list[int], *args: Any) -> Any:
 def test_one_command_makes_the_model_and_its_card(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedded.make.SAMPLES", 2)
     run, package = tmp_path / "run", tmp_path / "package"
-    flags = [
-        "--answer-steps",
-        "1",
-        "--batch",
-        "2",
-        "--ranks",
-        "1",
-        "--device",
-        "cpu",
-        "--workers",
-        "0",
-        "--pictures",
-        "1",
-    ]
+    flags = ["--answer-steps", "1", "--batch", "2", "--ranks", "1", "--device", "cpu", "--workers", "0", "--pictures", "1"]
     flags += ["--dense-pictures", "2", "--ratios", "0.5", "--scores", "random", "--install", str(package)]
     assert make([str(run), "--family", family, *flags]) == 0
     assert [path.name for path in package.iterdir()] == [f"model_{family}"]

@@ -30,9 +30,7 @@ def questions() -> list[Question]:
 
 
 def run(small: VLM, questions: list[Question], path: Path, **more: Any) -> Any:
-    return answer(
-        small, questions, embedded().images, path, progress=False, max_new_tokens=6, **{"batch_size": 4, **more}
-    )
+    return answer(small, questions, embedded().images, path, progress=False, max_new_tokens=6, **{"batch_size": 4, **more})
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -77,18 +75,14 @@ def test_a_run_is_not_continued_with_another_recipe(small: VLM, questions: list[
     assert run(small, questions, tmp_path / "a", recipe=RECIPE, overwrite=True).answered == 10
 
 
-def test_a_damaged_picture_stops_the_run_and_loses_nothing(
-    small: VLM, questions: list[Question], tmp_path: Path
-) -> None:
+def test_a_damaged_picture_stops_the_run_and_loses_nothing(small: VLM, questions: list[Question], tmp_path: Path) -> None:
     bad = [*questions[:4], Question("x", "gone.png", "what ?"), *questions[4:]]
     with pytest.raises(FitPruneError, match=r"gone\.png"):
         run(small, bad, tmp_path / "a")
     assert len(lines(tmp_path / "a")) == 4
 
 
-def test_questions_without_picture_are_answered_beside_others(
-    small: VLM, questions: list[Question], tmp_path: Path
-) -> None:
+def test_questions_without_picture_are_answered_beside_others(small: VLM, questions: list[Question], tmp_path: Path) -> None:
     mixed = [questions[0], Question("t", None, "what is a circle ?"), questions[1]]
     run(small, mixed, tmp_path / "a", recipe=RECIPE)
     run(small, [questions[0], questions[1]], tmp_path / "b", recipe=RECIPE)

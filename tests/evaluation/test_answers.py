@@ -116,9 +116,7 @@ def test_cut_twice_and_zeros_left_by_a_crash(tmp_path):
         answers.write(TEXTS[answers.done : answers.done + 1])
     path.write_bytes(path.read_bytes()[:-3] + b"\0" * 100)
     resume(path)
-    assert [without_id(line) for line in path.read_bytes().splitlines()] == [
-        without_id(line) for line in whole.splitlines()
-    ]
+    assert [without_id(line) for line in path.read_bytes().splitlines()] == [without_id(line) for line in whole.splitlines()]
 
 
 def test_nothing_is_answered_twice(tmp_path):
@@ -214,14 +212,7 @@ def test_resumes_a_file_of_the_original_that_does_not_escape(tmp_path):
     """Another writer may leave letters unescaped and separate otherwise: complete lines count by content."""
     path = tmp_path / "a.jsonl"
     lines = [
-        {
-            "text": "alt",
-            "question_id": q.question_id,
-            "prompt": q.text,
-            "answer_id": "x",
-            "model_id": "m",
-            "metadata": {},
-        }
+        {"text": "alt", "question_id": q.question_id, "prompt": q.text, "answer_id": "x", "model_id": "m", "metadata": {}}
         for q in QUESTIONS[:1]
     ]
     torn = json.dumps({"question_id": "5eed", "prompt": QUESTIONS[1].text, "text": "Sü"}, ensure_ascii=False).encode()

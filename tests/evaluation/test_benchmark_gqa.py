@@ -98,8 +98,7 @@ def test_conversion_takes_off_final_periods_and_lower_cases(tmp_path, text, pred
 
 
 @pytest.mark.parametrize(
-    ("said", "right"),
-    [(lambda a: a, 1), (lambda a: f"{a.capitalize()}.", 1), (lambda a: f"the {a}", 0), (lambda a: "nothing", 0)],
+    ("said", "right"), [(lambda a: a, 1), (lambda a: f"{a.capitalize()}.", 1), (lambda a: f"the {a}", 0), (lambda a: "nothing", 0)]
 )
 def test_embedded_questions(tmp_path, said, right):
     questions, truth = lines(DATA / BENCHMARK.questions), json.loads((DATA / TRUTH).read_text())
@@ -126,9 +125,7 @@ def test_embedded_questions_all_answered_yes(tmp_path):
     assert result.per_answer == [float(value) for value in right]  # both files are in the same order
     assert 0 < result.details["Consistency"] < 100
     tables = result.report.split("Accuracy / ")[1:]
-    assert [sum(int(row.split("(")[1].split()[0]) for row in table.splitlines() if "(" in row) for table in tables] == [
-        len(questions)
-    ] * 4
+    assert [sum(int(row.split("(")[1].split()[0]) for row in table.splitlines() if "(" in row) for table in tables] == [len(questions)] * 4
 
 
 @pytest.mark.parametrize("consistency", [False, True])
@@ -144,9 +141,7 @@ def test_score_of_an_answers_file(tmp_path):
     result = BENCHMARK.score(tmp_path, write(tmp_path), tmp_path / "out")
     assert result.headline == 50
     assert result.details["Consistency"] == 25
-    assert result.details["Distribution"] == pytest.approx(
-        1 / 300
-    )  # color: (1 - 2)² / 2 for two questions; place: 0 for one
+    assert result.details["Distribution"] == pytest.approx(1 / 300)  # color: (1 - 2)² / 2 for two questions; place: 0 for one
     assert result.per_answer is None  # question 3 is not balanced
     assert result.report.endswith(TABLES.removesuffix("\n"))
 
@@ -238,10 +233,7 @@ def test_tables_are_parts_of_the_whole(tmp_path_factory, data):
         (lambda d: (d / TRUTH).write_text("[]"), "does not map ids"),
         (lambda d: (d / TRUTH).write_text('{"1": {"question": "q"}}'), "question 1 lacks"),
         (lambda d: write(d, {"3": QUESTIONS["3"]}), "none of the questions is in|no balanced question"),
-        (
-            lambda d: (d / "data/testdev_balanced_predictions.json").write_text('{"1": "x"}'),
-            "is not a list of questionId",
-        ),
+        (lambda d: (d / "data/testdev_balanced_predictions.json").write_text('{"1": "x"}'), "is not a list of questionId"),
         (lambda d: (d / "data/testdev_balanced_predictions.json").write_text('[{"questionId": "1"}]'), "is not a list"),
     ],
 )
@@ -257,8 +249,7 @@ def test_bad_files_are_one_line_and_status_2(tmp_path, monkeypatch, capsys, chan
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
-    [([], "give --src"), (["--src", "a"], "give --dst"), (["--src", "nowhere", "--dst", "b"], "does not exist")],
+    ("arguments", "says"), [([], "give --src"), (["--src", "a"], "give --dst"), (["--src", "nowhere", "--dst", "b"], "does not exist")]
 )
 def test_bad_conversions(arguments, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -299,12 +290,7 @@ def test_as_scripts(tmp_path):
     ):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            [sys.executable, *map(str, command)],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
+            [sys.executable, *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
     assert "Accuracy: 50.00%" in done.stdout

@@ -45,9 +45,7 @@ def table(path: Path, *rows: dict[str, str], columns: list[str] = COLUMNS) -> Pa
 
 
 def answers(path: Path, *lines: tuple[int | str, str]) -> Path:
-    path.write_text(
-        "".join(json.dumps({"question_id": key, "prompt": "q", "text": text}) + "\n" for key, text in lines)
-    )
+    path.write_text("".join(json.dumps({"question_id": key, "prompt": "q", "text": text}) + "\n" for key, text in lines))
     return path
 
 
@@ -61,13 +59,7 @@ def test_what_is_asked_and_what_is_saved(tmp_path: Path) -> None:
         {"index": "9", "hint": "", "A": "N/A"},
     )
     asked = read(file)
-    prompts = [
-        "Which?\nA. a\nB. b\nC. c\nD. d",
-        "It is red.\nWhich?\nA. a\nB. b",
-        "Which?\nA. a\nB. b",
-        "Which?\nA. a",
-        "Which?",
-    ]
+    prompts = ["Which?\nA. a\nB. b\nC. c\nD. d", "It is red.\nWhich?\nA. a\nB. b", "Which?\nA. a\nB. b", "Which?\nA. a", "Which?"]
     assert [q.question_id for q in asked] == [241, 1000241, 7, 8, 9]
     assert [q.saved for q in asked] == prompts
     assert [q.text for q in asked] == [f"{prompt}\n{PLEASE}" for prompt in prompts]
@@ -141,9 +133,7 @@ def test_any_text_survives_the_table(tmp_path_factory: pytest.TempPathFactory, r
         writer.writeheader()
         writer.writerows({**FULL, **row, "index": at} for at, row in enumerate(rows))
     for row, asked in zip(rows, mmbench.read_table(path), strict=True):
-        assert {name: asked[name] for name in row} == {
-            name: None if cell in mmbench.MISSING else cell for name, cell in row.items()
-        }
+        assert {name: asked[name] for name in row} == {name: None if cell in mmbench.MISSING else cell for name, cell in row.items()}
 
 
 def test_a_picture_larger_than_csvs_limit_and_other_colours(tmp_path: Path) -> None:
@@ -194,9 +184,7 @@ def test_bad_tables_are_named(tmp_path: Path) -> None:
 
 
 def test_what_is_handed_in(tmp_path: Path) -> None:
-    file = table(
-        tmp_path / "t.tsv", {"index": "241", "C": "c", "comment": "x"}, {"index": "7", "answer": ""}, {"index": "9"}
-    )
+    file = table(tmp_path / "t.tsv", {"index": "241", "C": "c", "comment": "x"}, {"index": "7", "answer": ""}, {"index": "9"})
     rows, answered = sheet(file, answers(tmp_path / "a.jsonl", (9, "A"), (241, "A"), (241, "The answer is C")))
     assert rows == [
         HANDED_IN,
@@ -218,9 +206,7 @@ def cells(path: Path) -> list[list[object]]:
 
 def test_the_xlsx_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("openpyxl")
-    file = table(
-        tmp_path / "t.tsv", {"index": "1"}, {"index": "2"}, {"index": "3"}, {"index": "4", "question": "中文？"}
-    )
+    file = table(tmp_path / "t.tsv", {"index": "1"}, {"index": "2"}, {"index": "3"}, {"index": "4", "question": "中文？"})
     answers(tmp_path / "llava.jsonl", (1, "B. b"), (2, "=1+1"), (3, "a\x00\x1b[0mb\n"))
     flags = ["--annotation-file", str(file), "--result-dir", str(tmp_path), "--upload-dir", str(tmp_path / "up")]
     assert main([*flags, "--experiment", "llava"]) == 0
@@ -278,9 +264,7 @@ def test_the_embedded_table_holds_every_question_in_every_rotation(name: str, tm
 def test_the_answering_script(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     flags = ["--num-chunks", "6", *QUICK]
-    assert (
-        for_mmbench([*flags, "--lang", "cn", "--single-pred-prompt", "--all-rounds", "--answers-file", str(file)]) == 0
-    )
+    assert for_mmbench([*flags, "--lang", "cn", "--single-pred-prompt", "--all-rounds", "--answers-file", str(file)]) == 0
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["round_id"] for line in lines][:4] == [0, 1, 2, 3]
     assert not any(PLEASE_CN in line["prompt"] for line in lines)

@@ -57,10 +57,7 @@ ASKED = [
 def write(folder, *said, asked=ASKED):
     return write_lines(
         folder / "answers/run.jsonl",
-        [
-            answer(image, text, f"{question}\n{INSTRUCTION}")
-            for (image, question), text in zip(asked, said, strict=False)
-        ],
+        [answer(image, text, f"{question}\n{INSTRUCTION}") for (image, question), text in zip(asked, said, strict=False)],
     )
 
 
@@ -189,8 +186,7 @@ def test_an_answer_of_two_lines_is_two_lines_of_the_file(folder):
 
 
 OUTCOMES = st.lists(
-    st.tuples(st.booleans(), st.booleans(), st.sampled_from(["yes", "No", "hm"]), st.sampled_from(["yes", "No", "hm"])),
-    min_size=1,
+    st.tuples(st.booleans(), st.booleans(), st.sampled_from(["yes", "No", "hm"]), st.sampled_from(["yes", "No", "hm"])), min_size=1
 )  # of each picture: is yes right, for both questions; what was said to both
 
 
@@ -229,10 +225,7 @@ def test_scores_are_those_of_their_definitions(tmp_path_factory, outcomes, rando
         (lambda d: write(d, "yes", asked=[("count/a.png", "Is it red?")]), "which .* does not ask"),
         (lambda d: write(d, "yes", asked=[(5, "Is it red?")]), "which .* does not ask"),
         (lambda d: write(d, "yes", asked=[("color/a.png", "Is it Red?")]), "which .* does not ask"),
-        (
-            lambda d: (d / RELEASE / "color/a.txt").write_text("Is it red?\tperhaps\n"),
-            "a question, a tab and Yes or No",
-        ),
+        (lambda d: (d / RELEASE / "color/a.txt").write_text("Is it red?\tperhaps\n"), "a question, a tab and Yes or No"),
         (lambda d: (d / RELEASE / "color/a.txt").write_text("Is it red? Yes\n"), "a question, a tab and Yes or No"),
         (lambda d: (d / RELEASE).rename(d / "gone"), "holds no questions of MME"),
     ],
@@ -269,17 +262,8 @@ def test_a_wrong_truth_and_what_is_missing(folder, capsys):
 def test_as_a_script(folder):
     """As LLaVA's mme.sh does: convert in MME's folder, calculate."""
     write(folder, "Yes", "No", "Yes", "No", "Yes", "No")
-    command = [
-        "-m",
-        "fitprune.evaluation.benchmarks.mme",
-        "--experiment",
-        "run",
-        "--results_dir",
-        "eval_tool/answers/run",
-    ]
+    command = ["-m", "fitprune.evaluation.benchmarks.mme", "--experiment", "run", "--results_dir", "eval_tool/answers/run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "total score: 400.0 " in done.stdout

@@ -36,8 +36,7 @@ def folder(tmp_path):
         write_lines(tmp_path / f"coco/coco_pope_{split}.json", [{"question_id": 1, "label": label} for label in labels])
     categories = ["popular", "adversarial", "popular", "popular", "adversarial", "popular"]
     questions = [
-        {"question_id": 10 + at, "image": "a.jpg", "text": f"q{at}", "category": category}
-        for at, category in enumerate(categories)
+        {"question_id": 10 + at, "image": "a.jpg", "text": f"q{at}", "category": category} for at, category in enumerate(categories)
     ]
     write_lines(tmp_path / BENCHMARK.questions, questions)
     return tmp_path
@@ -66,8 +65,7 @@ def test_parse_is_by_whole_words_of_the_first_sentence(text, yes):
 
 
 @pytest.mark.parametrize(
-    ("said", "f1", "accuracy", "yes_ratio"),
-    [("label", 100, 100, 50), ("other", 0, 0, 50), ("yes", 200 / 3, 50, 100), ("no", 0, 50, 0)],
+    ("said", "f1", "accuracy", "yes_ratio"), [("label", 100, 100, 50), ("other", 0, 0, 50), ("yes", 200 / 3, 50, 100), ("no", 0, 50, 0)]
 )
 def test_embedded_questions(tmp_path, said, f1, accuracy, yes_ratio):
     questions, labels = embedded_labels()
@@ -136,9 +134,7 @@ def test_shares_of_nothing_are_zero_and_an_empty_split_counts_for_nothing(folder
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1))
 def test_figures_are_those_of_their_definitions(pairs):
     """(said yes, is yes); F1 in the form 2TP / (2TP + FP + FN)."""
-    both = [
-        sum(pair == kind for pair in pairs) for kind in ((True, True), (True, False), (False, False), (False, True))
-    ]
+    both = [sum(pair == kind for pair in pairs) for kind in ((True, True), (True, False), (False, False), (False, True))]
     split = Split("x", len(pairs), *both, said_yes=sum(said for said, _ in pairs))
     true_yes, false_yes, _, false_no = both
     wrong = Fraction(false_yes + false_no)
@@ -160,10 +156,7 @@ def test_figures_are_those_of_their_definitions(pairs):
         (lambda d: write_lines(d / "answers.jsonl", [answer(10, "yes")] * 5), "more answers to 'popular' than the 4"),
         (lambda d: write_lines(d / "coco/coco_pope_popular.json", [{"text": "q"}]), "line 1 has no label"),
         (lambda d: [file.unlink() for file in (d / "coco").iterdir()], "holds no coco_pope_"),
-        (
-            lambda d: [file.rename(d / "coco/coco_pope_x.json") for file in (d / "coco").iterdir()],
-            "answers no question",
-        ),
+        (lambda d: [file.rename(d / "coco/coco_pope_x.json") for file in (d / "coco").iterdir()], "answers no question"),
     ],
 )
 def test_bad_files_are_one_line_and_status_2(folder, capsys, break_it, says):

@@ -27,9 +27,7 @@ def annotations(path: Path, *questions: tuple[Any, int, str, str]) -> Path:
 
 
 def answers(path: Path, *lines: tuple[Any, str]) -> Path:
-    path.write_text(
-        "".join(json.dumps({"question_id": key, "prompt": "q", "text": text}) + "\n" for key, text in lines)
-    )
+    path.write_text("".join(json.dumps({"question_id": key, "prompt": "q", "text": text}) + "\n" for key, text in lines))
     return path
 
 
@@ -78,14 +76,8 @@ def test_what_the_original_cannot_divide_is_said(tmp_path: Path) -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(list(KINDS.values())), st.sampled_from(["image", "video"]), st.booleans()), min_size=1
-    )
-)
-def test_the_total_is_the_mean_over_questions(
-    tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[int, str, bool]]
-) -> None:
+@given(st.lists(st.tuples(st.sampled_from(list(KINDS.values())), st.sampled_from(["image", "video"]), st.booleans()), min_size=1))
+def test_the_total_is_the_mean_over_questions(tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[int, str, bool]]) -> None:
     folder = tmp_path_factory.mktemp("seed")
     truth = annotations(folder / "t.json", *((str(at), kind, data, "A") for at, (kind, data, _) in enumerate(asked)))
     file = answers(folder / "a.jsonl", *((at, "A" if right else "B") for at, (_, _, right) in enumerate(asked)))
@@ -119,9 +111,7 @@ def test_the_script(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     flags = ["--annotation-file", str(truth), "--result-file", str(file)]
     assert main(flags) == 0
     assert "Total accuracy: 20.00%\nimage accuracy: 25.00%\nvideo accuracy: 0.00%\n" in capsys.readouterr().out
-    assert (
-        main([*flags, "--result-upload-file", str(tmp_path / "u.jsonl")]) == 2
-    )  # as the original: figures, then stops
+    assert main([*flags, "--result-upload-file", str(tmp_path / "u.jsonl")]) == 2  # as the original: figures, then stops
     printed = capsys.readouterr()
     assert "Total accuracy: 20.00%" in printed.out
     assert "no answer to question 'v5006'" in printed.err
@@ -138,8 +128,7 @@ def test_the_script(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         ('{"question_type": {}, "questions": [{"question_id": "1"}]}', "no questions with their types"),
         ("{", "torn or not JSON"),
         (
-            '{"question_type": {"x": 1}, "questions": [{"question_id": "1", "question_type_id": 2, "data_type": "image", '
-            '"answer": "A"}]}',
+            '{"question_type": {"x": 1}, "questions": [{"question_id": "1", "question_type_id": 2, "data_type": "image", "answer": "A"}]}',
             "unnamed type 2",
         ),
     ],
@@ -162,9 +151,7 @@ def test_what_is_no_letter_is_wrong_and_said(tmp_path: Path) -> None:
     file = answers(tmp_path / "a.jsonl", (1, "A red one."), (2, "blue"), (3, "B"))
     result = BENCHMARK.score(tmp_path / "data", file, tmp_path)
     assert result.headline == 0
-    assert result.report.endswith(
-        "\n2 answers name no letter, which is wrong by the official rule; said in words, the right choice: 2"
-    )
+    assert result.report.endswith("\n2 answers name no letter, which is wrong by the official rule; said in words, the right choice: 2")
     file = answers(tmp_path / "a.jsonl", (1, "A"), (2, "B."), (3, "B"))
     assert "\n1 answer names no letter" in BENCHMARK.score(tmp_path / "data", file, tmp_path).report
     file = answers(tmp_path / "a.jsonl", (1, "A"), (2, "A"))

@@ -31,9 +31,7 @@ PROBLEMS = {  # id: number of choices, index of the right one
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    problems = {
-        pid: {"question": "?", "choices": ["x"] * count, "answer": right} for pid, (count, right) in PROBLEMS.items()
-    }
+    problems = {pid: {"question": "?", "choices": ["x"] * count, "answer": right} for pid, (count, right) in PROBLEMS.items()}
     (tmp_path / "problems.json").write_text(json.dumps(problems))
     (tmp_path / "pid_splits.json").write_text(json.dumps({"test": ["1", "2", "3", "4", "5"], "val": ["9"]}))
     return tmp_path
@@ -41,9 +39,7 @@ def base(tmp_path: Path) -> Path:
 
 def answers(path: Path, *lines: tuple[Any, str, bool]) -> Path:
     """Lines of (id, answer, whether there was a picture)."""
-    entries = [
-        {"question_id": pid, "prompt": "<image>\nq" if picture else "q", "text": text} for pid, text, picture in lines
-    ]
+    entries = [{"question_id": pid, "prompt": "<image>\nq" if picture else "q", "text": text} for pid, text, picture in lines]
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     return path
 
@@ -128,22 +124,8 @@ def test_every_problem_of_the_split_counts(base: Path) -> None:
     assert [path.name for path in result.written] == ["a_output.jsonl", "a_result.json"]
     assert [one["question_id"] for one in output["correct"]] == ["1", "2", "3"]
     assert output["incorrect"] == [
-        {
-            "question_id": "4",
-            "parsed_ans": "D",
-            "ground_truth": "C",
-            "question": "<image>\nq",
-            "pred": "D",
-            "is_multimodal": True,
-        },
-        {
-            "question_id": "5",
-            "parsed_ans": FAILED,
-            "ground_truth": "B",
-            "question": "Unknown",
-            "pred": FAILED,
-            "is_multimodal": False,
-        },
+        {"question_id": "4", "parsed_ans": "D", "ground_truth": "C", "question": "<image>\nq", "pred": "D", "is_multimodal": True},
+        {"question_id": "5", "parsed_ans": FAILED, "ground_truth": "B", "question": "Unknown", "pred": FAILED, "is_multimodal": False},
     ]
     assert summary == {
         "acc": 60.0,
@@ -195,9 +177,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("package", ["LLaVA_1.5/llava", "LLaVA_NEXT/llava", "LLaVA_HR/llava_hr"])
-def test_each_familys_scripts(
-    package: str, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_familys_scripts(package: str, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def call(script: Path, *flags: str) -> str:
         monkeypatch.setattr(sys, "argv", [str(script), *flags])
         with pytest.raises(SystemExit) as done:

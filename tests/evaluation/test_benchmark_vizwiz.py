@@ -40,9 +40,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_all_questions_in_the_order_of_the_question_file(data: Path) -> None:
-    answers = write(
-        data / "a.jsonl", answer(0, "Two."), answer(1, "x"), answer(2, "The T-shirt"), answer(1, "None"), answer(7, "?")
-    )
+    answers = write(data / "a.jsonl", answer(0, "Two."), answer(1, "x"), answer(2, "The T-shirt"), answer(1, "None"), answer(7, "?"))
     result = BENCHMARK.score(data, answers, data / "new" / "upload")
     assert result.headline is None
     assert result.details == {"questions": 3, "answered": 3}
@@ -76,11 +74,7 @@ def test_the_script_writes_what_the_benchmark_does(data: Path) -> None:
 
 @pytest.mark.parametrize(
     ("lines", "says"),
-    [
-        ('{"question_id": 0', "line 1 is torn"),
-        ('{"question_id": 0}\n', "line 1 needs question_id and text"),
-        ("", "holds no answers"),
-    ],
+    [('{"question_id": 0', "line 1 is torn"), ('{"question_id": 0}\n', "line 1 needs question_id and text"), ("", "holds no answers")],
 )
 def test_bad_answers(data: Path, lines: str, says: str) -> None:
     (data / "a.jsonl").write_text(lines)
@@ -95,9 +89,7 @@ def test_a_question_without_a_picture(data: Path) -> None:
 
 
 @given(st.permutations(range(6)), st.lists(st.text(max_size=8), min_size=6, max_size=6))
-def test_the_order_of_the_answers_does_not_matter(
-    tmp_path_factory: pytest.TempPathFactory, order: list[int], texts: list[str]
-) -> None:
+def test_the_order_of_the_answers_does_not_matter(tmp_path_factory: pytest.TempPathFactory, order: list[int], texts: list[str]) -> None:
     data = tmp_path_factory.mktemp("vizwiz")
     write(data / "llava_test.jsonl", *(question(number) for number in range(6)))
     made = []

@@ -98,9 +98,7 @@ def test_the_whole_list_is_looked_for_before_a_run(data: Path) -> None:
 
 
 @given(st.dictionaries(st.integers(0, 9), st.text(max_size=8), min_size=1), st.permutations(range(10)))
-def test_each_answer_stands_at_its_question(
-    tmp_path_factory: pytest.TempPathFactory, said: dict[int, str], order: list[int]
-) -> None:
+def test_each_answer_stands_at_its_question(tmp_path_factory: pytest.TempPathFactory, said: dict[int, str], order: list[int]) -> None:
     data = tmp_path_factory.mktemp("vqav2")
     write(data / "llava_vqav2_mscoco_test2015.jsonl", *(question(number) for number in order))
     answers = write(data / "a.jsonl", *(answer(number, text) for number, text in said.items()))

@@ -146,9 +146,7 @@ def test_a_folder_in_order_of_names(tmp_path, annotations, capsys):
     write(folder / "a.jsonl", answer("what is the brand?", "nokia"))
     (folder / "notes.txt").write_text("")
     assert main(["--annotation-file", str(annotations), "--result-dir", str(folder)]) == 0
-    assert capsys.readouterr().out == (
-        "a\nSamples: 1\nAccuracy: 100.00%\n\nb\nSamples: 1\nAccuracy: 0.00%\n\nSkipping notes.txt\n"
-    )
+    assert capsys.readouterr().out == ("a\nSamples: 1\nAccuracy: 100.00%\n\nb\nSamples: 1\nAccuracy: 0.00%\n\nSkipping notes.txt\n")
 
 
 def good(folder):

@@ -48,9 +48,7 @@ TURNS = [(Q, "A cat."), ("Sure?", "Yes"), ("Why?", None)]
 THREE_TURNS = {
     "vicuna_v1": f"{USER_CHAT} USER: {Q} ASSISTANT: A cat.</s>USER: Sure? ASSISTANT: Yes</s>USER: Why? ASSISTANT:",
     "llava_v1": f"{HUMAN_CHAT} USER: {Q} ASSISTANT: A cat.</s>USER: Sure? ASSISTANT: Yes</s>USER: Why? ASSISTANT:",
-    "llava_v0": (
-        f"{HUMAN_CHAT}###Human: {Q}###Assistant: A cat.###Human: Sure?###Assistant: Yes###Human: Why?###Assistant:"
-    ),
+    "llava_v0": (f"{HUMAN_CHAT}###Human: {Q}###Assistant: A cat.###Human: Sure?###Assistant: Yes###Human: Why?###Assistant:"),
     "mpt": (
         f"{MPT}<|im_start|>user\n{Q}<|im_end|><|im_start|>assistant\nA cat.<|im_end|><|im_start|>user\nSure?<|im_end|>"
         "<|im_start|>assistant\nYes<|im_end|><|im_start|>user\nWhy?<|im_end|><|im_start|>assistant\n"

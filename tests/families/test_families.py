@@ -181,12 +181,7 @@ def test_a_new_family_is_one_module_and_one_line(tmp_path: Path, monkeypatch: py
     ("kind", "special", "template", "opening"),
     [
         ("llama", (), "vicuna_v1", "A chat between a curious user"),
-        (
-            "llama",
-            ("<|im_start|>", "<|im_end|>"),
-            "chatml_direct",
-            "<|im_start|>system\nAnswer the questions.<|im_end|>",
-        ),
+        ("llama", ("<|im_start|>", "<|im_end|>"), "chatml_direct", "<|im_start|>system\nAnswer the questions.<|im_end|>"),
         ("llama", ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "llava_llama_3", "<|begin_of_text|>"),
         ("mistral", (), "mistral_instruct", "[INST] <image>"),
         ("qwen2", ("<|im_start|>", "<|im_end|>"), "qwen_1_5", "<|im_start|>system\nYou are a helpful assistant."),
@@ -201,12 +196,7 @@ def test_language_models_of_llava_next_in_transformers_layout(
     decoder = type(DECODERS[kind]().config)(**{**DECODERS[kind]().config.to_dict(), "vocab_size": len(tokenizer)})
     config = LlavaNextConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=56,
-            patch_size=14,
+            hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
         ),
         text_config=decoder,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),

@@ -57,12 +57,7 @@ def test_squaring_keeps_every_pixel_and_uses_the_mean_colour() -> None:
     image = Image.new("RGB", (5, 2), (1, 2, 3))
     square = pad_to_square(image, (122, 116, 104))
     assert square.size == (5, 5)
-    assert [square.getpixel((0, y)) for y in range(5)] == [
-        (122, 116, 104),
-        (1, 2, 3),
-        (1, 2, 3),
-        *[(122, 116, 104)] * 2,
-    ]
+    assert [square.getpixel((0, y)) for y in range(5)] == [(122, 116, 104), (1, 2, 3), (1, 2, 3), *[(122, 116, 104)] * 2]
     assert pad_to_square(square, (0, 0, 0)) is square
 
 
@@ -86,12 +81,7 @@ def test_wrong_number_of_images_is_an_error(llava: VLM) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [
-        ("mm_projector_type", "linear"),
-        ("mm_use_im_start_end", True),
-        ("mm_resampler_type", "qformer"),
-        ("mm_vision_select_feature", "cls"),
-    ],
+    [("mm_projector_type", "linear"), ("mm_use_im_start_end", True), ("mm_resampler_type", "qformer"), ("mm_vision_select_feature", "cls")],
 )
 def test_variants_that_are_not_supported_name_the_field(field: str, value: object) -> None:
     config = {"mm_projector_type": "mlp2x_gelu"}

@@ -28,9 +28,7 @@ def original(name: str, **fields: Any) -> Original:
     known = json.loads((FOLDER / name / "config.json").read_text()) | fields
     with safe_open(FOLDER / name / "weights.safetensors", "pt") as weights:
         shapes = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
-    text = LlamaConfig(
-        vocab_size=40, hidden_size=known["hidden_size"], intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
-    )
+    text = LlamaConfig(vocab_size=40, hidden_size=known["hidden_size"], intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     clip = CLIPVisionConfig(**known["clip"])
     return Original({key: value for key, value in known.items() if value is not None}, text, clip, 33, shapes)
 

@@ -365,9 +365,7 @@ def test_a_batch_of_unlike_rows(model: Any, pictures: Pictures, side: str) -> No
 
 
 def answers(model: Any, batch: dict[str, torch.Tensor], beams: int) -> list[list[int]]:
-    output = model.generate(
-        **batch, max_new_tokens=4, min_new_tokens=4, do_sample=False, num_beams=beams, pad_token_id=PAD
-    )
+    output = model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False, num_beams=beams, pad_token_id=PAD)
     return output[:, batch["input_ids"].shape[1] :].tolist()
 
 

@@ -41,10 +41,7 @@ def ask(folder: Path, workers: Any) -> dict[str, Any]:
 
 def texts(folder: Path) -> list[list[Any]]:
     keys = ("question_id", "text", "metadata")
-    return [
-        [[json.loads(line)[key] for key in keys] for line in (folder / name).read_text().splitlines()]
-        for name in ("dense", "pruned")
-    ]
+    return [[[json.loads(line)[key] for key in keys] for line in (folder / name).read_text().splitlines()] for name in ("dense", "pruned")]
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed: pip install 'fitprune[deepspeed]'")

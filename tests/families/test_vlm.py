@@ -57,10 +57,7 @@ def test_sampling_uses_the_seed_and_beams_run(small: VLM) -> None:
     assert len(small.generate(inputs, num_beams=3, max_new_tokens=5)) == 1
 
 
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [("/no/such/folder", "no checkpoint at"), ("./nothing", "no checkpoint at")],
-)
+@pytest.mark.parametrize(("path", "message"), [("/no/such/folder", "no checkpoint at"), ("./nothing", "no checkpoint at")])
 def test_a_missing_checkpoint_is_named(path: str, message: str) -> None:
     with pytest.raises(FitPruneError, match=message):
         fitprune.load(path)

@@ -162,13 +162,7 @@ def test_a_sliver_may_keep_no_patch_of_its_tiles() -> None:
 
 
 @pytest.mark.parametrize(
-    "value",
-    [
-        [[336, 672], [672, 336]],
-        ((336, 672), (672, 336)),
-        "[[336, 672], [672, 336]]",
-        "[(336, 672), (672, 336)]",
-    ],
+    "value", [[[336, 672], [672, 336]], ((336, 672), (672, 336)), "[[336, 672], [672, 336]]", "[(336, 672), (672, 336)]"]
 )
 def test_pinpoints_as_lists_or_text(value: object) -> None:
     assert read_pinpoints(value) == [(336, 672), (672, 336)]
@@ -176,8 +170,7 @@ def test_pinpoints_as_lists_or_text(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "value",
-    [None, [], 7, "", "(1x1),...,(6x6)", "print(1)", "[336", [[336]], [[336, "672"]], [336, 672], [[1.5, 2]], {"a": 1}],
+    "value", [None, [], 7, "", "(1x1),...,(6x6)", "print(1)", "[336", [[336]], [[336, "672"]], [336, 672], [[1.5, 2]], {"a": 1}]
 )
 def test_other_pinpoints_are_refused(value: object) -> None:
     with pytest.raises(FitPruneError, match="image_grid_pinpoints") as error:

@@ -106,10 +106,7 @@ def test_ragged_rows_without_padding(flash):
         cache = DynamicCache()
         with torch.no_grad(), fitprune.prune(causal, RECIPE, visual_mask=mask) as trace:
             first = causal(inputs_embeds=embeds, **pass_cache(causal, cache)).last_hidden_state
-            then = [
-                causal(input_ids=torch.tensor([[n], [n + 1]]), **pass_cache(causal, cache)).last_hidden_state
-                for n in (3, 5)
-            ]
+            then = [causal(input_ids=torch.tensor([[n], [n + 1]]), **pass_cache(causal, cache)).last_hidden_state for n in (3, 5)]
             more = causal(input_ids=torch.tensor([[3, 4, 5], [6, 7, 8]]), **pass_cache(causal, cache)).last_hidden_state
         real = trace.positions >= 0
         hidden.append(torch.cat([first[real], *(step.flatten(0, 1) for step in then), more.flatten(0, 1)]))
@@ -136,9 +133,7 @@ def test_a_later_turn(flash, padded):
             for row in range(len(firsts))
         ]
         second = {"attention_mask": mask, "position_ids": positions[:, width:]} if padded else {}
-        output = flash(
-            input_ids=two["input_ids"], pixel_values=two["pixel_values"], **pass_cache(flash, cache), **second
-        )
+        output = flash(input_ids=two["input_ids"], pixel_values=two["pixel_values"], **pass_cache(flash, cache), **second)
     assert kept
     for row, (first, turn) in enumerate(zip(firsts, turns, strict=True)):
         past = first["input_ids"].shape[1]

@@ -147,9 +147,7 @@ def attention_tensors(batch, heads, groups, queries, keys, size, dtype):
     ("batch", "heads", "groups", "queries", "keys", "size"),
     [(1, 4, 4, 67, 67, 16), (3, 2, 2, 130, 130, 7), (2, 1, 1, 2, 2, 64), (2, 6, 2, 33, 33, 8), (2, 4, 4, 9, 40, 16)],
 )
-def test_the_cpu_kernel_is_what_sdpa_runs_and_its_logsumexp_is_right(
-    batch, heads, groups, queries, keys, size, dtype, kind
-):
+def test_the_cpu_kernel_is_what_sdpa_runs_and_its_logsumexp_is_right(batch, heads, groups, queries, keys, size, dtype, kind):
     """Against transformers' own call of sdpa, which repeats grouped heads or not as it sees fit."""
     query, key, value = attention_tensors(batch, heads, groups, queries, keys, size, dtype)
     allowed = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries).repeat(batch, 1, 1, 1)

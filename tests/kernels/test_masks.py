@@ -80,10 +80,7 @@ def test_flash(case: tuple[Tensor, Tensor, Tensor, Tensor | None, int], padded: 
     mask = masks.flash(real.long() if padded else None, keys, valid)
     wanted = torch.tensor(
         [
-            [
-                (not padded or bool(real[row, key])) and (valid is None or bool(valid[row, at]))
-                for at, key in enumerate(line)
-            ]
+            [(not padded or bool(real[row, key])) and (valid is None or bool(valid[row, at])) for at, key in enumerate(line)]
             for row, line in enumerate(keys.tolist())
         ]
     )
@@ -94,9 +91,7 @@ def test_flash(case: tuple[Tensor, Tensor, Tensor, Tensor | None, int], padded: 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 5), (4, 4), (3, 7)])
 def test_additive_is_the_same_rule_for_every_kind(kind: str, queries: int, keys: int) -> None:
     position = torch.arange(keys)[None]
-    real = (
-        torch.tensor([[True] * keys, [False] + [True] * (keys - 1)]) if keys > 1 else torch.ones(2, 1, dtype=torch.bool)
-    )
+    real = torch.tensor([[True] * keys, [False] + [True] * (keys - 1)]) if keys > 1 else torch.ones(2, 1, dtype=torch.bool)
     seen = masks.causal(position[:, keys - queries :], position, None if kind == "none" else real)
     given_mask = {"none": None, "keys": real, "bool": seen, "float": masks.as_numbers(seen)}[kind]
     numbers = masks.additive(given_mask, queries, keys, torch.zeros(1))

@@ -40,9 +40,7 @@ def case(seed, batch, groups, share, queries, past, size, dtype, images, kind, s
     if not strided:
         query = query.contiguous()
     query_group = torch.randint(-1, images + 1, (batch, queries), generator=generator).sort(dim=1).values
-    query_group = query_group.roll(
-        int(torch.randint(queries, (1,), generator=generator)), dims=1
-    )  # runs, as in prompts
+    query_group = query_group.roll(int(torch.randint(queries, (1,), generator=generator)), dims=1)  # runs, as in prompts
     key_group = torch.cat([torch.zeros(batch, past, dtype=torch.long), query_group.clamp(min=0)], dim=1)
     real = torch.rand(batch, keys, generator=generator) < 0.8
     real[:, 0] = True
@@ -120,9 +118,7 @@ def test_the_normaliser_alone(kind):
     shape = case(5, 2, 2, 2, 21, 6, 16, torch.float32, 1, kind)
     query, key, mask, *_ = shape
     own = kernel.received_attention(query, key, 0.5, *shape[2:], tile=SMALL)
-    padded = torch.nn.functional.pad(
-        norms(query, key, 0.5, mask), (0, 11), value=torch.nan
-    )  # some attention calls round up
+    padded = torch.nn.functional.pad(norms(query, key, 0.5, mask), (0, 11), value=torch.nan)  # some attention calls round up
     given_to = kernel.received_attention(query, key, 0.5, *shape[2:], tile=SMALL, logsumexp=padded)
     close(own, given_to)
 
@@ -142,11 +138,7 @@ def test_padding_on_the_left_fills_whole_blocks(kind):
     group = torch.tensor([[0] * padding + [TEXT] * 4 + [1] * 20 + [TEXT] * 9], device=DEVICE)
     real = group != 0
     four = (torch.ones(70, 70, dtype=torch.bool, device=DEVICE).tril() & real[:, None])[:, None]
-    mask = {
-        "flash": real,
-        "bool": four,
-        "infinite": torch.zeros(four.shape, device=DEVICE).masked_fill(~four, -torch.inf),
-    }
+    mask = {"flash": real, "bool": four, "infinite": torch.zeros(four.shape, device=DEVICE).masked_fill(~four, -torch.inf)}
     found = kernel.received_attention(query, key, 0.5, mask[kind], group, group.clamp(min=0), tile=SMALL)
     group, query, key = group[:, padding:], query[:, :, padding:], key[:, :, padding:]
     close([part[:, padding:] for part in found], wanted(query, key, 0.5, None, group, group.clamp(min=0)))
@@ -168,9 +160,7 @@ def test_a_query_that_sees_nothing_gives_nothing_and_a_hidden_key_gets_nothing()
     expected = wanted(query[:, :, 3:], key[:, :, 3:], 0.5, None, group[:, 3:], group[:, 3:].clamp(min=0))
     for mask in masks:
         for sums, rest in zip(
-            kernel.received_attention(query, key, 0.5, mask, group, group.clamp(min=0), tile=SMALL),
-            expected,
-            strict=True,
+            kernel.received_attention(query, key, 0.5, mask, group, group.clamp(min=0), tile=SMALL), expected, strict=True
         ):
             assert (sums[0, :3] == 0).all()
             torch.testing.assert_close(sums[:, 3:], rest, rtol=1e-5, atol=1e-6)

@@ -119,9 +119,7 @@ def test_the_check_of_fused_attention_tells_right_from_wrong(monkeypatch, share)
     like = torch.empty(1, 1, 1, 16, dtype=torch.bfloat16)
     monkeypatch.setattr(flash_cuda, "attend", flash_cpu.attend)
     query, key = like.new_zeros(1, share, 4, 16), like.new_zeros(1, 1, 4, 16)
-    assert flash_cuda._right(like, share) == flash_cpu.applies(
-        query, key, key, None
-    )  # older ones take no grouped heads
+    assert flash_cuda._right(like, share) == flash_cpu.applies(query, key, key, None)  # older ones take no grouped heads
 
     def no_scaling(query, key, value, scaling):
         return flash_cpu.attend(query, key, value, 1.0)

@@ -13,15 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlamaTokenizer,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, CLIPVisionConfig, LlamaConfig, LlamaTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import fitprune
@@ -41,9 +33,7 @@ TOKENIZER = Path(__file__).parents[1] / "parity" / "llava15" / "checkpoint"
 
 
 def config(**vision: Any) -> LlavaHrConfig:
-    clip = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2, image_size=16, patch_size=4
-    )
+    clip = CLIPVisionConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2, image_size=16, patch_size=4)
     tower = {"clip": clip, "depths": [1, 2], "hidden_sizes": [4, 6], "image_size": SIDE, **vision}
     return LlavaHrConfig(LlavaHrVisionConfig(**tower), LlamaConfig(**tiny.SIZES), image_token_index=tiny.IMAGE_TOKEN)
 
@@ -262,11 +252,7 @@ def test_processor_makes_the_round_trip(tokenizer: Any, tmp_path: Path) -> None:
 
 def test_processed_inputs_run_through_the_model(tokenizer: Any) -> None:
     sizes = {**tiny.SIZES, "vocab_size": len(tokenizer)}
-    wide = LlavaHrConfig(
-        config().vision_config,
-        LlamaConfig(**sizes),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-    )
+    wide = LlavaHrConfig(config().vision_config, LlamaConfig(**sizes), image_token_index=tokenizer.convert_tokens_to_ids("<image>"))
     model = LlavaHrForConditionalGeneration(wide).eval()
     inputs = processor(tokenizer)([picture(), picture()], "<image>\nor <image>\nWhat?", return_tensors="pt")
     assert model(**inputs).logits.shape == (1, inputs["input_ids"].shape[1], len(tokenizer))

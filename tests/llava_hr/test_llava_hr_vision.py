@@ -44,9 +44,7 @@ def recorded(case: str) -> Any:
     folder, size = FOLDER / case.split("/")[0], CASES[case]["image_size"]
     weights = load_file(folder / "weights.safetensors")
     fields = json.loads((folder / "config.json").read_text()) | {"input_image_size": size}
-    text = LlamaConfig(
-        vocab_size=8, hidden_size=fields["hidden_size"], intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
-    )
+    text = LlamaConfig(vocab_size=8, hidden_size=fields["hidden_size"], intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     config = configure(Original(fields, text, CLIPVisionConfig(**fields["clip"]), 7, shapes))
     model = LlavaHrForConditionalGeneration(config).eval()
@@ -63,9 +61,7 @@ def recorded(case: str) -> Any:
 
 
 def pixels(case: str) -> Tensor:
-    pictures = [
-        np.asarray(Image.open(FOLDER / name).convert("RGB"), dtype=np.float32) for name in CASES[case]["images"]
-    ]
+    pictures = [np.asarray(Image.open(FOLDER / name).convert("RGB"), dtype=np.float32) for name in CASES[case]["images"]]
     return (torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) - 128) / 64
 
 
@@ -117,9 +113,7 @@ def test_modules_at_every_ratio_of_grids(branch: str, kind: Any, name: str) -> N
     module = kind(low=16, high=24)
     prefix = f"{name}."
     own = {key.removeprefix(prefix): value for key, value in MODULES.items() if key.startswith(prefix)}
-    module.load_state_dict(
-        {key.replace("slow_", "high_").replace("fast_", "low_"): value for key, value in own.items()}
-    )
+    module.load_state_dict({key.replace("slow_", "high_").replace("fast_", "low_"): value for key, value in own.items()})
     with torch.no_grad():
         found = module(MODULES[f"{branch}.tokens"], MODULES[f"{branch}.slow_map"])
     check(found, MODULES[f"{branch}.{name}_out"])
@@ -147,9 +141,7 @@ def test_a_map_that_cannot_be_averaged_is_refused() -> None:
 
 def tiny(**changes: Any) -> LlavaHrVisionConfig:
     """CLIP 24×24 patches of 14 as released, few channels."""
-    clip = CLIPVisionConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=4, num_attention_heads=2, image_size=336, patch_size=14
-    )
+    clip = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=4, num_attention_heads=2, image_size=336, patch_size=14)
     return LlavaHrVisionConfig(**{"clip": clip, "depths": [1, 1, 1, 1], "hidden_sizes": [2, 4, 4, 6], **changes})
 
 
@@ -168,9 +160,7 @@ def test_as_many_tokens_as_configured_come_out(side: int) -> None:
 
 
 def test_smaller_patches_and_fewer_stages_follow_the_same_rule() -> None:
-    clip = CLIPVisionConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=8, num_attention_heads=2, image_size=16, patch_size=4
-    )
+    clip = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=8, num_attention_heads=2, image_size=16, patch_size=4)
     config = LlavaHrVisionConfig(clip=clip, depths=[1, 2], hidden_sizes=[4, 6], image_size=48)
     assert (config.stride, config.low_res_side, config.num_image_tokens) == (8, 24, 36)
     with torch.no_grad():

@@ -84,9 +84,7 @@ def stand_in() -> dict[str, ModuleType]:
     return modules
 
 
-@pytest.fixture(
-    params=["stand-in", pytest.param("installed", marks=pytest.mark.skipif(not INSTALLED, reason="no lmms_eval here"))]
-)
+@pytest.fixture(params=["stand-in", pytest.param("installed", marks=pytest.mark.skipif(not INSTALLED, reason="no lmms_eval here"))])
 def adapter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """fitprune.lmms.model on top of lmms-eval, theirs or the stand-in."""
     if request.param == "stand-in":
@@ -202,9 +200,7 @@ def test_simple_requests_without_pictures(adapter: Any, small: VLM) -> None:
 def test_rounds_go_on_until_the_task_ends_them(adapter: Any) -> None:
     said: list[Any] = []
 
-    def write(
-        question: Question, round_idx: int = 0, previous_output: Any = None, previous_round_info: Any = None
-    ) -> Any:
+    def write(question: Question, round_idx: int = 0, previous_output: Any = None, previous_round_info: Any = None) -> Any:
         said.append((round_idx, previous_output, previous_round_info))
         messages = [user_message(QUESTIONS[round_idx].text, shown(question))]
         return messages if not round_idx else (messages, round_idx == 2, previous_output, f"after {round_idx}")
@@ -230,9 +226,7 @@ def test_likelihoods_are_transformers_loss(adapter: Any, small: VLM) -> None:
     for (nats, greedy), text in zip(found, ("57", "5", "a long answer of some words", "57"), strict=True):
         asked = f"<image>\n{QUESTIONS[0].text}"
         inputs = small.encode([(build_prompt(small.template, [(asked, text)]), shown(QUESTIONS[0]))])
-        start = small.encode([(build_prompt(small.template, [(asked, None)]), shown(QUESTIONS[0]))])["input_ids"].shape[
-            1
-        ]
+        start = small.encode([(build_prompt(small.template, [(asked, None)]), shown(QUESTIONS[0]))])["input_ids"].shape[1]
         labels = inputs["input_ids"].clone()
         labels[:, :start] = -100
         with torch.inference_mode():
@@ -262,9 +256,7 @@ def test_what_a_kind_cannot_do_names_the_other(adapter: Any) -> None:
 def test_unknown_settings_are_reported_once(adapter: Any, caplog: pytest.LogCaptureFixture) -> None:
     made = model(adapter.FitPruneChat, QUESTIONS)
     odd = GREEDY | {"repetition_penalty": 1.1}
-    assert made.generate_until([request(made, 0, odd), request(made, 1, odd)]) == made.generate_until(
-        [request(made, 0), request(made, 1)]
-    )
+    assert made.generate_until([request(made, 0, odd), request(made, 1, odd)]) == made.generate_until([request(made, 0), request(made, 1)])
     assert [record.message for record in caplog.records] == [
         "generation setting repetition_penalty: 1.1 is not known to fitprune and does nothing"
     ]
@@ -281,9 +273,7 @@ def test_errors_name_the_document_and_leave_nothing_attached(adapter: Any, recip
         made.generate_until([request(made, 0)])
 
 
-def test_workers_have_their_rank(
-    adapter: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_workers_have_their_rank(adapter: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in (LAUNCHED | {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}).items():
         monkeypatch.setenv(name, value)
     made = model(adapter.FitPruneChat, QUESTIONS)
@@ -298,9 +288,9 @@ def test_the_manifest_names_classes_that_are_there(adapter: Any) -> None:
     for path, simple in ((found.chat_class_path, False), (found.simple_class_path, True)):
         module, name = path.rsplit(".", 1)
         assert getattr(importlib.import_module(module), name).is_simple is simple
-    assert '[project.entry-points."lmms_eval.models"]\nfitprune = "fitprune.lmms:manifest"' in (
-        ROOT / "pyproject.toml"
-    ).read_text(encoding="utf-8")
+    assert '[project.entry-points."lmms_eval.models"]\nfitprune = "fitprune.lmms:manifest"' in (ROOT / "pyproject.toml").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -323,9 +313,7 @@ def test_settings(given: dict[str, Any], settings: Settings) -> None:
     assert settings.max_new_tokens in (16, MAX_NEW_TOKENS)
 
 
-@pytest.mark.parametrize(
-    "given", [{"max_new_tokens": 0}, {"num_beams": "two"}, {"temperature": -1}, {"max_new_tokens": [1]}, {"until": 3}]
-)
+@pytest.mark.parametrize("given", [{"max_new_tokens": 0}, {"num_beams": "two"}, {"temperature": -1}, {"max_new_tokens": [1]}, {"until": 3}])
 def test_settings_that_cannot_be(given: dict[str, Any]) -> None:
     with pytest.raises(FitPruneError, match="cannot be"):
         read_settings(given)
@@ -350,10 +338,7 @@ def test_pictures_stand_where_they_are_or_where_the_text_says() -> None:
     red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
 
     def user_text(*content: Any) -> tuple[str, list[Image.Image]]:
-        parts = [
-            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "url": part}
-            for part in content
-        ]
+        parts = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "url": part} for part in content]
         prompt, pictures = conversation("plain", [{"role": "user", "content": parts}])
         return prompt.removesuffix("\n"), pictures
 
@@ -426,11 +411,7 @@ def test_other_models_need_questions_to_fit_on(small: VLM) -> None:
     with pytest.raises(FitPruneError, match=r"no recipe of \./mine is published for 0.6: name one with recipe=FILE"):
         Arguments.read(alone).choose(small)
     data = embedded()
-    named = {
-        "calibration_file": str(data.calibration),
-        "calibration_images": str(data.calibration_images),
-        "samples": 2,
-    }
+    named = {"calibration_file": str(data.calibration), "calibration_images": str(data.calibration_images), "samples": 2}
     assert Arguments.read(alone | named).choose(small)[1].startswith("recipe fitted now on 2 samples")
     assert Arguments.read(alone | {"reduction_ratio": 0}).choose(small)[0] is None
 
@@ -447,12 +428,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     for name, value in (LAUNCHED | {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [loaded_on(device=named) for named in (None, "cuda", "cuda:3", "cpu")] == [
-        "cuda:1",
-        "cuda:1",
-        "cuda:3",
-        "cpu",
-    ]
+    assert [loaded_on(device=named) for named in (None, "cuda", "cuda:3", "cpu")] == ["cuda:1", "cuda:1", "cuda:3", "cpu"]
     with pytest.raises(FitPruneError, match="8 processes run"):
         loaded_on(device_map="auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

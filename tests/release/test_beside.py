@@ -48,9 +48,7 @@ def test_what_is_new_enough_is_kept(place: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize(
-    "newer", ["scripts/beside.sh", "pyproject.toml", "constraints.txt", ".venv/.stamp", ".venv/pyvenv.cfg"]
-)
+@pytest.mark.parametrize("newer", ["scripts/beside.sh", "pyproject.toml", "constraints.txt", ".venv/.stamp", ".venv/pyvenv.cfg"])
 def test_it_is_made_anew_after(newer: str, place: Path) -> None:
     os.utime(place / newer, (2 * DAY, 2 * DAY))
     assert "setup: making" in beside(place, f"{place / 'browser'}:/usr/bin:/bin").stdout

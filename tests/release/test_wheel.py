@@ -22,14 +22,8 @@ pytestmark = pytest.mark.skipif(PLACE is None, reason="installs gigabytes: make 
 
 def said(*command: str | Path, **how: object) -> str:
     """What a command prints, without anything of this environment in its own."""
-    outside = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PYTHON", "PIP_CONSTRAINT", "VIRTUAL"))
-    }
-    done = subprocess.run(
-        [str(part) for part in command], env=outside, capture_output=True, text=True, timeout=1500, check=False, **how
-    )  # type: ignore[call-overload]
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_CONSTRAINT", "VIRTUAL"))}
+    done = subprocess.run([str(part) for part in command], env=outside, capture_output=True, text=True, timeout=1500, check=False, **how)  # type: ignore[call-overload]
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
     return str(done.stdout)
 

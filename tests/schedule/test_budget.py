@@ -45,9 +45,7 @@ def test_smallest_is_exact():
 def test_vicuna_meets_any_budget_within_a_tenth_of_a_point(shape, n, ratio):
     assert worth(VICUNA_7B, n) < 0.001
     shape = [min(fraction, 0.99) for fraction in shape]
-    saved = check(
-        round_to_budget(scale_to_budget(shape, n, VICUNA_7B, ratio), n, VICUNA_7B, ratio), n, VICUNA_7B, ratio
-    )
+    saved = check(round_to_budget(scale_to_budget(shape, n, VICUNA_7B, ratio), n, VICUNA_7B, ratio), n, VICUNA_7B, ratio)
     assert saved <= ratio + 0.001
 
 

@@ -87,9 +87,7 @@ def test_a_folded_step_is_shared_by_its_neighbours_in_inverse_distance() -> None
 
 def test_the_first_step_joins_the_next() -> None:
     deletions = [1, 0, 60, 0, 0, 0, 0, 0, 0, 0]
-    assert reduction([0, 0, 61, 0, 0, 0, 0, 0, 0, 0]) < reduction(
-        deletions
-    )  # it waited: one token has to make up for it
+    assert reduction([0, 0, 61, 0, 0, 0, 0, 0, 0, 0]) < reduction(deletions)  # it waited: one token has to make up for it
     assert merge(deletions, TOKENS, 3, SMALL) == [0, 0, 62, 0, 0, 0, 0, 0, 0, 0]
 
 
@@ -131,11 +129,7 @@ FITTED = fit(statistics(), None, 0.4)
 
 
 def test_nothing_to_fold_is_the_same_recipe() -> None:
-    for recipe in (
-        GIVEN,
-        Recipe.step(layer=2, keep=0.5),
-        Recipe(counts=(0.1, 0.2), visual_tokens=1, scaling="fraction"),
-    ):
+    for recipe in (GIVEN, Recipe.step(layer=2, keep=0.5), Recipe(counts=(0.1, 0.2), visual_tokens=1, scaling="fraction")):
         assert recipe.merge_steps(0) is recipe
     assert GIVEN.merge_steps(1, SMALL) is GIVEN
     assert Recipe.step(layer=2, keep=0.5).merge_steps(1e9) is not None
@@ -175,17 +169,13 @@ def test_proportional_recipes_stay_proportional() -> None:
     assert merged.deletions(45) == [count // 2 for count in merged.counts]
     shallow = Recipe(counts=(2, 1, 30, 20), visual_tokens=TOKENS)  # of no particular model
     assert len(shallow.merge_steps(25, SMALL).counts) == 4
-    assert reduction(shallow.merge_steps(25, SMALL).deletions(TOKENS, LAYERS)) >= reduction(
-        shallow.deletions(TOKENS, LAYERS)
-    )
+    assert reduction(shallow.merge_steps(25, SMALL).deletions(TOKENS, LAYERS)) >= reduction(shallow.deletions(TOKENS, LAYERS))
 
 
 def test_a_model_of_any_depth_needs_a_cost() -> None:
     with pytest.raises(FitPruneError, match="10 layers needs a cost model"):
         GIVEN.merge_steps(5)
-    assert Recipe.published("llava-v1.5-7b", 60).merge_steps(12) == Recipe.published("llava-v1.5-7b", 60).merge_steps(
-        12, VICUNA_7B
-    )
+    assert Recipe.published("llava-v1.5-7b", 60).merge_steps(12) == Recipe.published("llava-v1.5-7b", 60).merge_steps(12, VICUNA_7B)
 
 
 @pytest.mark.parametrize(

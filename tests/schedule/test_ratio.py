@@ -10,17 +10,7 @@ from fitprune.schedule.ratio import parse_ratio
 
 @pytest.mark.parametrize(
     ("value", "fraction"),
-    [
-        (0, 0),
-        (0.6, 0.6),
-        (60, 0.6),
-        ("60", 0.6),
-        ("0.6", 0.6),
-        (" 60% ", 0.6),
-        ("0.5%", 0.005),
-        (2, 0.02),
-        ("99.9", 0.999),
-    ],
+    [(0, 0), (0.6, 0.6), (60, 0.6), ("60", 0.6), ("0.6", 0.6), (" 60% ", 0.6), ("0.5%", 0.005), (2, 0.02), ("99.9", 0.999)],
 )
 def test_fractions_and_percentages(value, fraction):
     assert parse_ratio(value) == pytest.approx(fraction, abs=1e-15)

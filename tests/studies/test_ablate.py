@@ -36,16 +36,7 @@ def test_an_axis_is_a_choice_and_its_values() -> None:
     assert axis("samples=1,016, 4,") == ("samples", ["1", "16", "4"])
     assert axis("criterion=both,product") == ("criterion", ["both", "product"])
     assert axis("score=self") == ("score", ["self"])
-    for wrong in (
-        "samples",
-        "samples=",
-        "samples=0",
-        "samples=-1",
-        "samples=x",
-        "criterion=either",
-        "score=fastv",
-        "a=1",
-    ):
+    for wrong in ("samples", "samples=", "samples=0", "samples=-1", "samples=x", "criterion=either", "score=fastv", "a=1"):
         with pytest.raises(argparse.ArgumentTypeError, match="samples"):
             axis(wrong)
 

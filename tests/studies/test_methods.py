@@ -16,18 +16,7 @@ from fitprune.fit import fit
 from fitprune.recipe import Recipe
 from fitprune.scores import SCORES
 from fitprune.stats import AttentionStats
-from fitprune.studies.methods import (
-    CONTROLS,
-    METHODS,
-    Schedule,
-    fastv,
-    find,
-    pyramiddrop,
-    recipes,
-    spaced,
-    uniform,
-    vtw,
-)
+from fitprune.studies.methods import CONTROLS, METHODS, Schedule, fastv, find, pyramiddrop, recipes, spaced, uniform, vtw
 
 SMALL = CostModel(layers=9, hidden=192, intermediate=512, heads=4, kv_heads=4, head_dim=48)
 TOKENS = 144
@@ -175,10 +164,7 @@ def test_a_fit_on_fewer_samples_or_by_another_criterion_is_a_method(name: str) -
 
 def test_samples_are_spaced_as_calibration_questions_are(stats: AttentionStats) -> None:
     many = AttentionStats(
-        torch.arange(128.0)[:, None, None].expand(128, 1, 2),
-        torch.ones(128, 1, 2),
-        torch.full((128,), 2),
-        torch.full((128,), 20),
+        torch.arange(128.0)[:, None, None].expand(128, 1, 2), torch.ones(128, 1, 2), torch.full((128,), 2), torch.full((128,), 20)
     )
     everything = [index * 300 // 128 for index in range(128)]  # 128 of 300 questions
     for count in (1, 4, 16, 64):

@@ -39,13 +39,7 @@ def followed(small: VLM) -> list[list[Drift]]:
     none = Recipe.from_deletions([0] * 9, visual_tokens=144)
     questions = read_questions(embedded().questions)[:9]
     return compare_to_dense(
-        small,
-        questions,
-        str(embedded().images),
-        [None, none, HALF, MOST],
-        batch_size=4,
-        max_new_tokens=8,
-        progress=False,
+        small, questions, str(embedded().images), [None, none, HALF, MOST], batch_size=4, max_new_tokens=8, progress=False
     )
 
 
@@ -86,9 +80,7 @@ def test_wilson_is_where_the_score_test_rejects() -> None:
         found = wilson(count, total)
         assert found.low <= found.share <= found.high
         for bound in {found.low, found.high} - {0.0, 1.0}:  # |p̂ - p| = z √(p (1 - p) / n) at both ends
-            assert abs(found.share - bound) == pytest.approx(
-                1.959964 * math.sqrt(bound * (1 - bound) / total), rel=1e-5
-            )
+            assert abs(found.share - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / total), rel=1e-5)
     assert wilson(0, 10) == Share(0, 0.0, 0.0, pytest.approx(0.2775, abs=1e-4))
 
 
@@ -175,14 +167,7 @@ def test_deleting_at_random_drifts_more(small: VLM) -> None:
     recipe = Recipe.from_deletions([80, 0, 30, 0, 0, 10, 0, 0, 0], visual_tokens=144)
     for score in ("fitprune", "random"):
         (drifts,) = compare_to_dense(
-            small,
-            questions,
-            str(embedded().images),
-            [recipe],
-            score=score,
-            batch_size=8,
-            max_new_tokens=4,
-            progress=False,
+            small, questions, str(embedded().images), [recipe], score=score, batch_size=8, max_new_tokens=4, progress=False
         )
         rows.append(summarise(score, recipe, "", drifts, small.cost))
     ours, random = rows
@@ -202,25 +187,12 @@ def test_batches_of_unlike_pictures_drift_as_singles() -> None:
         for name, text in (("wide", "Why?"), ("tall", "What is it that is shown here?"), ("tiny", "Where?"))
     ]
     batched, single = (
-        compare_to_dense(
-            vlm,
-            questions,
-            str(recorded.folder / "images"),
-            [recipe],
-            batch_size=size,
-            max_new_tokens=4,
-            progress=False,
-        )[0]
+        compare_to_dense(vlm, questions, str(recorded.folder / "images"), [recipe], batch_size=size, max_new_tokens=4, progress=False)[0]
         for size in (3, 1)
     )
     assert len({drift.visual_tokens for drift in single}) > 1
     for one, other in zip(batched, single, strict=True):
-        assert (one.dense, one.pruned, one.alive, one.text_tokens) == (
-            other.dense,
-            other.pruned,
-            other.alive,
-            other.text_tokens,
-        )
+        assert (one.dense, one.pruned, one.alive, one.text_tokens) == (other.dense, other.pruned, other.alive, other.text_tokens)
         assert one.alive == recipe.alive(one.visual_tokens, 3)
         assert one.cross == pytest.approx(other.cross, abs=1e-4)
         assert one.intra == pytest.approx(other.intra, abs=1e-4)

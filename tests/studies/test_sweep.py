@@ -123,9 +123,7 @@ def test_costs_are_those_of_the_recipe(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [0, 6, RUNS * LIMIT - BATCH])
-def test_interrupted_and_resumed_is_as_uninterrupted(
-    stop: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_and_resumed_is_as_uninterrupted(stop: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(monkeypatch)
     asked.stop = stop
     assert main([*SWEEP, str(tmp_path)]) == 130
@@ -185,17 +183,7 @@ def test_a_picture_of_another_size_that_cannot_save_as_much_stops_nothing(
     assert figures(tmp_path) == [run for run in figures(whole) if run["method"] != "fastv"]
 
 
-ABLATION = [
-    "sweep",
-    "--ablate",
-    "samples=1,3",
-    "criterion=both,cross",
-    "score=last",
-    "--ratios",
-    "50",
-    "--samples",
-    "2",
-]
+ABLATION = ["sweep", "--ablate", "samples=1,3", "criterion=both,cross", "score=last", "--ratios", "50", "--samples", "2"]
 ABLATION += ["--benchmarks", "textvqa", "--limit", "4", "--batch-size", "2", "--max-new-tokens", "4", "--output"]
 VARIED = ["fitprune", "fitprune samples=1", "fitprune criterion=cross", "last", *CONTROLS]
 
@@ -228,9 +216,7 @@ def test_an_ablation_varies_one_choice_at_a_time_beside_the_controls(ablated: Pa
 
 
 @pytest.mark.parametrize("stop", [0, 14])
-def test_an_interrupted_ablation_goes_on(
-    stop: int, ablated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_ablation_goes_on(stop: int, ablated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(monkeypatch)
     asked.stop = stop
     assert main([*ABLATION, str(tmp_path)]) == 130

@@ -114,9 +114,7 @@ class Stage:
         for place in (folder, *(folder / family for family in ("LLaVA_1.5", "LLaVA_NEXT", "LLaVA_HR"))):
             self._furnish(place, converted)
         noted = folder / "noted.sh"
-        noted.write_text(
-            '#!/bin/sh\nfor a in "$@"; do printf "%s\\037" "$a"; done >> "$NOTED"; printf "\\036" >> "$NOTED"\n'
-        )
+        noted.write_text('#!/bin/sh\nfor a in "$@"; do printf "%s\\037" "$a"; done >> "$NOTED"; printf "\\036" >> "$NOTED"\n')
         noted.chmod(0o755)
         few(embedded().calibration, folder / "few" / "calibration" / embedded().calibration.name, 8)
         (folder / "few" / "calibration" / "images").symlink_to(embedded().calibration_images)
@@ -201,9 +199,7 @@ class Stage:
         at = words.index("-m")
         flags, module, command = words[:at], words[at + 1], words[at + 2 :]
         assert module == "fitprune", words
-        (size,) = (
-            int(flags[flags.index(name) + 1]) for name in ("--nproc-per-node", "--num_processes") if name in flags
-        )
+        (size,) = (int(flags[flags.index(name) + 1]) for name in ("--nproc-per-node", "--num_processes") if name in flags)
         assert size > 1
         zero3 = flags[flags.index("--zero_stage") :][:2] == ["--zero_stage", "3"] if "--zero_stage" in flags else False
         if zero3 and find_spec("deepspeed") is None:
@@ -253,9 +249,7 @@ class Stage:
         noted = self.folder / "noted"
         noted.unlink(missing_ok=True)
         environment = {"PATH": os.environ["PATH"], "PYTHON": str(self.folder / "noted.sh"), "NOTED": str(noted)}
-        done = subprocess.run(
-            ["bash", *words], env={**environment, **variables}, capture_output=True, text=True, timeout=60
-        )
+        done = subprocess.run(["bash", *words], env={**environment, **variables}, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         asked = [call.split("\037")[:-1] for call in noted.read_text().split("\036")[:-1]]
         assert asked

@@ -55,9 +55,7 @@ class Recorded:
 
     def rewritten(self, path: Path, tensors: dict[str, Tensor], **fields: Any) -> Path:
         """A copy of the checkpoint with these weights, in one file of safetensors, and other fields in its config.json."""
-        shutil.copytree(
-            self.checkpoint, path, ignore=shutil.ignore_patterns("pytorch_model*.bin*", "model*.safetensors*")
-        )
+        shutil.copytree(self.checkpoint, path, ignore=shutil.ignore_patterns("pytorch_model*.bin*", "model*.safetensors*"))
         for file in (self.checkpoint / "clip_tower").glob("pytorch_model.bin"):
             shutil.copy(file, path / "clip_tower")
         save_file(tensors, path / "model.safetensors")

@@ -53,9 +53,7 @@ def together(size: int, work: Callable[[int], Any], **environment: str) -> list[
                 if "ACCELERATE_USE_DEEPSPEED" in environment and find_spec("deepspeed"):
                     import deepspeed
 
-                    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
-                        False  # gloo does it, and nothing is compiled for it
-                    )
+                    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does it, and nothing is compiled for it
                 result = True, work(rank)
             except BaseException:
                 result = False, traceback.format_exc()

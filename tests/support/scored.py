@@ -4,16 +4,7 @@ import json
 
 from fitprune.embedded import embedded
 
-QUICK = [
-    "--reduction_ratio",
-    "60",
-    "--samples",
-    "4",
-    "--max_new_tokens",
-    "4",
-    "--device",
-    "cpu",
-]  # of answering scripts
+QUICK = ["--reduction_ratio", "60", "--samples", "4", "--max_new_tokens", "4", "--device", "cpu"]  # of answering scripts
 
 
 def lines(path):
@@ -21,14 +12,7 @@ def lines(path):
 
 
 def answer(question_id, text, prompt=""):
-    return {
-        "question_id": question_id,
-        "prompt": prompt,
-        "text": text,
-        "answer_id": "x",
-        "model_id": "m",
-        "metadata": {},
-    }
+    return {"question_id": question_id, "prompt": prompt, "text": text, "answer_id": "x", "model_id": "m", "metadata": {}}
 
 
 def write_lines(path, entries):
@@ -39,9 +23,7 @@ def write_lines(path, entries):
 
 def answered(path, questions, texts):
     """An answers file to lines of a question file, one text each."""
-    return write_lines(
-        path, [answer(q["question_id"], text, q["text"]) for q, text in zip(questions, texts, strict=True)]
-    )
+    return write_lines(path, [answer(q["question_id"], text, q["text"]) for q, text in zip(questions, texts, strict=True)])
 
 
 def embedded_folder(name):

@@ -88,9 +88,7 @@ def llama(seed: int = 0) -> LlamaForCausalLM:
 
 def llava(seed: int = 0) -> LlavaForConditionalGeneration:
     """16 image tokens (16×16 pixels in patches of 4, without the class token)."""
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
-    )
+    vision = CLIPVisionConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4)
     config = LlavaConfig(
         vision_config=vision,
         text_config=LlamaConfig(**SIZES),

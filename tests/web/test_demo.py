@@ -328,10 +328,7 @@ def test_two_users_at_once_get_their_own_answers(browser: Any, served: Served, g
 
 
 def test_more_users_than_may_wait_are_told_so(user: User, served: Served, gate: Gate) -> None:
-    call = {
-        "data": [{"path": str(next(served.uploads.glob("*.jpg")))}, NUMBER, 60, "fitprune", 9],
-        "fn_index": answering(served),
-    }
+    call = {"data": [{"path": str(next(served.uploads.glob("*.jpg")))}, NUMBER, 60, "fitprune", 9], "fn_index": answering(served)}
     said = [http(served, f"{API}/queue/join", {**call, "session_hash": f"crowd{at}"}) for at in range(QUEUE + 4)]
     assert [status for status, _ in said[:QUEUE]] == [200] * QUEUE
     assert said[-1][0] == 503
@@ -371,12 +368,7 @@ def answering(served: Served) -> int:
 
 def test_files_of_this_machine_are_not_served(served: Served, tmp_path: Path) -> None:
     (tmp_path / "private.txt").write_text("mine")
-    for path in (
-        "/etc/passwd",
-        str(Path(fitprune.__file__)),
-        str(tmp_path / "private.txt"),
-        str(embedded().calibration),
-    ):
+    for path in ("/etc/passwd", str(Path(fitprune.__file__)), str(tmp_path / "private.txt"), str(embedded().calibration)):
         for spelling in (path, quote(path, safe=""), f"{served.uploads}/..{path}"):
             assert http(served, f"{API}/file={spelling}")[0] in (403, 404), spelling
         sent = {"path": path, "meta": {"_type": "gradio.FileData"}}
@@ -385,15 +377,7 @@ def test_files_of_this_machine_are_not_served(served: Served, tmp_path: Path) ->
 
 
 def test_no_other_routes_are_open(served: Served) -> None:
-    for path in (
-        "/docs",
-        "/openapi.json",
-        "/monitoring",
-        "/login",
-        f"{API}/info",
-        f"{API}/runs",
-        f"{API}/openapi.json",
-    ):
+    for path in ("/docs", "/openapi.json", "/monitoring", "/login", f"{API}/info", f"{API}/runs", f"{API}/openapi.json"):
         assert http(served, path)[0] == 404, path
     assert http(served, f"{API}/run/predict", {"data": []})[0] == 404
     assert http(served, "/", Host="evil.example")[0] == 421
@@ -408,26 +392,17 @@ def test_other_sites_cannot_upload(served: Served) -> None:
 
 def test_a_length_beside_chunks_is_not_believed(served: Served) -> None:
     with socket.create_connection(("127.0.0.1", urlsplit(served.address).port)) as raw:
-        lines = [
-            f"POST {API}/queue/join HTTP/1.1",
-            "Host: 127.0.0.1",
-            "Content-Length: 10",
-            "Transfer-Encoding: chunked",
-        ]
+        lines = [f"POST {API}/queue/join HTTP/1.1", "Host: 127.0.0.1", "Content-Length: 10", "Transfer-Encoding: chunked"]
         raw.sendall("\r\n".join([*lines, "", "10000", ""]).encode() + bytes(2**16))
         assert raw.recv(99).startswith(b"HTTP/1.1 411")
 
 
-def test_an_upload_cut_off_is_quiet_and_swept(
-    served: Served, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_upload_cut_off_is_quiet_and_swept(served: Served, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     before = set(served.uploads.glob("tmp*"))
     head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
     with socket.create_connection(("127.0.0.1", urlsplit(served.address).port)) as raw:
         lines = [f"POST {API}/upload HTTP/1.1", "Host: 127.0.0.1", "Content-Length: 99999"]
-        raw.sendall(
-            "\r\n".join([*lines, "Content-Type: multipart/form-data; boundary=b", "", ""]).encode() + head + bytes(999)
-        )
+        raw.sendall("\r\n".join([*lines, "Content-Type: multipart/form-data; boundary=b", "", ""]).encode() + head + bytes(999))
         for _ in range(200):
             if left := set(served.uploads.glob("tmp*")) - before:
                 break
@@ -484,10 +459,7 @@ def test_ctrl_c_stops_it_and_takes_uploads_away(tmp_path: Path) -> None:
         assert uploads.stat().st_mode & 0o077 == 0
         here = Served(None, address, uploads)
         assert b"FitPrune" in http(here, "/")[1]
-        call = {
-            "data": [{"path": str(next(uploads.glob("*.jpg")))}, NUMBER, 60, "fitprune", 9],
-            "fn_index": answering(here),
-        }
+        call = {"data": [{"path": str(next(uploads.glob("*.jpg")))}, NUMBER, 60, "fitprune", 9], "fn_index": answering(here)}
         for at in range(3):  # in the middle of answers
             assert http(here, f"{API}/queue/join", {**call, "session_hash": f"last{at}"})[0] == 200
         started.send_signal(signal.SIGINT)

@@ -132,12 +132,7 @@ def test_a_published_recipe_answers(engine: Engine, monkeypatch: pytest.MonkeyPa
 
 
 def test_two_users_at_once_get_what_they_get_alone(engine: Engine) -> None:
-    asked = [
-        ("8", WORD, 0.5, "fitprune"),
-        ("0", NUMBER, 0.3, "fastv"),
-        ("8", NUMBER, 0.7, "random"),
-        ("0", WORD, 0.5, "last"),
-    ]
+    asked = [("8", WORD, 0.5, "fitprune"), ("0", NUMBER, 0.3, "fastv"), ("8", NUMBER, 0.7, "random"), ("0", WORD, 0.5, "last")]
     alone = [engine.compare(picture(name), *rest) for name, *rest in asked]
     together: dict[int, Comparison] = {}
 
@@ -313,17 +308,13 @@ def test_a_call_names_uploaded_files_only(guard: Guard, tmp_path: Path) -> None:
 # ---- the command
 
 
-def test_without_gradio_one_line_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_gradio_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo"]) == 2
     assert capsys.readouterr().err == "fitprune: error: the demo needs Gradio: pip install 'fitprune[demo]'\n"
 
 
-def test_what_cannot_start_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_what_cannot_start_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     monkeypatch.setattr(demo, "gradio", lambda: None)
     with listen("127.0.0.1", 0) as taken:
         assert main(["demo", "--port", str(taken.getsockname()[1])]) == 2

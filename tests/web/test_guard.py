@@ -14,21 +14,15 @@ def most(path: str) -> int:
     return 1000 if path == "/large" else 10
 
 
-def called(
-    guard: Guard, method: str, path: str, body: bytes = b"", **headers: str
-) -> tuple[int, dict[str, str], bytes]:
+def called(guard: Guard, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, str], bytes]:
     """One request; headers with _ for -."""
-    given_headers = {"host": "127.0.0.1:7860", "content-length": str(len(body))} | {
-        k.replace("_", "-"): v for k, v in headers.items()
-    }
+    given_headers = {"host": "127.0.0.1:7860", "content-length": str(len(body))} | {k.replace("_", "-"): v for k, v in headers.items()}
     scope = {
         "type": "http", "method": method, "path": path,
         "headers": [(name.encode(), value.encode()) for name, value in given_headers.items()],
     }  # fmt: skip
     parts = [body[at : at + 7] for at in range(0, len(body), 7)] or [b""]
-    waiting = [
-        {"type": "http.request", "body": part, "more_body": at < len(parts) - 1} for at, part in enumerate(parts)
-    ]
+    waiting = [{"type": "http.request", "body": part, "more_body": at < len(parts) - 1} for at, part in enumerate(parts)]
     waiting.append({"type": "http.disconnect"})
     sent: list[Any] = []
 

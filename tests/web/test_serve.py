@@ -70,12 +70,7 @@ def test_pictures_come_before_the_text_and_stay_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("roles", "said"),
-    [
-        (["system", "user"], "in turn"),
-        (["user", "user"], "in turn"),
-        (["user", "assistant"], "last message"),
-        ([], "last"),
-    ],
+    [(["system", "user"], "in turn"), (["user", "user"], "in turn"), (["user", "assistant"], "last message"), ([], "last")],
 )
 def test_another_order_of_speakers_is_refused(roles: list[str], said: str) -> None:
     with pytest.raises(FitPruneError, match=said):
@@ -88,14 +83,7 @@ def test_other_parts_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "url",
-    [
-        "http://127.0.0.1/x.png",
-        "file:///etc/hostname",
-        "/etc/hostname",
-        "data:image/png,abc",
-        "data:text/plain;base64,aGk=",
-    ],
+    "url", ["http://127.0.0.1/x.png", "file:///etc/hostname", "/etc/hostname", "data:image/png,abc", "data:text/plain;base64,aGk="]
 )
 def test_nothing_is_fetched_or_opened(url: str) -> None:
     with pytest.raises(FitPruneError, match="within the request"):
@@ -107,14 +95,7 @@ LARGE = data_url(Image.new("1", (MAX_SIDE + 1, 9))).partition(",")[2]
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        ("!", "base64"),
-        ("é", "base64"),
-        ("aGVsbG8=", "not a picture"),
-        (EPS, "not a picture"),
-        (LARGE, "make it smaller"),
-    ],
+    ("data", "said"), [("!", "base64"), ("é", "base64"), ("aGVsbG8=", "not a picture"), (EPS, "not a picture"), (LARGE, "make it smaller")]
 )
 def test_what_is_no_picture_is_refused(data: str, said: str) -> None:
     with pytest.raises(FitPruneError, match=said):
@@ -189,9 +170,7 @@ def test_answers_are_those_of_the_pruned_model(running: tuple[VLM, str]) -> None
     llava, at = running
     for question in QUESTIONS:
         image = read_image(embedded().images / str(question.image))
-        answered = json.loads(
-            post(f"{at}/v1/chat/completions", model="embedded", messages=[asked(question.text, image)])
-        )
+        answered = json.loads(post(f"{at}/v1/chat/completions", model="embedded", messages=[asked(question.text, image)]))
         attached = attachment_of(llava.model)
         assert isinstance(attached, fitprune.PrunedModel)
         assert [len(alive) for alive in attached.trace.visual[-1]] == [llava.tokens_for(image) // 2]
@@ -273,10 +252,7 @@ def test_bad_requests_are_answered_in_words(running: tuple[VLM, str], body: dict
 def test_what_pruning_cannot_do_is_answered_in_words(running: tuple[VLM, str], settings: dict[str, Any]) -> None:
     _, at = running
     image = read_image(embedded().images / str(QUESTIONS[0].image))
-    asking = {
-        "messages": [asked(QUESTIONS[0].text, image)],
-        "generation_config": json.dumps(settings | {"max_new_tokens": 8}),
-    }
+    asking = {"messages": [asked(QUESTIONS[0].text, image)], "generation_config": json.dumps(settings | {"max_new_tokens": 8})}
     assert refused(f"{at}/v1/chat/completions", asking)[0] == 422
     test_answers_are_those_of_the_pruned_model(running)  # and it goes on
 

@@ -30,9 +30,7 @@ def png(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
 
 
 def saved(image: Image.Image, form: str, **options: Any) -> bytes:
@@ -96,9 +94,7 @@ WHOLE = [saved(Image.effect_noise((20, 20), 50).convert("RGB"), form) for form i
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(WHOLE), st.data())
-def test_a_damaged_file_is_a_picture_or_a_sentence(
-    tmp_path_factory: pytest.TempPathFactory, whole: bytes, data: Any
-) -> None:
+def test_a_damaged_file_is_a_picture_or_a_sentence(tmp_path_factory: pytest.TempPathFactory, whole: bytes, data: Any) -> None:
     content = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -115,11 +111,7 @@ def test_a_damaged_file_is_a_picture_or_a_sentence(
 def test_content_is_read_as_files_are(tmp_path: Path) -> None:
     content = saved(picture("0"), "PNG")
     (tmp_path / "a.png").write_bytes(content)
-    assert (
-        read_untrusted_image(content).tobytes()
-        == read_untrusted_image(tmp_path / "a.png").tobytes()
-        == picture("0").tobytes()
-    )
+    assert read_untrusted_image(content).tobytes() == read_untrusted_image(tmp_path / "a.png").tobytes() == picture("0").tobytes()
     with pytest.raises(FitPruneError, match="larger than 20 MB"):
         read_untrusted_image(bytes(MAX_BYTES + 1))
 

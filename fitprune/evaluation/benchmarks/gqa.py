@@ -118,9 +118,7 @@ def evaluate(asked: Mapping[str, Asked], said: Predictions, consistency: bool = 
     """
     missing = [key for key, one in asked.items() if key not in said and (consistency or one.balanced)]
     if missing:
-        raise FitPruneError(
-            f"{len(missing)} of {len(asked)} questions have no prediction, {missing[0]} for one: answer all of them"
-        )
+        raise FitPruneError(f"{len(missing)} of {len(asked)} questions have no prediction, {missing[0]} for one: answer all of them")
     right = {key: float(said[key] == one.answer) for key, one in asked.items() if key in said}
     balanced = {key: one for key, one in asked.items() if one.balanced}
     if not balanced:
@@ -171,9 +169,7 @@ def _consistency(balanced: Mapping[str, Asked], right: Mapping[str, float]) -> f
         if right[key] and one.entailed:
             unknown = [other for other in one.entailed if other not in right]
             if unknown:
-                raise FitPruneError(
-                    f"consistency needs question {unknown[0]}, which follows from {key}: give a questions file that has it"
-                )
+                raise FitPruneError(f"consistency needs question {unknown[0]}, which follows from {key}: give a questions file that has it")
             scores.append(share(sum(right[other] for other in one.entailed), len(one.entailed)))
     return _percent(scores)
 
@@ -188,10 +184,7 @@ def convert(answers: Path) -> list[dict[str, Any]]:
     Raises:
         FitPruneError: for a file that is missing, torn or empty, and a line that is no answer.
     """
-    return [
-        {"questionId": answer.question_id, "prediction": answer.text.rstrip(".").lower()}
-        for answer in read_answers(answers)
-    ]
+    return [{"questionId": answer.question_id, "prediction": answer.text.rstrip(".").lower()} for answer in read_answers(answers)]
 
 
 def score(data: Path, answers: Path, out: Path) -> Result:
@@ -215,9 +208,7 @@ def score(data: Path, answers: Path, out: Path) -> Result:
         for one in predictions
         if one["questionId"] in answered and answered[one["questionId"]].balanced
     ]
-    details = scores.metrics | {
-        f"{title} {name}": value for title, rows in scores.tables.items() for name, (value, _) in rows.items()
-    }
+    details = scores.metrics | {f"{title} {name}": value for title, rows in scores.tables.items() for name, (value, _) in rows.items()}
     note = "" if done == total else f"{done} of {total} questions are answered; the figures are over these\n"
     return Result(
         headline=scores.metrics["Accuracy"],
@@ -236,9 +227,7 @@ def run(args: argparse.Namespace) -> int:
     said: dict[int | str, str] = {}
     content = read_json(predictions, "predictions file")
     for one in content if isinstance(content, list) else [None]:
-        if not (
-            isinstance(one, dict) and is_question_id(one.get("questionId")) and isinstance(one.get("prediction"), str)
-        ):
+        if not (isinstance(one, dict) and is_question_id(one.get("questionId")) and isinstance(one.get("prediction"), str)):
             raise FitPruneError(f"{predictions} is not a list of questionId and prediction: use convert_gqa_for_eval")
         said[one["questionId"]] = one["prediction"]
     print(f"\n{evaluate(read_questions(questions), said, args.consistency).report}")

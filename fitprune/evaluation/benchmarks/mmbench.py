@@ -61,11 +61,7 @@ def read(path: Path, single_pred_prompt: bool = True, lang: str = "en", all_roun
             raise FitPruneError(f"{where}: the picture is not base64: get the file again") from None
         choices = _choices(row)
         hint = [] if _is_none(row["hint"]) else [row["hint"]]
-        lines = [
-            *hint,
-            row["question"] or "",
-            *(f"{at}. {choice}" for at, choice in zip(LETTERS, choices, strict=False)),
-        ]
+        lines = [*hint, row["question"] or "", *(f"{at}. {choice}" for at, choice in zip(LETTERS, choices, strict=False))]
         prompt = "\n".join(map(str, lines))
         for turn in range(len(choices) if all_rounds else 1):
             letters = list(LETTERS[: len(choices)])
@@ -98,9 +94,7 @@ def read_table(path: Path) -> list[dict[str, str | None]]:
     finally:
         csv.field_size_limit(limit)
     if absent := [column for column in NEEDED if column not in head]:
-        raise FitPruneError(
-            f"question file {path} has no column {absent[0]!r}: give a table like mmbench_dev_20230712.tsv"
-        )
+        raise FitPruneError(f"question file {path} has no column {absent[0]!r}: give a table like mmbench_dev_20230712.tsv")
     if not rows:
         raise FitPruneError(f"question file {path} holds no questions: get it again")
     table = []
@@ -166,9 +160,7 @@ def xlsx(rows: Sequence[Sequence[str | int | None]]) -> bytes:
         from openpyxl import Workbook
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ImportError:
-        raise FitPruneError(
-            "MMBench is handed in as xlsx, which needs openpyxl: pip install 'fitprune[submit]', then run again"
-        ) from None
+        raise FitPruneError("MMBench is handed in as xlsx, which needs openpyxl: pip install 'fitprune[submit]', then run again") from None
     book = Workbook()
     page = book.active
     for at, row in enumerate(rows, start=1):

@@ -29,10 +29,7 @@ from ..scoring import read_answers, share
 
 RELEASE, QUESTIONS = "MME_Benchmark_release_version", "llava_mme.jsonl"
 SECTIONS = {
-    "Perception": (
-        *("existence", "count", "position", "color", "posters"),
-        *("celebrity", "scene", "landmark", "artwork", "OCR"),
-    ),
+    "Perception": (*("existence", "count", "position", "color", "posters"), *("celebrity", "scene", "landmark", "artwork", "OCR")),
     "Cognition": ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"),
 }
 INSTRUCTION = "Answer the question using a single word or phrase."
@@ -117,9 +114,7 @@ def read_truth(release: Path) -> Truth:
                     raise FitPruneError(f"{file}: a line is not a question, a tab and Yes or No: get the release again")
                 truth[folder.name, file.name, question] = answer
     if not truth:
-        raise FitPruneError(
-            f"{release} holds no questions of MME: docs/evaluation.md says where to get its release folder"
-        )
+        raise FitPruneError(f"{release} holds no questions of MME: docs/evaluation.md says where to get its release folder")
     return truth
 
 
@@ -178,9 +173,7 @@ def _category(path: Path) -> Category:
     text = read_bytes(path, "category file").decode("utf-8", "replace")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
     if len(lines) % PAIR:
-        raise FitPruneError(
-            f"{path} has {len(lines)} lines, two of them for each picture: answer both of its questions"
-        )
+        raise FitPruneError(f"{path} has {len(lines)} lines, two of them for each picture: answer both of its questions")
     outcomes: list[tuple[str, str]] = []
     skipped: list[str] = []
     both_right = mixed = 0
@@ -193,9 +186,7 @@ def _category(path: Path) -> Category:
                 continue
             pair.append(Line(*fields))
             if fields[2].lower() not in ("yes", "no"):
-                raise FitPruneError(
-                    f"{path}: the right answer {fields[2]!r} is neither yes nor no: convert the answers again"
-                )
+                raise FitPruneError(f"{path}: the right answer {fields[2]!r} is neither yes nor no: convert the answers again")
         outcomes += [(line.truth.lower(), parse(line.answer)) for line in pair]
         both_right += sum(line.is_right for line in pair) == PAIR
         mixed += len({line.file for line in pair}) > 1
@@ -250,9 +241,7 @@ def score(data: Path, answers: Path, out: Path) -> Result:
 def run(args: argparse.Namespace) -> int:
     """Converts, scores, or both; returns the exit code."""
     if args.experiment is None and args.results_dir is None:
-        raise FitPruneError(
-            "nothing to do: give --experiment to convert its answers, --results_dir to score converted ones"
-        )
+        raise FitPruneError("nothing to do: give --experiment to convert its answers, --results_dir to score converted ones")
     data = Path(args.data)
     if args.experiment is not None:
         lines = convert_answer_to_mme(data / RELEASE, data / "answers" / f"{args.experiment}.jsonl")

@@ -42,9 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`convert_mmvet_for_eval`: 0, or 2 with one line on stderr for bad input."""
-    parser = arguments.Parser(
-        prog="convert_mmvet_for_eval", description="MM-Vet's answers as the JSON file that its notebook takes."
-    )
+    parser = arguments.Parser(prog="convert_mmvet_for_eval", description="MM-Vet's answers as the JSON file that its notebook takes.")
     parser.add_argument("--src", required=True, help="answers file (JSON lines)")
     parser.add_argument("--dst", required=True, help="the file to make")
     return entry.guarded(run, parser, argv)

@@ -64,9 +64,7 @@ def read_annotations(path: Path) -> tuple[dict[int, str], list[Asked]]:
     if not asked:
         raise FitPruneError(f"annotation file {path} has no questions with their types and answers: give {ANNOTATIONS}")
     if unknown := next((one for one in asked if one.kind not in names), None):
-        raise FitPruneError(
-            f"annotation file {path}: question {unknown.written!r} has the unnamed type {unknown.kind!r}"
-        )
+        raise FitPruneError(f"annotation file {path}: question {unknown.written!r} has the unnamed type {unknown.kind!r}")
     return names, asked
 
 

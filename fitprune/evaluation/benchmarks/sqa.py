@@ -49,9 +49,7 @@ def _question(item: Any, where: str, single_pred_prompt: bool) -> Question:
     try:
         question_id, image, said = item["id"], item.get("image"), item["conversations"][0]["value"]
     except (TypeError, KeyError, IndexError, AttributeError):
-        raise FitPruneError(
-            f"{where} has no id and conversation: ScienceQA's items have id, conversations, image"
-        ) from None
+        raise FitPruneError(f"{where} has no id and conversation: ScienceQA's items have id, conversations, image") from None
     if not (is_question_id(question_id) and isinstance(said, str) and isinstance(image, str | None)):
         raise FitPruneError(f"{where}: id, the first value of conversations and image must be text")
     text = said.replace(IMAGE, "").strip()
@@ -186,9 +184,7 @@ def main(argv: Sequence[str] | None = None, any_start: bool = False) -> int:
     parser.add_argument("--output-result", help="where accuracy, choices and answers go")
     parser.add_argument("--split", default="test", help="which problems (default: test)")
     parser.add_argument("--options", default=LETTERS, help=f"the letters, as one word (default: {LETTERS})")
-    parser.add_argument(
-        "--any-start", action="store_true", default=any_start, help="a first letter counts without a period behind it"
-    )
+    parser.add_argument("--any-start", action="store_true", default=any_start, help="a first letter counts without a period behind it")
     return entry.guarded(run, parser, argv)
 
 

@@ -40,9 +40,7 @@ def submission(questions: Path, answers: Path, path: Path, partial: bool = False
     answered = [question for question in asked if question.question_id in said]
     details: dict[str, float] = {"questions": len(asked), "answered": len(answered)}
     if len(answered) < len(asked):
-        short = (
-            f"{len(answered)} of {len(asked)} questions of {questions} are answered; VizWiz takes a file of them all"
-        )
+        short = f"{len(answered)} of {len(asked)} questions of {questions} are answered; VizWiz takes a file of them all"
         if partial:
             return Result(None, details, f"{short}, so none was written")
         raise FitPruneError(f"{answers}: {short}: answer the rest first")
@@ -66,9 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`convert_vizwiz_for_submission`: 0, or 2 with one line on stderr for bad input."""
-    parser = arguments.Parser(
-        prog="convert_vizwiz_for_submission", description="VizWiz's answers as the JSON file that its server takes."
-    )
+    parser = arguments.Parser(prog="convert_vizwiz_for_submission", description="VizWiz's answers as the JSON file that its server takes.")
     parser.add_argument("--annotation-file", required=True, help=f"the questions, {QUESTIONS}")
     parser.add_argument("--result-file", required=True, help="answers file (JSON lines)")
     parser.add_argument("--result-upload-file", required=True, help="the file to make")

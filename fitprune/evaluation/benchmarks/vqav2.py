@@ -83,9 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`convert_vqav2_for_submission`: 0, or 2 with one line on stderr for bad input."""
-    parser = arguments.Parser(
-        prog="convert_vqav2_for_submission", description="VQAv2's answers as the JSON file that its server takes."
-    )
+    parser = arguments.Parser(prog="convert_vqav2_for_submission", description="VQAv2's answers as the JSON file that its server takes.")
     parser.add_argument("--dir", default="./playground/data/eval/vqav2", help="VQAv2's folder (default: %(default)s)")
     parser.add_argument("--ckpt", required=True, help="reads answers/SPLIT/CKPT/merge.jsonl in there")
     parser.add_argument("--split", required=True, help="writes answers_upload/SPLIT/CKPT.json in there")

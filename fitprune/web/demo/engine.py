@@ -161,16 +161,12 @@ class Engine:
         if not isinstance(question, str) or not question.strip():
             raise FitPruneError("There is no question: type one.")
         if len(question) > MAX_QUESTION:
-            raise FitPruneError(
-                f"The question has {len(question)} characters: {MAX_QUESTION} at most are answered here."
-            )
+            raise FitPruneError(f"The question has {len(question)} characters: {MAX_QUESTION} at most are answered here.")
         if IMAGE in question:
             raise FitPruneError(f"{IMAGE} stands for the picture and cannot be in a question: leave it out.")
         return question.strip()
 
-    def _timed(
-        self, inputs: dict[str, Tensor], dense: Answer, pruned: Answer, recipe: Recipe, score: str
-    ) -> tuple[Answer, Answer]:
+    def _timed(self, inputs: dict[str, Tensor], dense: Answer, pruned: Answer, recipe: Recipe, score: str) -> tuple[Answer, Answer]:
         """The same answers with the median of repeated prefills, which take turns to be first."""
         times: dict[Recipe | None, list[float]] = {None: [], recipe: []}
         start = now(self.vlm.device)
@@ -179,9 +175,7 @@ class Engine:
                 times[kind].append(self._answer(inputs, kind, score, 1)[0].first)
         return replace(dense, first=median(times[None])), replace(pruned, first=median(times[recipe]))
 
-    def _answer(
-        self, inputs: dict[str, Tensor], recipe: Recipe | None, score: str, max_new_tokens: int
-    ) -> tuple[Answer, Trace]:
+    def _answer(self, inputs: dict[str, Tensor], recipe: Recipe | None, score: str, max_new_tokens: int) -> tuple[Answer, Trace]:
         """One answer, by the model as it is if there is no recipe (the trace is empty then)."""
         model, watch = self.vlm.model, _Watch(self.vlm.device, self._stopping)
         visual = int((inputs["input_ids"] == self.vlm.image_token).sum())

@@ -66,10 +66,7 @@ def build(gradio: Any, engine: Engine, uploads: Path) -> Any:
         try:
             if picture:
                 _picture(picture, uploads)
-            return (
-                gr.skip(),
-                gr.skip(),
-            )  # what was said of the last picture is gone already: it may be said of a question
+            return (gr.skip(), gr.skip())  # what was said of the last picture is gone already: it may be said of a question
         except Exception as error:
             return None, _problem(error)
 
@@ -88,8 +85,7 @@ def build(gradio: Any, engine: Engine, uploads: Path) -> Any:
 
     with gr.Blocks(title="FitPrune", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(
-            "<h1>FitPrune</h1><p>One question, answered with all visual tokens and with most of them pruned.</p>",
-            elem_id="fitprune-title",
+            "<h1>FitPrune</h1><p>One question, answered with all visual tokens and with most of them pruned.</p>", elem_id="fitprune-title"
         )
         gr.HTML(f"<div class='fitprune-note'>{about(engine)}</div>")
         with gr.Row():

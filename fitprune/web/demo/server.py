@@ -84,9 +84,7 @@ def server(engine: Engine, uploads: Path, host: str) -> Any:
         mcp_server=False, theme=_theme(gr), css_paths=[CSS],
     )  # fmt: skip
     guarded = guard(app, uploads, host)
-    return uvicorn.Server(
-        uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=2, ws="none", server_header=False)
-    )
+    return uvicorn.Server(uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=2, ws="none", server_header=False))
 
 
 def _theme(gr: Any) -> Any:
