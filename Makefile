@@ -16,7 +16,7 @@ BENCH_ARGS ?=
 override VENV := .venv
 STAMP := $(VENV)/.stamp
 
-.PHONY: help setup run test test-demo test-lmms test-latest test-claimed check bench embedded evaluate docs clean distclean
+.PHONY: help setup run test test-all test-rest test-demo test-lmms test-latest test-claimed check bench embedded evaluate docs clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -30,8 +30,13 @@ setup: $(STAMP) ## make or refresh .venv only
 run: $(STAMP) ## fit a recipe, answer the embedded questions dense and pruned, print accuracy, tokens, FLOPs and time
 	@env -u MODEL -u DATA -u RATIO -u MODEL_BASE -u VISION_TOWER PYTHON='$(CURDIR)/$(VENV)/bin/python' bash LLaVA_1.5/scripts/v1_5/eval/textvqa.sh
 
-test: $(STAMP) ## the test suite, in two processes (WORKERS=0 for one, PYTEST_ARGS for the rest)
-	@$(VENV)/bin/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+test: $(STAMP) ## the tests of the product, in two processes (WORKERS=0 for one, PYTEST_ARGS for more arguments)
+	@$(VENV)/bin/python -m pytest -n $(WORKERS) -m 'not rest' --durations=25 $(PYTEST_ARGS)
+
+test-all: test test-rest ## all tests
+
+test-rest: $(STAMP) ## what `make test` leaves out: making the embedded models, documentation, servers, runs that are killed and resumed
+	@$(VENV)/bin/python -m pytest -n $(WORKERS) -m rest --durations=25 $(PYTEST_ARGS)
 
 test-demo: $(STAMP) ## the demo's page in a real browser, in an environment beside .venv (needs Debian's chromium)
 	@bash scripts/beside.sh $(VENV) demo $(PYTEST_ARGS)

@@ -2,7 +2,7 @@
 
 0, or 2 for bad input, 130 when interrupted, 141 when nobody reads the output any more; anything else is a bug with its traceback.
 
-    fitprune eval --reduction-ratio 1.7; echo $?
+    fitprune show llava-v1.5-7b 0.65
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .cost import CostModel
 from .decoder.attach import Attachment, ImageSpans, Prefill, PrefillPolicy, find_decoder
 from .decoder.state import PrefillState
-from .decoder.upstream import STATE
+from .decoder.upstream import STATE_KEY
 from .decoder.visual_tokens import ByTokenId, find_spans
 from .errors import FitPruneError
 from .images.lengths import ImageLengths
@@ -168,7 +168,7 @@ def run_sample(model: nn.Module, sample: Mapping[str, Any]) -> None:
     if not all(spans):
         raise FitPruneError("a calibration sample has no image: remove it, or check that its prompt contains the image token")
     base = getattr(model, "base_model", model)
-    base(**inputs, **{STATE: ImageSpans(spans)}, use_cache=False)
+    base(**inputs, **{STATE_KEY: ImageSpans(spans)}, use_cache=False)
 
 
 def _digest(inputs: Mapping[str, Any]) -> bytes:

@@ -62,7 +62,7 @@ class Trace:
 
     @property
     def positions(self) -> Tensor:
-        """[B, m] the position that each column of the model's output stands for, -1 where it is padding or filler.
+        """[B, m] the position that each column of the model's output stands for, -1 where it is padding or a pad slot.
 
         Rows that keep different numbers of tokens are filled up, so with right padding the last column of a row need
         not be its last token: `trace.positions[row].argmax()` is the column of the last token.

@@ -11,6 +11,15 @@ if not torch.cuda.is_available():
 
 torch.set_num_threads(1)
 
+REST = ("docs", "embedded", "release", "web")  # folders that `make test` leaves to `make test-all`
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what is not the product itself; single tests elsewhere carry the marker by themselves."""
+    for item in items:
+        if item.path.parent.name in REST:
+            item.add_marker("rest")
+
 
 @pytest.fixture(autouse=True)
 def _seed():

@@ -18,4 +18,6 @@
     graphs.py          a whole prefill as one CUDA graph
 
 No family is known here: what sets models apart (how many tokens an image takes) is handed in.
+
+    pytest tests/decoder
 """

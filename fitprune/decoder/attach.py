@@ -37,7 +37,7 @@ from .layer import LayerForward
 from .state import Prefill, PrefillState
 from .upstream import (
     MASK,
-    STATE,
+    STATE_KEY,
     attention_of,
     attention_registry,
     bound,
@@ -134,7 +134,7 @@ class Attachment:
         locate = ByTokenId(model.config, lengths) if self._mask is None else None
 
         def find(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            if STATE in kwargs:
+            if STATE_KEY in kwargs:
                 return None
             call = bound(module, args, kwargs)
             spans = None if locate is None else locate(call)
@@ -149,10 +149,10 @@ class Attachment:
                     "logits_to_keep as a tensor names positions that pruning may have removed: give a number of last tokens"
                 )
             read = int(keep or 0) if not isinstance(keep, Tensor) and not _shows_hidden_states(module, call) else 0
-            return args, {**kwargs, STATE: ImageSpans(spans, read)}
+            return args, {**kwargs, STATE_KEY: ImageSpans(spans, read)}
 
         def arrived(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            sent = kwargs.get(STATE)
+            sent = kwargs.get(STATE_KEY)
             if isinstance(sent, ImageSpans) and any(sent.spans or []) and not sent.delivered:
                 raise UnsupportedError(
                     f"{type(model).__name__} does not hand keyword arguments on to its decoder, so nothing was pruned: "
@@ -164,7 +164,7 @@ class Attachment:
                 )
 
         def not_for_it(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return args, {name: value for name, value in kwargs.items() if name != STATE}
+            return args, {name: value for name, value in kwargs.items() if name != STATE_KEY}
 
         base = getattr(model, "base_model", model)
         for part in base.children() if base is not self.decoder else ():
@@ -201,7 +201,7 @@ class Attachment:
     def _on_decoder(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        sent = kwargs.pop(STATE, None)
+        sent = kwargs.pop(STATE_KEY, None)
         call = bound(decoder, args, kwargs)
         tokens = call["inputs_embeds"] if call.get("inputs_embeds") is not None else call.get("input_ids")
         if tokens is None:
@@ -241,10 +241,10 @@ class Attachment:
         told = Prefill(spans, length, past, real, tokens.device, flash, read)
         if prefill:
             kv.check_prunable(cache)
-        return args, {**kwargs, STATE: self.policy.begin(told) if prefill else PrefillState(told)}
+        return args, {**kwargs, STATE_KEY: self.policy.begin(told) if prefill else PrefillState(told)}
 
     def _after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        state = kwargs.get(STATE)
+        state = kwargs.get(STATE_KEY)
         if not isinstance(state, PrefillState):
             return
         name = type(decoder).__name__

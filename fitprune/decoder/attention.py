@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..distributed.heads import HeadGroup, check_complete
 from ..errors import UnsupportedError
 from ..kernels import attend
-from .upstream import STATE, attention_function
+from .upstream import STATE_KEY, attention_function
 
 
 class _WithConfig:
@@ -58,7 +58,7 @@ def listening(config: Any, heads: HeadGroup | None = None) -> Callable[..., tupl
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        listener = kwargs.pop(STATE, None)
+        listener = kwargs.pop(STATE_KEY, None)
         if listener is not None:
             _check_formula(module, kwargs)
             check_complete(heads, query.shape[1], config)

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from .upstream import STATE, forward_name, parameters
+from .upstream import STATE_KEY, forward_name, parameters
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def read_block(layer: nn.Module) -> Block | None:
     own = layer.__dict__.get(forward_name(layer))
     if own is not None and getattr(own, "__func__", None) is not type(layer).forward:  # somebody's own
         return None
-    passed: dict[str, Any] = {STATE: object()}
+    passed: dict[str, Any] = {STATE_KEY: object()}
     for name, one in list(parameters(layer).items())[2:]:  # after self and the hidden states
         if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) and "bool" not in str(one.annotation):
             passed[name] = object()

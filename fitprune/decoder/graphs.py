@@ -38,14 +38,14 @@ from ..kernels.select import ALIVE
 from . import cache as kv
 from .deletion import DeletionState
 from .state import Prefill
-from .upstream import MASK, POSITIONS, STATE, DynamicCache, DynamicLayer, cache_argument, cache_in, output_with_cache
+from .upstream import MASK, POSITIONS, STATE_KEY, DynamicCache, DynamicLayer, cache_argument, cache_in, output_with_cache
 
 BUCKET = 32  # prompt lengths are rounded up to a multiple of this
 WARM_UP = 2  # runs before a recording: kernels are compiled and chosen then
 
 # Keyword arguments of a decoder that a recording takes, beside the cache, or that say nothing when true; any other one with a value
 # is unknown.
-_KNOWN = {"inputs_embeds", "input_ids", MASK, POSITIONS, "cache_position", STATE}
+_KNOWN = {"inputs_embeds", "input_ids", MASK, POSITIONS, "cache_position", STATE_KEY}
 _FLAGS = {"use_cache", "return_dict"}
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class Graphs:
         return remove
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        state, cache = kwargs.get(STATE), cache_in(kwargs)
+        state, cache = kwargs.get(STATE_KEY), cache_in(kwargs)
         if args or not isinstance(state, DeletionState):
             return self.original(*args, **kwargs)
         if reason := self._unfit(state, cache, kwargs):
@@ -242,7 +242,7 @@ class Graphs:
             output = original(
                 inputs_embeds=inputs.embeds,
                 use_cache=True,
-                **{MASK: inputs.mask, POSITIONS: inputs.positions, self.cache_argument: cache, STATE: now},
+                **{MASK: inputs.mask, POSITIONS: inputs.positions, self.cache_argument: cache, STATE_KEY: now},
             )
             held: list[Any] = cache.layers
             return Outputs(

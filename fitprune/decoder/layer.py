@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedError
 from .block import Block
 from .state import LayerPass, PrefillState
-from .upstream import PROJECTION, STATE, argument_names, cache_in
+from .upstream import PROJECTION, STATE_KEY, argument_names, cache_in
 
 
 class LayerForward:
@@ -67,7 +67,7 @@ class LayerForward:
             undo.callback(projection.register_forward_pre_hook(self._before_projection, prepend=True).remove)
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        state: PrefillState | None = kwargs.pop(STATE, None)
+        state: PrefillState | None = kwargs.pop(STATE_KEY, None)
         if state is None:
             return self.original(hidden_states, *args, **kwargs)
         kwargs.update(zip(self._arguments, args, strict=False))
@@ -75,7 +75,7 @@ class LayerForward:
         here = state.enter(self.index, hidden_states, cache, kwargs)
         deletes = state.needs_scores(self.index)
         if deletes:
-            kwargs[STATE] = here
+            kwargs[STATE_KEY] = here
         if self.block is not None and (deletes or self._read_last(here)):
             output = self._cut_inside(self.block, hidden_states, here, deletes, cache, kwargs)
             return (output,) if self.block.in_tuple else output

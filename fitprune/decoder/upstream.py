@@ -34,8 +34,8 @@ from ..errors import UnsupportedError
 RAN = ("5.0.0", "5.17.0", "5.23.0", "5.24.0")  # transformers, oldest first; pyproject.toml and README say the same
 
 # Names of arguments, where there is nothing but the name to tell them by; `TABLE` has them checked.
-STATE = "fitprune"  # ours: under it a forward's state travels, from the model down to its attention
-MASK, POSITIONS, ROTARY = "attention_mask", "position_ids", "position_embeddings"  # of layers; narrowed by frame.py
+STATE_KEY = "fitprune"  # ours: under it a forward's state travels, from the model down to its attention
+MASK, POSITIONS, ROTARY = "attention_mask", "position_ids", "position_embeddings"  # of layers; narrowed by state.py
 PROJECTION = "o_proj"  # attention's last step; where it has none of this name, a deleted token pays for its projection
 _CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")  # of forwards without annotations
 

@@ -1,7 +1,7 @@
 """Which tokens a layer deletes, given scores and counts: a few small sorts, no word with the host.
 
 The recipe fixes every count before the forward starts, so every shape is known in advance and nothing here waits for
-the device. Rows of a batch may delete different numbers; the rectangle is kept by *fillers*, tokens that are still
+the device. Rows of a batch may delete different numbers; the rectangle is kept by *pad slots*, tokens that are still
 carried but masked as keys: padding first (the latest), then deleted tokens. Survivors stay in their order.
 
     pytest tests/kernels/test_select.py
@@ -53,7 +53,7 @@ def padded_counts(counts: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def compact(status: Tensor, length: int) -> Tensor:
-    """The columns that are carried on: all that are alive, filled up to `length` with fillers.
+    """The columns that are carried on: all that are alive, filled up to `length` with pad slots.
 
     Args:
         status: [B, n] of `ALIVE`, `PADDING`, `DELETED`.

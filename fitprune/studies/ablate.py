@@ -114,12 +114,12 @@ def differences(stats: AttentionStats, axes: Sequence[Axis], made: Made) -> list
         for name in named:
             if isinstance(got := made[name, ratio], FitPruneError):
                 continue
-            others = [moved(one[ratio], base, tokens) for one in drawn.get(name, []) if ratio in one]
-            found.append(Difference(name, ratio, got[0].alive(tokens), moved(got[0], base, tokens), others))
+            others = [schedule_distance(one[ratio], base, tokens) for one in drawn.get(name, []) if ratio in one]
+            found.append(Difference(name, ratio, got[0].alive(tokens), schedule_distance(got[0], base, tokens), others))
     return found
 
 
-def moved(one: Recipe, other: Recipe, visual_tokens: int) -> float:
+def schedule_distance(one: Recipe, other: Recipe, visual_tokens: int) -> float:
     """Share of an image's tokens that go in another layer, or that only one recipe lets go; 0 for equal ones, at most 1."""
     gone = [recipe.deletions(visual_tokens) for recipe in (one, other)]
     stay = [visual_tokens - sum(counts) for counts in gone]

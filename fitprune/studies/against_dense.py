@@ -75,7 +75,7 @@ def compare_to_dense(
     Args:
         questions: Each has a picture.
         recipes: None runs the dense model again.
-        ranks: The processes that share the batches; each gets all.
+        workers: The processes that share the batches; each gets all.
     Returns:
         [recipe][question].
     Raises:

@@ -11,7 +11,7 @@ cache, and measured time of generation. What a method cannot save is left out, w
 
 Ablations (ablate.py) are methods as well: FitPrune with fewer samples, another criterion of the fit, another score.
 
-Under torchrun or `accelerate launch` the processes share the questions (ranks.py); the first one keeps everything.
+Under torchrun or `accelerate launch` the processes share the questions (distributed/workers.py); the first one keeps everything.
 
 Left out: published recipes (they save less than they are named for).
 

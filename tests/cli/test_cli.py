@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fitprune import load
-from fitprune.cli import main
+from fitprune.cli import COMMANDS, main
 from fitprune.cli.fit import statistical_analysis
 from fitprune.embedded import embedded
 from fitprune.evaluation.benchmark import Benchmark, Result
@@ -228,3 +230,33 @@ def test_equal_ratios_are_run_once(tmp_path: Path) -> None:
     flags = ["eval", "--output", str(tmp_path), "--limit", "2", "--samples", "2", "--reduction-ratio", "0.6", "60", "--no-dense"]
     assert main(flags) == 0
     assert [row["name"] for row in json.loads((tmp_path / "results.json").read_text())] == ["60%"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["--version"],
+        ["nonsense"],
+        *([name, "--help"] for name in COMMANDS),
+        ["eval", "--reduction-ratio", "1.7"],
+        ["fit", "--criterion", "wish"],
+        ["sweep", "--ablate", "score=wish"],
+        ["bench", "--shape", "wish"],
+        ["draw", "--score", "wish"],
+    ],
+    ids=" ".join,
+)
+def test_help_and_usage_errors_come_without_torch(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """In a process of its own, where importing any of these fails."""
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys(("torch", "transformers", "matplotlib", "gradio", "fastapi")))
+from fitprune.cli import COMMANDS, main
+sys.exit(main({argv!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    helping = argv[-1] in ("--help", "--version")
+    assert done.returncode == (0 if helping else 2), done.stderr
+    assert (done.stdout if helping else done.stderr).strip()
+    assert helping or len(done.stderr.splitlines()) == 1

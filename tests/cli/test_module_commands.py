@@ -17,7 +17,7 @@ from fitprune.errors import FitPruneError
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(file for name in ("fitprune", "embedded", "scripts") for file in (ROOT / name).rglob("*.py"))
-COMMAND = re.compile(r"^\s*((?:cd \S+ && )?(?:python|fitprune|pytest|bash|make) \S.*)$")
+COMMAND = re.compile(r"^\s*((?:cd \S+ && )?(?:python|fitprune|pytest|bash|make|torchrun) \S.*)$")
 LONG = "measure("  # what times something, or builds a model of full size
 SHOWS_AN_ERROR = ("0.65)", "from_deletions([3, -1]")  # the message is what there is to see
 
@@ -73,6 +73,8 @@ def test_a_command_can_be_tried(
             parser().parse_args(words[1:])
     elif words[0] == "pytest" or words[:3] == ["python", "-m", "pytest"]:
         assert (ROOT / next(word for word in words if word.startswith("tests/"))).exists()
+    elif words[0] == "torchrun":
+        parser().parse_args(words[words.index("fitprune") + 1 :])
     elif words[:2] == ["python", "-m"]:
         monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
         assert words[2] == "lmms_eval" or find_spec(words[2]), command  # which has an environment of its own

@@ -161,7 +161,7 @@ def test_the_state_goes_to_the_decoder_alone(llava):
     hook.remove()
     assert len(trace) == LAYERS
     assert seen
-    assert all(upstream.STATE not in names for names in seen)
+    assert all(upstream.STATE_KEY not in names for names in seen)
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])

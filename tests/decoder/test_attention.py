@@ -9,7 +9,7 @@ from transformers import AttentionInterface
 from transformers.models.llama.modeling_llama import ALL_ATTENTION_FUNCTIONS
 
 from fitprune.decoder.attention import check_implementation, listening
-from fitprune.decoder.upstream import STATE, attention_registry
+from fitprune.decoder.upstream import STATE_KEY, attention_registry
 from fitprune.errors import UnsupportedError
 
 
@@ -32,7 +32,7 @@ def test_the_result_is_the_implementations(llama, tensors, name):
     config = SimpleNamespace(_attn_implementation=name)
     mask = torch.zeros(2, 1, 5, 5)
     ear = Ear()
-    out, weights = listening(config)(module, *tensors, mask, scaling=0.3, dropout=0.0, **{STATE: ear})
+    out, weights = listening(config)(module, *tensors, mask, scaling=0.3, dropout=0.0, **{STATE_KEY: ear})
     if name == "sdpa":
         wanted = ALL_ATTENTION_FUNCTIONS["sdpa"](module, *tensors, mask, scaling=0.3, dropout=0.0)
     else:
@@ -56,7 +56,7 @@ def test_nobody_listens(llama, tensors):
 
 def test_scaling_by_default(llama, tensors):
     ear = Ear()
-    listening(SimpleNamespace(_attn_implementation="sdpa"))(llama.model.layers[0].self_attn, *tensors, None, **{STATE: ear})
+    listening(SimpleNamespace(_attn_implementation="sdpa"))(llama.model.layers[0].self_attn, *tensors, None, **{STATE_KEY: ear})
     assert ear.heard_all[0][2] == 8**-0.5
 
 
@@ -70,7 +70,7 @@ def test_the_implementation_sees_the_models_own_config(llama, tensors):
     AttentionInterface.register("spying", spy)
     try:
         config = SimpleNamespace(_attn_implementation="spying", mine=True)
-        listening(config)(llama.model.layers[2].self_attn, *tensors, None, scaling=1.0, **{STATE: Ear()})
+        listening(config)(llama.model.layers[2].self_attn, *tensors, None, scaling=1.0, **{STATE_KEY: Ear()})
     finally:
         AttentionInterface._global_mapping.pop("spying")
     assert seen == [(config, 2, {"scaling"})]  # nothing of ours is handed on
@@ -81,7 +81,7 @@ def test_attention_that_scores_do_not_know(llama, tensors, name):
     function = listening(SimpleNamespace(_attn_implementation="sdpa"))
     module = llama.model.layers[0].self_attn
     with pytest.raises(UnsupportedError, match=name):
-        function(module, *tensors, None, **{name: 5.0, STATE: Ear()})
+        function(module, *tensors, None, **{name: 5.0, STATE_KEY: Ear()})
 
 
 def test_implementations():

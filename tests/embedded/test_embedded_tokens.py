@@ -18,8 +18,9 @@ from embedded.glyphs import CHARACTERS
 from embedded.questions import Question, one_of_each
 from embedded.scene import COLORS, KINDS, Split, draw
 from embedded.tokens import BOS, EOS, IMAGE, IMAGE_ID, INSTRUCTION, PAD, SPECIAL, UNKNOWN, tokenizer
+from fitprune.families import llava
 from fitprune.families.conversation import build_prompt
-from fitprune.families.protocols import Pictures
+from fitprune.families.protocols import Images
 from fitprune.families.vlm import VLM
 
 PATCHES = 7  # visual tokens of a picture, in these tests
@@ -37,7 +38,7 @@ def vlm() -> VLM:
     model: Any = nn.Module()
     model.config = SimpleNamespace(image_token_id=IMAGE_ID)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer(), **names)
-    return VLM("test", model, fast, tokens.TEMPLATE, Pictures(lambda image: {}, lambda image: PATCHES, lambda image: []))
+    return VLM("test", model, fast, tokens.TEMPLATE, llava, Images(lambda image: {}, lambda image: PATCHES, lambda image: []))
 
 
 def test_special_tokens_come_first() -> None:

@@ -14,7 +14,7 @@ from fitprune.errors import FitPruneError
 from fitprune.fit import fit
 from fitprune.recipe import Recipe
 from fitprune.stats import AttentionStats
-from fitprune.studies.ablate import DRAWS, axis, differences, markdown, methods, most_samples, moved, panels
+from fitprune.studies.ablate import DRAWS, axis, differences, markdown, methods, most_samples, panels, schedule_distance
 from fitprune.studies.methods import CONTROLS, METHODS, find, recipes
 
 LAYERS, TOKENS, SAMPLES = 6, 60, 8
@@ -64,16 +64,16 @@ counts = st.lists(st.integers(0, 8), min_size=3, max_size=3)
 @given(counts, counts, counts)
 def test_the_distance_of_recipes_is_a_distance(first: list[int], second: list[int], third: list[int]) -> None:
     one, two, three = (Recipe.from_deletions(each, visual_tokens=24) for each in (first, second, third))
-    assert 0 <= moved(one, two, 24) == moved(two, one, 24) <= 1
-    assert (moved(one, two, 24) == 0) == (one == two)
-    assert moved(one, three, 24) <= moved(one, two, 24) + moved(two, three, 24) + 1e-12
+    assert 0 <= schedule_distance(one, two, 24) == schedule_distance(two, one, 24) <= 1
+    assert (schedule_distance(one, two, 24) == 0) == (one == two)
+    assert schedule_distance(one, three, 24) <= schedule_distance(one, two, 24) + schedule_distance(two, three, 24) + 1e-12
 
 
 def test_the_distance_by_hand() -> None:
     first, later = (Recipe.from_deletions(each, visual_tokens=10) for each in ([4, 2, 0], [1, 3, 4]))
-    assert moved(first, later, 10) == 0.5 * (3 + 1 + 4 + 2) / 10  # 3 of the first four go later, and 2 more go at all
+    assert schedule_distance(first, later, 10) == 0.5 * (3 + 1 + 4 + 2) / 10  # 3 of the first four go later, and 2 more go at all
     all_at_once, never = (Recipe.from_deletions(each, visual_tokens=10) for each in ([10], [0]))
-    assert moved(all_at_once, never, 10) == 1
+    assert schedule_distance(all_at_once, never, 10) == 1
 
 
 def test_recipes_are_compared_with_the_base(stats: AttentionStats) -> None:
@@ -86,7 +86,7 @@ def test_recipes_are_compared_with_the_base(stats: AttentionStats) -> None:
         assert isinstance(got, tuple)
         assert isinstance(base, tuple)
         assert one.alive == got[0].alive(TOKENS)
-        assert one.moved == moved(got[0], base[0], TOKENS)
+        assert one.moved == schedule_distance(got[0], base[0], TOKENS)
         assert one.moved == 0 if one.method == "fitprune" else one.moved > 0 or "samples=4" in one.method
         assert len(one.draws) == (DRAWS if "samples" in one.method else 0)
     mean = {one.method: sum(one.draws) / DRAWS for one in found if one.draws}
@@ -106,7 +106,7 @@ def test_draws_are_of_so_many_samples_none_twice(stats: AttentionStats) -> None:
     base = made["fitprune", 0.6]
     assert isinstance(base, tuple)
     without = [stats.rows([row for row in range(SAMPLES) if row != left]) for left in range(SAMPLES)]
-    ways = {moved(fit(one, reduction_ratio=0.6), base[0], TOKENS) for one in without}
+    ways = {schedule_distance(fit(one, reduction_ratio=0.6), base[0], TOKENS) for one in without}
     drawn = differences(stats, axes, made)[1].draws
     assert len(drawn) == DRAWS
     assert set(drawn) <= ways

@@ -20,6 +20,7 @@ from fitprune.embedded import embedded
 from fitprune.families.vlm import VLM
 from fitprune.questions import Question, read_questions
 from fitprune.recipe import Recipe
+from fitprune.resolve import Choice
 from fitprune.studies.against_dense import Drift, compare_to_dense, teacher_forced_logits
 from fitprune.studies.drift import Share, bootstrap, divergence, kept, wilson
 from fitprune.studies.report import advice, advise, summarise
@@ -132,14 +133,14 @@ def test_nothing_deleted_is_no_drift(followed: list[list[Drift]], small: VLM) ->
             assert max(drift.divergence_first, drift.divergence_answer) < 1e-9
             assert drift.cross == drift.intra == [1.0] * 9
             assert drift.alive == [144] * 9
-    row = summarise("0%", None, "", followed[0], small.cost)
+    row = summarise(Choice("0%", None, ""), followed[0], small.cost)
     assert (row.answers.count, row.first_tokens.count, row.visual_reduction, row.prefill_reduction) == (0, 0, 0, 0)
     assert row.changed == []
 
 
 def test_drift_is_what_the_parts_say(followed: list[list[Drift]], small: VLM) -> None:
     questions = read_questions(embedded().questions)[:9]
-    row = summarise("x", HALF, "", followed[2], small.cost)
+    row = summarise(Choice("x", HALF, ""), followed[2], small.cost)
     for question, drift in zip(questions, followed[2], strict=True):
         picture = embedded().images / str(question.image)
         assert drift.dense == small.ask(question.text, picture, max_new_tokens=8)
@@ -155,7 +156,7 @@ def test_drift_is_what_the_parts_say(followed: list[list[Drift]], small: VLM) ->
 
 
 def test_deleting_more_drifts_more(followed: list[list[Drift]], small: VLM) -> None:
-    half, most = (summarise("", r, "", d, small.cost) for r, d in ((HALF, followed[2]), (MOST, followed[3])))
+    half, most = (summarise(Choice("", r, ""), d, small.cost) for r, d in ((HALF, followed[2]), (MOST, followed[3])))
     assert most.divergence_first.mean > half.divergence_first.mean
     assert most.visual_reduction > half.visual_reduction
     for less, more in ((most.cross, half.cross), (most.intra, half.intra)):
@@ -169,7 +170,7 @@ def test_deleting_at_random_drifts_more(small: VLM) -> None:
         (drifts,) = compare_to_dense(
             small, questions, str(embedded().images), [recipe], score=score, batch_size=8, max_new_tokens=4, progress=False
         )
-        rows.append(summarise(score, recipe, "", drifts, small.cost))
+        rows.append(summarise(Choice(score, recipe, ""), drifts, small.cost))
     ours, random = rows
     assert random.answers.count > ours.answers.count  # 12 and 5 when this was written
     assert random.divergence_first.mean > ours.divergence_first.mean
@@ -201,12 +202,12 @@ def test_batches_of_unlike_pictures_drift_as_singles() -> None:
 
 
 def test_advice_is_the_most_saving_row_within_the_threshold(followed: list[list[Drift]], small: VLM) -> None:
-    row = summarise("50%", HALF, "", followed[2], small.cost)
+    row = summarise(Choice("50%", HALF, ""), followed[2], small.cost)
     rows = [
         dataclasses.replace(row, name=name, answers=wilson(count, 100), visual_reduction=saved)
         for name, count, saved in (("30%", 1, 0.3), ("50%", 5, 0.5), ("70%", 9, 0.7))
     ]
-    dense = summarise("0%", None, "", followed[0], small.cost)
+    dense = summarise(Choice("0%", None, ""), followed[0], small.cost)
     advised = advise([dense, *rows], 0.05)
     assert advised == rows[1]
     assert "50% is the largest" in advice(advised, 0.05)

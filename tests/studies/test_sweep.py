@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from fitprune import observe
 from fitprune.arguments import ratios
 from fitprune.cli import main
 from fitprune.errors import FitPruneError
 from fitprune.evaluation.compare import Row
 from fitprune.families import VLM, load
+from fitprune.observe import Observer
 from fitprune.recipe import Recipe
 from fitprune.studies.ablate import panels
 from fitprune.studies.methods import CONTROLS
@@ -48,10 +48,10 @@ class Asked:
 
         def observed(*args: Any, **options: Any) -> Any:
             self.observed += 1
-            return observe(*args, **options)
+            return Observer(*args, **options)
 
         monkeypatch.setattr(VLM, "generate", counted)
-        monkeypatch.setattr("fitprune.calibrate.observe", observed)
+        monkeypatch.setattr("fitprune.calibrate.Observer", observed)
 
 
 def answers(folder: Path) -> dict[str, list[Any]]:
@@ -327,7 +327,7 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(
     flags: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fitprune.studies.sweep.load", lambda *args, **options: pytest.fail("vlm"))
+    monkeypatch.setattr("fitprune.families.loading.load", lambda *args, **options: pytest.fail("vlm"))
     assert main(["sweep", *flags]) == 2
     error = capsys.readouterr().err
     assert said in error
