@@ -69,7 +69,7 @@ def own_folders(size: int, folder: Path, argv: list[str], command: Callable[[lis
     return found
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.rest)])
 def test_eval_writes_what_one_process_writes(size: int, alone: dict[str, Any], tmp_path: Path) -> None:
     found = own_folders(size, tmp_path, EVAL)
     assert [code for code, _, _ in found] == [0] * size
@@ -78,6 +78,7 @@ def test_eval_writes_what_one_process_writes(size: int, alone: dict[str, Any], t
     assert all("answering" not in errors and "observing" not in errors for _, _, errors in found[1:])
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(("gone", "then"), [(0, 3), (1, 2), (1, 1)])
 def test_a_killed_process_and_a_rerun_lose_and_repeat_nothing(
     gone: int, then: int, alone: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -115,6 +116,7 @@ def test_a_killed_process_and_a_rerun_lose_and_repeat_nothing(
     assert written(tmp_path) == alone
 
 
+@pytest.mark.rest
 def test_fit_with_and_without_company(tmp_path: Path) -> None:
     flags = ["fit", "--samples", "7", "--batch-size", "2", "--reduction-ratio", "0.4", "0.7"]
 
@@ -131,6 +133,7 @@ def test_fit_with_and_without_company(tmp_path: Path) -> None:
     assert one == three  # statistics to the bit, with the fingerprint of the whole set
 
 
+@pytest.mark.rest
 def test_report_is_the_same(tmp_path: Path) -> None:
     assert ran([*REPORT, "--json", str(tmp_path / "one.json")])[0] == 0
     found = own_folders(2, tmp_path, [*REPORT, "--json"])
@@ -138,6 +141,7 @@ def test_report_is_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "one.json").read_text() == (tmp_path / "0").read_text()
 
 
+@pytest.mark.rest
 def test_the_authors_loader(tmp_path: Path) -> None:
     flags = ["--reduction_ratio", "60", "--samples", "3", "--num-chunks", "60", "--max_new_tokens", "4", "--answers-file"]
     assert ran([*flags, str(tmp_path / "one" / "a.jsonl")], loader.main)[0] == 0
@@ -147,6 +151,7 @@ def test_the_authors_loader(tmp_path: Path) -> None:
     assert [line["text"] for line in written(tmp_path / "one")["a.jsonl"]] == two != []
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("more", [[], ["--temperature", "0.8"]])
 def test_one_model_between_two_processes(more: list[str], alone: dict[str, Any], tmp_path: Path) -> None:
     found = own_folders(2, tmp_path, [EVAL[0], "--tensor-parallel", *more, *EVAL[1:]])
@@ -157,6 +162,7 @@ def test_one_model_between_two_processes(more: list[str], alone: dict[str, Any],
         assert {name: same[name] for name in alone if "jsonl" in name} == {n: alone[n] for n in alone if "jsonl" in n}
 
 
+@pytest.mark.rest
 def test_processes_with_other_questions_are_told(tmp_path: Path) -> None:
     lines = embedded().questions.read_text().splitlines()[:8]
     for rank in range(2):
@@ -171,6 +177,7 @@ def test_processes_with_other_questions_are_told(tmp_path: Path) -> None:
     assert "".join(errors for _, _, errors in found).count("different questions") == 1
 
 
+@pytest.mark.rest
 def test_with_one_model_a_picture_that_one_cannot_read_stops_all(tmp_path: Path) -> None:
     name = json.loads(embedded().questions.read_text().splitlines()[2])["image"]
     for rank in range(2):
@@ -188,6 +195,7 @@ def test_with_one_model_a_picture_that_one_cannot_read_stops_all(tmp_path: Path)
     assert "".join(errors for _, _, errors in found).count("error: no image") == 1
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -225,6 +233,7 @@ def test_bad_input_is_said_once(argv: list[str], said: str, tmp_path: Path) -> N
     assert "".join(errors for _, errors in found).count(said) == 1
 
 
+@pytest.mark.rest
 def test_torchrun_itself(alone: dict[str, Any], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
@@ -243,6 +252,7 @@ def figures(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in run.items() if k not in ("milliseconds", "timed", "answers", "written")} for run in runs]
 
 
+@pytest.mark.rest
 def test_a_sweep_killed_and_continued_by_another_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ran([*SWEEP, str(tmp_path / "one")])[0] == 0
     generate, asked = VLM.generate, [0]

@@ -257,6 +257,7 @@ for function in (kernel._normalise, kernel._receive):
 
 
 @pytest.mark.skipif(VERSION < (3, 3), reason="compiling without a GPU is asked for in another way here")
+@pytest.mark.rest  # half a minute of compiling
 def test_compiles_for_a_gpu_that_is_not_there(tmp_path):
     """The interpreter lets pass what the compiler does not. Both kernels, every kind of mask."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
