@@ -68,8 +68,8 @@ def modules() -> dict[str, Any]:
     return found
 
 
-CLASSES = ("Recipe", "CostModel", "Trace", "Attended", "AttentionStats", "Loaded")
-VARIABLES = {"recipe": "Recipe", "trace": "Trace", "seen": "Attended", "llava": "Loaded", "stats": "AttentionStats"}
+CLASSES = ("Recipe", "CostModel", "Trace", "Attended", "AttentionStats", "VLM")
+VARIABLES = {"recipe": "Recipe", "trace": "Trace", "seen": "Attended", "llava": "VLM", "stats": "AttentionStats"}
 
 
 @named
