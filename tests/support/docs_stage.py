@@ -27,7 +27,6 @@ from typing import Any
 import pytest
 from multimodal import PARITY, Recorded
 from processes import ZERO3, together
-from test_checkpoint_lora import adapter, base_and_projector
 
 import fitprune.calibrate
 import fitprune.cli
@@ -63,6 +62,7 @@ SMALL_MODULES = {
 LONG_TARGETS = {
     "run",
     "test",
+    "test-all",
     "test-demo",
     "test-lmms",
     "test-latest",
@@ -154,6 +154,9 @@ class Stage:
         """The LoRA checkpoint and its base, made when a command asks for them."""
         made = self.folder / "lora"
         if not made.exists():
+            self.patch.syspath_prepend(str(ROOT / "tests" / "checkpoints"))
+            from test_checkpoint_lora import adapter, base_and_projector
+
             made.mkdir()
             base, projector = base_and_projector(made)
             lora = adapter(made, projector)
