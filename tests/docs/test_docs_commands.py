@@ -30,14 +30,14 @@ BEFORE = {  # what a page's fragments of Python take for granted
     "docs/how_it_works.md": """
 import fitprune
 from fitprune import Recipe
-from fitprune.families.loaded import read_image
+from fitprune.images.reading import read_image
 llava = fitprune.load("embedded")
 model = llava.model
 inputs = llava.encode([(llava.prompt("What number is written?"), [read_image("picture.jpg")])])
 """,
     "docs/drawing.md": """
 import fitprune
-from fitprune.families.loaded import read_image
+from fitprune.images.reading import read_image
 llava, image = fitprune.load("embedded"), read_image("picture.jpg")
 recipe = fitprune.Recipe.from_deletions([60, 0, 0, 20, 0, 0, 0, 0, 10], visual_tokens=144)
 """,

@@ -10,18 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_imports import FLOORS, HEIGHT
 
 import fitprune
-from fitprune import cli
+from fitprune import cli, decoder
 from fitprune.evaluation import loader
 from fitprune.studies import conventions
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("LLaVA_*/README.md"))]
 FOLDERS = r"(?:docs|scripts|tests|embedded|fitprune|LLaVA_1\.5|LLaVA_NEXT|LLaVA_HR)"
-SUFFIXES = {"csv", "py", "sh", "md", "json", "jsonl", "png", "safetensors"}
+SUFFIXES = {"csv", "py", "sh", "md", "json", "jsonl", "png", "safetensors", "zip"}
 HISTORY = {"LOG.md"}  # speaks of what was
-ELSEWHERE = {"docs/Evaluation.md", "fitprune/families/NAME.py"}  # LLaVA's own page; a name that stands for any
+ELSEWHERE = {
+    "docs/Evaluation.md",
+    "tflops.py",
+    "layer_prune.py",
+    *(f"{name}_IntraLLM.py" for name in ("FastV", "Pdrop", "methods/FitPrune")),
+}  # of other projects
+SOURCES = [
+    path.relative_to(ROOT).as_posix()
+    for folder in (*ROOT.glob("LLaVA_*"), *(ROOT / name for name in ("embedded", "fitprune", "scripts", "tests")))
+    for path in folder.rglob("*.py")
+]
 APART = ("lmms_eval",)  # has an environment of its own
 named = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 SPANS = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
@@ -43,10 +54,12 @@ def test_files_are_there(page: Path) -> None:
     for span in SPANS.findall(text) if page.name not in HISTORY else ():
         for path in re.findall(rf"(?<![\w/.])((?:\.\./)?{FOLDERS}/[\w./{{}},-]*)(?!\S*[…*])", span):
             for one in set(alternatives(path)) - ELSEWHERE:
+                if "NAME" in one:  # stands for any
+                    one = str(Path(one).parent)
                 places = (page.parent, ROOT, *ROOT.glob("LLaVA_*"))
                 assert any((place / one).exists() for place in places), (span, one)
-        if re.fullmatch(r"test_\w+\.py", span):
-            assert (ROOT / "tests" / span).exists(), span
+        if re.fullmatch(r"[\w./]+\.py", span) and "NAME" not in span and span not in ELSEWHERE:  # by the end of its path
+            assert any(f"/{path}".endswith(f"/{span.removeprefix('../')}") for path in SOURCES), span
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
         assert (page.parent / target).exists(), target
 
@@ -68,8 +81,8 @@ def modules() -> dict[str, Any]:
     return found
 
 
-CLASSES = ("Recipe", "CostModel", "Trace", "Attended", "AttentionStats", "Loaded")
-VARIABLES = {"recipe": "Recipe", "trace": "Trace", "seen": "Attended", "llava": "Loaded", "stats": "AttentionStats"}
+CLASSES = ("Recipe", "CostModel", "Trace", "Attended", "AttentionStats", "VLM")
+VARIABLES = {"recipe": "Recipe", "trace": "Trace", "seen": "Attended", "llava": "VLM", "stats": "AttentionStats"}
 
 
 @named
@@ -88,6 +101,18 @@ def test_functions_are_there(page: Path) -> None:
             homes = [home for home in (known.get(path), classes.get(VARIABLES.get(last, last))) if home]
             if homes and name not in SUFFIXES:
                 assert any(hasattr(home, name) or name in getattr(home, "__dataclass_fields__", {}) for home in homes), dotted
+
+
+def test_the_page_on_architecture_is_the_code() -> None:
+    """Its tree has every module, its order is that of test_imports.py, its pruned layer that of the package's docstring."""
+    tree, order, layer = re.findall(r"```text\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.DOTALL)
+    named = [name for line in tree.splitlines()[1:] for name in re.findall(r"(\w+)(?:\.py|/)", line.strip().partition("   ")[0])]
+    assert sorted(named) == sorted(HEIGHT)
+    assert [tuple(line.split()) for line in order.splitlines()] == list(FLOORS)
+    steps = [line.partition("#")[0].split() for line in layer.splitlines()]
+    own = [line.partition("#")[0].replace("`", "").split() for line in (decoder.__doc__ or "").splitlines()]
+    assert all(step in own for step in steps), [step for step in steps if step not in own]
+    assert len(steps) > 7
 
 
 def test_the_table_of_conventions_is_what_the_code_prints() -> None:

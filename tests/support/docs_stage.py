@@ -27,11 +27,10 @@ from typing import Any
 import pytest
 from multimodal import PARITY, Recorded
 from processes import ZERO3, together
-from test_checkpoint_lora import adapter, base_and_projector
 
-import fitprune.calibrate
 import fitprune.cli
-from fitprune import bench
+import fitprune.questions
+from fitprune.bench import shapes
 from fitprune.embedded import Embedded, embedded
 from fitprune.errors import FitPruneError
 from fitprune.families.convert import convert
@@ -63,6 +62,7 @@ SMALL_MODULES = {
 LONG_TARGETS = {
     "run",
     "test",
+    "test-all",
     "test-demo",
     "test-lmms",
     "test-latest",
@@ -118,13 +118,13 @@ class Stage:
         noted.chmod(0o755)
         few(embedded().calibration, folder / "few" / "calibration" / embedded().calibration.name, 8)
         (folder / "few" / "calibration" / "images").symlink_to(embedded().calibration_images)
-        monkeypatch.setattr(fitprune.calibrate, "embedded", lambda: Embedded(embedded().model, folder / "few"))
+        monkeypatch.setattr(fitprune.questions, "embedded", lambda: Embedded(embedded().model, folder / "few"))
         small = {
-            name: shape.altered(visual=shape.visual // 24) for name, shape in bench.SHAPES.items()
+            name: shape.altered(visual=shape.visual // 24) for name, shape in shapes.SHAPES.items()
         }  # the real ones take minutes or a GPU
         for name, shape in small.items():
             cost = fitprune.CostModel(shape.cost.layers, 32, 64, 2, 2, 16, vocab=99)
-            monkeypatch.setitem(bench.SHAPES, name, type(shape)(cost, 3, 24, 5, shape.recipes))
+            monkeypatch.setitem(shapes.SHAPES, name, type(shape)(cost, 3, 24, 5, shape.recipes))
 
     def _furnish(self, place: Path, converted: Path) -> None:
         """What the documentation takes for granted in the folder where a command is typed."""
@@ -154,6 +154,9 @@ class Stage:
         """The LoRA checkpoint and its base, made when a command asks for them."""
         made = self.folder / "lora"
         if not made.exists():
+            self.patch.syspath_prepend(str(ROOT / "tests" / "checkpoints"))
+            from test_checkpoint_lora import adapter, base_and_projector
+
             made.mkdir()
             base, projector = base_and_projector(made)
             lora = adapter(made, projector)
