@@ -4,6 +4,8 @@ import os
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from fitprune.cost import CostModel
@@ -111,3 +113,28 @@ def test_torn_and_foreign_files_are_refused_by_name(tmp_path):
         AttentionStats.load(tmp_path / "nowhere")
     with pytest.raises(FitPruneError, match=r"cannot read|not a file of statistics"):
         AttentionStats.load(tmp_path)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_parts_of_any_size_concatenate(tokens: list[int]) -> None:
+    """Samples come one by one, in batches or from other processes: joined they are the same."""
+    parts = []
+    for number, count in enumerate(tokens):
+        received = torch.rand(1, 3, count, generator=torch.Generator().manual_seed(number))
+        few = torch.tensor([count])
+        parts.append(AttentionStats(received, received / 2, few, few + 7, model="m", fingerprint=f"{number:02x}" * 32))
+    whole = AttentionStats.concatenate(parts)
+    assert whole.samples == len(tokens)
+    assert whole.visual_tokens.tolist() == tokens
+    assert whole.cross.shape[2] == max(tokens)
+    sent = [AttentionStats.from_bytes(part.to_bytes()) for part in parts]
+    assert AttentionStats.concatenate(sent).fingerprint == whole.fingerprint
+    assert torch.equal(AttentionStats.concatenate(sent).intra, whole.intra)
+    for number, part in enumerate(parts):
+        assert torch.equal(whole.cross[number, :, : tokens[number]], part.cross[0])
+        assert not whole.cross[number, :, tokens[number] :].any()
+
+
+def test_nothing_to_concatenate() -> None:
+    with pytest.raises(FitPruneError, match="nothing to observe"):
+        AttentionStats.concatenate([])

@@ -11,7 +11,7 @@ layer to choose, to the layer); a score is a name in `SCORES`. What each one is,
   tokens stays, λ solved (the paper fixes it at 0.5), ranked by the last token.
 
 A fitted schedule can be fitted otherwise, for ablations: `fitprune samples=16` on so many of the samples, evenly spaced;
-`fitprune criterion=cross` by another criterion (`fit.CRITERIA`); both may follow any method whose schedule is fitted.
+`fitprune criterion=cross` by another criterion (`schedule.validation.CRITERIA`); both may follow any method whose schedule is fitted.
 
 `random` and `uniform` are the controls: the first has our schedule without our ranking, the second our ranking without our
 schedule. In all of them tokens go after the attention of the layer, before its MLP, as everywhere here.
