@@ -24,17 +24,12 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # may come from anywhere, without a body
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "[")  # "[": what Starlette up to 1.3 makes of "[::1]:8000"; no DNS name has it
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "[")  # "[": Starlette 1.3 and older cut "[::1]:8000" at its first colon
 TOO_LARGE = "at most {} bytes are taken here"
 
 
 def guard(app: ASGIApp, host: str, limit: Callable[[str], int]) -> ASGIApp:
-    """An ASGI app with all checks of this module in front.
-
-    Args:
-        host: Where the server listens.
-        limit: How many bytes a request to a path may have.
-    """
+    """An ASGI app behind all checks of this module; `host` is where the server listens, `limit` the bytes a path may be sent."""
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     names = [*LOOPBACK_NAMES, f"[{host}]" if ":" in host else host] if is_loopback(host) else ["*"]
@@ -50,6 +45,7 @@ class _RequestGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send) if scope["type"] == "lifespan" else None
+        import anyio  # Starlette's own dependency
         from starlette.datastructures import Headers
         from starlette.exceptions import HTTPException
         from starlette.requests import ClientDisconnect
@@ -69,14 +65,17 @@ class _RequestGuard:
             return message
 
         try:
-            if not safe:
-                _check_headers(Headers(scope=scope), limit)
+            _check_headers(Headers(scope=scope), safe, limit)
             await self.app(scope, counted, send)
         except ClientDisconnect:  # in the middle of a body: there is nobody to tell
             pass
         except HTTPException as error:
-            if not complete:
-                await _drain(receive)
+            undrained = 2**16
+            with anyio.move_on_after(1.0):  # seconds; a connection closed over unread bytes is reset before its answer is read
+                while not complete and undrained > 0:
+                    message = await receive()
+                    undrained -= len(message.get("body", b""))
+                    complete = not message.get("more_body")
             await PlainTextResponse(f"{error.detail}\n", error.status_code, {"connection": "close"})(scope, receive, send)
 
 
@@ -87,25 +86,14 @@ def refusal(status: int, reason: str) -> Exception:
     return HTTPException(status, reason)
 
 
-def _check_headers(headers: Headers, limit: int) -> None:
+def _check_headers(headers: Headers, safe: bool, limit: int) -> None:
     """Refuses other sites, and bodies without a length or with too large a one."""
     host, origin = headers.get("host", "").lower(), headers.get("origin")
     same_site = origin is None or origin.lower() in (f"http://{host}", f"https://{host}")
-    if headers.get("sec-fetch-site") == "cross-site" or not same_site:
+    if not safe and (headers.get("sec-fetch-site") == "cross-site" or not same_site):
         raise refusal(403, "requests from pages of other sites are refused")
-    length = headers.get("content-length", "")
+    length = headers.get("content-length", "0" if safe else "")
     if "transfer-encoding" in headers or not (length.isascii() and length.isdecimal()):
         raise refusal(411, "send the request in one piece, with a Content-Length")
     if len(length) > 20 or int(length) > limit:  # int() raises for thousands of digits
         raise refusal(413, TOO_LARGE.format(limit))
-
-
-async def _drain(receive: Receive, limit: int = 2**16, seconds: float = 1.0) -> None:
-    """Reads the beginning of a refused body: a connection closed over unread bytes is reset before its answer is read."""
-    import anyio  # Starlette's own dependency
-
-    taken, more = 0, True
-    with anyio.move_on_after(seconds):
-        while more and taken <= limit:
-            message = await receive()
-            taken, more = taken + len(message.get("body", b"")), message.get("more_body", False)

@@ -112,6 +112,11 @@ def test_lengths_are_said_and_bounded(guarded: Any, headers: dict[str, str], sta
     assert called(guarded, "POST", "/", b"1234567890", **headers)[0] == status
 
 
+def test_a_get_brings_no_body(guarded: Any) -> None:
+    assert called(guarded, "GET", "/", b"x")[0] == 413
+    assert called(guarded, "GET", "/", transfer_encoding="chunked")[0] == 411
+
+
 @pytest.mark.parametrize(("path", "sent"), [("/", 11), ("/", 5000), ("/large", 1001)])
 def test_what_comes_in_is_counted(path: str, sent: int) -> None:
     taken = list[int]()
