@@ -35,7 +35,7 @@ CLOSED_ROUTES = ("/v1/audio/transcriptions",)  # no model here hears, and untrus
 MAX_IMAGES = 8  # of one request: more of LLaVA-1.5's than its 4096 positions hold
 MAX_REQUEST_BYTES = 3 * MAX_BYTES  # two of the largest images in base64 (4 bytes for 3), and some around them
 
-Messages = Sequence[Mapping[str, Any]]
+Messages = Sequence[Mapping[str, Any]]  # `role`, and `content`: parts of `type` "text" (`text`) and "image" (`url`)
 
 
 def needed() -> None:
@@ -62,8 +62,7 @@ def server(vlm: VLM, recipe: Recipe | None, *, score: str = "fitprune", host: st
     from transformers.cli.serving.model_manager import Modality
 
     class Unstarted(Serve):
-        def start_server(self) -> None:
-            pass
+        def start_server(self) -> None: ...
 
     model: Any = vlm.model
     name, prompts = file_name(vlm.name), Prompts(vlm)
@@ -148,8 +147,6 @@ class Prompts:
 def conversation(messages: Messages) -> tuple[list[tuple[str, str | None]], list[Image.Image]]:
     """(user, assistant) turns with an `<image>` line per image before each user text, and the images in order.
 
-    Args:
-        messages: As the server hands them on: `role`, and `content`, parts of type "text" and "image" (with `url`).
     Raises:
         FitPruneError: roles other than user, assistant, …, user; a part or image that cannot be taken; more than `MAX_IMAGES`.
     """

@@ -427,12 +427,12 @@ def test_the_page_names_no_telemetry(served: Served) -> None:
     assert {call["api_visibility"] for call in config["dependencies"]} == {"private"}
 
 
-def test_strange_calls_are_answered_in_words(served: Served) -> None:
+def test_malformed_calls_are_answered_in_words(served: Served) -> None:
     """What a page never sends; the handler is called as the queue calls it."""
     index = answering(served)
-    strange = ([None] * 5, [{"no": "path"}, {}, "sixty", [], {}], ["x", 7, True, None, "layer"], [7, "", 1e400, "", 1])
-    for at, data in enumerate(strange):
-        session = f"strange{at}"
+    malformed = ([None] * 5, [{"no": "path"}, {}, "sixty", [], {}], ["x", 7, True, None, "layer"], [7, "", 1e400, "", 1])
+    for at, data in enumerate(malformed):
+        session = f"malformed{at}"
         call = {"data": data, "fn_index": index, "session_hash": session, "event_data": None, "trigger_id": None}
         assert http(served, f"{API}/queue/join", call)[0] == 200
         said = http(served, f"{API}/queue/data?session_hash={session}")[1].decode()

@@ -53,12 +53,7 @@ SHOW_LAYER = """(layer) => {
 
 
 def build(gr: Any, engine: Engine, uploads: Path) -> Any:
-    """The page as Gradio's Blocks, not served yet.
-
-    Args:
-        gr: Gradio, imported with its telemetry switched off (server.py).
-        uploads: The folder where uploaded files arrive; no other file is ever read for a user.
-    """
+    """The page as Gradio's (`gr`) Blocks, not served yet; no file outside the folder `uploads` is ever read for a user."""
     samples = [[str(shutil.copy(embedded().images / name, uploads)), text] for name, text in EXAMPLES.items()]
 
     def check(image: Any) -> tuple[Any, Any]:

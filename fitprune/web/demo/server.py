@@ -66,16 +66,11 @@ def gradio() -> Any:
 
 
 def server(engine: Engine, folder: Path, host: str) -> Any:
-    """A uvicorn server of the page, to be run on a socket of `listen`.
-
-    Args:
-        folder: An empty folder for uploaded files, which is the caller's to remove.
-    """
+    """A uvicorn server of the page, to be run on a socket of `listen`; uploads go to `folder`, which is the caller's to remove."""
     gr = gradio()
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # Gradio has no other way to be told
     fastapi, uvicorn = importlib.import_module("fastapi"), importlib.import_module("uvicorn")
-    page = build(gr, engine, folder)
-    uploads = Uploads(folder)
+    page, uploads = build(gr, engine, folder), Uploads(folder)  # in this order: `build` puts the examples there
     app = gr.mount_gradio_app(
         fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=uploads.sweeping), page, path="",
         footer_links=[], run_history=False, show_error=False, max_file_size=MAX_BYTES, ssr_mode=False, enable_monitoring=False,
