@@ -21,7 +21,7 @@ from ..embedded import MODELS
 from ..errors import FitPruneError
 from ..questions import Calibration
 from ..recipe import published_ratios
-from ..web.ports import listen, open_to, port, shown
+from ..web.ports import address, exposure_warning, listen, port
 
 HELP = "serve a page on this machine that answers dense and pruned side by side"
 EXAMPLES = """examples:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     gradio()  # not installed: said before anything is loaded
     calibration = _calibration(args)
     with _terminable(), listen(args.host, args.port) as socket, tempfile.TemporaryDirectory(prefix="fitprune-demo-") as uploads:
-        if warning := open_to(args.host, "the page"):
+        if warning := exposure_warning(args.host, "the page"):
             print(f"fitprune demo: {warning}", flush=True)
         try:
             vlm = load(args.model_path, **arguments.load_options(args))
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             engine = Engine(vlm, stats, args.max_new_tokens)
             engine.warm_up()
             serving = server(engine, Path(uploads), args.host)
-            print(f"fitprune demo: open {shown(socket)} (Ctrl-C stops)", flush=True)
+            print(f"fitprune demo: open {address(socket)} (Ctrl-C stops)", flush=True)
             try:
                 serving.run(sockets=[socket])
             finally:

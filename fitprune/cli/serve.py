@@ -12,7 +12,7 @@ from .. import arguments
 from ..embedded import MODELS
 from ..files import file_name
 from ..questions import Calibration
-from ..web.ports import listen, open_to, port, shown
+from ..web.ports import address, exposure_warning, listen, port
 
 if TYPE_CHECKING:
     from ..families import VLM
@@ -45,12 +45,12 @@ def run(args: argparse.Namespace) -> int:
 
     needed()
     with listen(args.host, args.port) as socket:
-        if warning := open_to(args.host, "the model"):
+        if warning := exposure_warning(args.host, "the model"):
             print(f"fitprune serve: {warning}", flush=True)
         vlm = load(args.model_path, **arguments.load_options(args))
         choice = recipe_for(vlm, args.reduction_ratio, args.recipe)
         made = server(vlm, choice.recipe, score=args.score, host=args.host, port=args.port)
-        print(f"{choice.source}\nserving {file_name(vlm.name)} at {shown(socket)}/v1", flush=True)
+        print(f"{choice.source}\nserving {file_name(vlm.name)} at {address(socket)}/v1", flush=True)
         made.run(sockets=[socket])
     return 0
 

@@ -1,1 +1,1 @@
-"""What listens on a port: the server, the demo, and what strangers may send."""
+"""What listens on a port: `fitprune serve`, the demo, and the checks that untrusted requests and images pass before either."""

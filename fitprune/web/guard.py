@@ -1,137 +1,99 @@
-"""In front of a server of ours: whose requests are let in, and how much of them (plain ASGI; the demo's and `fitprune serve`'s).
+"""Checks in front of both HTTP servers (the demo's and `fitprune serve`'s): which requests are let in, and how large they may be.
 
-- names: on loopback only requests for this host (a web site that points its own name at 127.0.0.1 is turned away);
-- sites: nothing is taken from a page of another site, which a browser would send along without being asked;
-- bodies: their length is said beforehand and bounded, and what arrives is counted. `Transfer-Encoding` is refused, since
-  servers believe it more than a length beside it.
+- Host: on loopback a request must name this machine, else 400 (Starlette's TrustedHostMiddleware): a web site cannot get in by
+  pointing its own name at 127.0.0.1 (DNS rebinding).
+- Origin: a request that may change something is refused if a page of another site sent it (403).
+- Body: Content-Length is required (411) and bounded (413), and the bytes that arrive are counted. Transfer-Encoding is refused,
+  as servers believe it over a Content-Length beside it.
 
-A client that goes away in the middle of a body ends the request quietly; there is nobody to tell, and nothing of ours failed.
+Starlette has a middleware for the first only. It comes with Gradio and with fastapi, so it is imported once a server is made.
+Left out: passwords and TLS.
 
     python -m pytest tests/web/test_guard.py
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from .ports import is_loopback
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+if TYPE_CHECKING:
+    from starlette.datastructures import Headers
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-READING = ("GET", "HEAD", "OPTIONS")  # methods that bring nothing
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # may come from anywhere, without a body
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "[")  # "[": Starlette 1.3 and older cut "[::1]:8000" at its first colon
+TOO_LARGE = "at most {} bytes are taken here"
 
 
-class Guard:
-    """An ASGI app in front of another one; see the module.
+def guard(app: ASGIApp, host: str, limit: Callable[[str], int]) -> ASGIApp:
+    """An ASGI app behind all checks of this module; `host` is where the server listens, `limit` the bytes a path may be sent."""
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    Args:
-        host: Where the server listens; if that is loopback, requests must be for this machine by name.
-        most: Bytes that a request for a path may have.
-    """
+    names = [*LOOPBACK_NAMES, f"[{host}]" if ":" in host else host] if is_loopback(host) else ["*"]
+    return TrustedHostMiddleware(_RequestGuard(app, limit), names)
 
-    def __init__(self, app: App, host: str, most: Callable[[str], int]) -> None:
-        self.app, self.local, self.most = app, is_loopback(host), most
+
+class _RequestGuard:
+    """Origin and body; a refusal, of its own or the app's, is answered in a line of text and closes the connection."""
+
+    def __init__(self, app: ASGIApp, limit: Callable[[str], int]) -> None:
+        self.app, self.limit = app, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            return await self.app(scope, receive, send)
         if scope["type"] != "http":
-            return None
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        most = self.most(scope["path"]) if scope["method"] not in READING else 0
-        status, said = self._refused(scope["method"], headers, most)
-        if status:
-            await _drain(receive)
-            return await refuse(send, status, said)
-        body = _Body(receive, most)
-        try:
-            await self.app(scope, body.receive, body.forward(send))
-        except Exception:
-            if not body.broken:
-                raise
-        if body.taken > most:
-            await refuse(send, *_too_much(most))
-        return None
+            return await self.app(scope, receive, send) if scope["type"] == "lifespan" else None
+        import anyio  # Starlette's own dependency
+        from starlette.datastructures import Headers
+        from starlette.exceptions import HTTPException
+        from starlette.requests import ClientDisconnect
+        from starlette.responses import PlainTextResponse
 
-    def _refused(self, method: str, headers: dict[str, str], most: int) -> tuple[int, str]:
-        """Status and reason if a request is not let through, 0 if it is."""
-        name = headers.get("host", "").lower()
-        if self.local and not is_loopback(re.sub(r":\d+$", "", name).strip("[]")):
-            return 421, "this server is for the machine that it runs on"
-        if method in READING:
-            return 0, ""
-        origin = headers.get("origin")
-        if headers.get("sec-fetch-site") == "cross-site" or (origin is not None and _host(origin) != name):
-            return 403, "nothing is taken from pages of other sites"
-        length = headers.get("content-length", "")
-        if "transfer-encoding" in headers or not (length.isascii() and length.isdecimal()):
-            return 411, "say how long the request is, and send it in one piece"
-        return _too_much(most) if len(length) > 20 or int(length) > most else (0, "")
+        safe = scope["method"] in SAFE_METHODS
+        limit = 0 if safe else self.limit(scope["path"])
+        taken, complete = 0, False
 
-
-class _Body:
-    """A request's body on its way in: counted, and cut off beyond `most` bytes."""
-
-    def __init__(self, receive: Receive, most: int) -> None:
-        self._receive, self.most = receive, most
-        self.taken, self.broken, self._whole = 0, False, False
-
-    async def receive(self) -> Message:
-        if self.taken > self.most:
-            return {"type": "http.disconnect"}
-        message = await self._receive()
-        self.taken += len(message.get("body", b""))
-        self._whole |= message["type"] == "http.request" and not message.get("more_body")
-        self.broken = self.taken > self.most or (not self._whole and message["type"] == "http.disconnect")
-        return {"type": "http.disconnect"} if self.taken > self.most else message
-
-    def forward(self, send: Send) -> Send:
-        """Sends on what the app answers, unless the answer is that the body was too long."""
-
-        async def sent(message: Message) -> None:
-            if self.taken <= self.most:
-                await send(message)
-
-        return sent
-
-
-def _host(origin: str) -> str:
-    """Name and port of an origin, "null" for one that has none (no host is called that)."""
-    try:
-        return urlsplit(origin).netloc.lower() or "null"
-    except ValueError:
-        return "null"
-
-
-def _too_much(most: int) -> tuple[int, str]:
-    return 413, f"at most {most} bytes are taken here"
-
-
-async def _drain(receive: Receive, most: int = 2**16, seconds: float = 1.0) -> None:
-    """Takes a little of what is on its way: a connection closed over unread bytes is reset before its answer is read."""
-
-    async def take() -> None:
-        taken, more = 0, True
-        while more and taken <= most:
+        async def counted() -> Message:
+            nonlocal taken, complete
             message = await receive()
             taken += len(message.get("body", b""))
-            more = message["type"] == "http.request" and message.get("more_body", False)
+            complete = not message.get("more_body")
+            if taken > limit:
+                raise refusal(413, TOO_LARGE.format(limit))
+            return message
 
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(take(), seconds)
+        try:
+            _check_headers(Headers(scope=scope), safe, limit)
+            await self.app(scope, counted, send)
+        except ClientDisconnect:  # in the middle of a body: there is nobody to tell
+            pass
+        except HTTPException as error:
+            undrained = 2**16
+            with anyio.move_on_after(1.0):  # seconds; a connection closed over unread bytes is reset before its answer is read
+                while not complete and undrained > 0:
+                    message = await receive()
+                    undrained -= len(message.get("body", b""))
+                    complete = not message.get("more_body")
+            await PlainTextResponse(f"{error.detail}\n", error.status_code, {"connection": "close"})(scope, receive, send)
 
 
-async def refuse(send: Send, status: int, said: str) -> None:
-    """Answers with a status and a line of text, and hangs up."""
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": f"{said}\n".encode()})
+def refusal(status: int, reason: str) -> Exception:
+    """What an app behind `guard` raises to refuse a request."""
+    from starlette.exceptions import HTTPException
+
+    return HTTPException(status, reason)
+
+
+def _check_headers(headers: Headers, safe: bool, limit: int) -> None:
+    """Refuses other sites, and bodies without a length or with too large a one."""
+    host, origin = headers.get("host", "").lower(), headers.get("origin")
+    same_site = origin is None or origin.lower() in (f"http://{host}", f"https://{host}")
+    if not safe and (headers.get("sec-fetch-site") == "cross-site" or not same_site):
+        raise refusal(403, "requests from pages of other sites are refused")
+    length = headers.get("content-length", "0" if safe else "")
+    if "transfer-encoding" in headers or not (length.isascii() and length.isdecimal()):
+        raise refusal(411, "send the request in one piece, with a Content-Length")
+    if len(length) > 20 or int(length) > limit:  # int() raises for thousands of digits
+        raise refusal(413, TOO_LARGE.format(limit))

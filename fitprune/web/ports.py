@@ -1,4 +1,4 @@
-"""Where a server of ours listens: the port is taken, or refused in one line, before any model is loaded.
+"""Where a server listens: the port is taken, or refused in one line, before any model is loaded.
 
 python -c "from fitprune.web.ports import listen; print(listen('127.0.0.1', 0).getsockname())"
 """
@@ -28,8 +28,8 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def open_to(host: str, what: str) -> str:
-    """The line that warns of a host which others reach, empty for loopback; `what` is what they can use then."""
+def exposure_warning(host: str, what: str) -> str:
+    """The line that warns of a host which others can reach, empty for loopback; `what` is what they can use then."""
     if is_loopback(host):
         return ""
     return f"warning: {host} is not loopback: whoever reaches this machine can use {what}, without a password and unencrypted"
@@ -42,15 +42,14 @@ def listen(host: str, port: int) -> socket.socket:
         FitPruneError: for a host that is not this machine's, and a port that is taken or not allowed.
     """
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
         number = getattr(error, "errno", None) or 0
         said = os.strerror(number) if number > 0 else str(error)
         raise FitPruneError(f"cannot listen on port {port} of {host} ({said}): give another --port, 0 for a free one") from None
 
 
-def shown(listening: socket.socket) -> str:
-    """The address of a listening socket, as a browser takes it."""
+def address(listening: socket.socket) -> str:
+    """The URL of a listening socket."""
     host, number = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{number}"

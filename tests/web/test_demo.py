@@ -24,8 +24,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
-from test_demo_engine import NUMBER, WORD, picture
-from test_strangers import png, saved
+from test_demo_engine import NUMBER, WORD, example
+from test_untrusted import png, saved
 
 import fitprune
 from fitprune.calibrate import Calibration, observe_questions
@@ -34,7 +34,7 @@ from fitprune.errors import FitPruneError
 from fitprune.web.demo import engine as engine_module
 from fitprune.web.demo.engine import Comparison, Engine
 from fitprune.web.demo.figures import size
-from fitprune.web.demo.page import QUEUE
+from fitprune.web.demo.page import MAX_WAITING
 from fitprune.web.demo.server import API, server
 from fitprune.web.demo.uploads import Uploads
 from fitprune.web.ports import listen
@@ -70,7 +70,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     engine = Engine(vlm, observe_questions(vlm, calibration, progress=False), max_new_tokens=8)
     uploads = tmp_path_factory.mktemp("uploads")
     patch = pytest.MonkeyPatch()
-    patch.setattr(engine_module, "TIMING", 0.1)  # seconds of repeated prefills: enough to have been there
+    patch.setattr(engine_module, "TIMING_SECONDS", 0.1)  # seconds of repeated prefills: enough to have been there
     with listen("127.0.0.1", 0) as opened:
         here = Served(engine, f"http://127.0.0.1:{opened.getsockname()[1]}", uploads)
         connect, look_up = socket.socket.connect, socket.getaddrinfo
@@ -116,13 +116,13 @@ class User:
 
     def upload(self, name: str, content: bytes) -> None:
         file = {"name": name, "mimeType": "image/png", "buffer": content}
-        self.page.locator("#fitprune-picture input[type=file]").set_input_files(file)
+        self.page.locator("#fitprune-image input[type=file]").set_input_files(file)
 
     def uploaded(self, name: str, content: bytes) -> None:
-        """With the look at the picture done: Gradio can lose a click that comes while the answer to that closes its stream."""
+        """With the look at the image done: Gradio can lose a click that comes while the answer to that closes its stream."""
         with self.page.expect_response(lambda answer: "/queue/join" in answer.url):
             self.upload(name, content)
-        self.page.wait_for_selector("#fitprune-picture img")
+        self.page.wait_for_selector("#fitprune-image img")
         for _ in range(40):
             self.page.wait_for_timeout(50)
             if not self.streams:
@@ -168,7 +168,7 @@ def user(browser: Any, served: Served) -> Iterator[User]:
 
 
 def test_from_upload_to_answer(user: User, served: Served) -> None:
-    image = picture("8")
+    image = example("8")
     user.uploaded("mine.png", saved(image, "PNG"))
     user.question(WORD)
     user.ratio(50)
@@ -196,12 +196,12 @@ def test_from_upload_to_answer(user: User, served: Served) -> None:
 
 def test_an_example_and_another_method(user: User, served: Served) -> None:
     user.page.locator("#fitprune-examples img").first.click()
-    user.page.wait_for_selector("#fitprune-picture img")
+    user.page.wait_for_selector("#fitprune-image img")
     user.page.wait_for_function("document.querySelector('#fitprune-question textarea').value != ''")
     user.page.click("#fitprune-method input")
     user.page.locator("[role=option]", has_text="fastv").click()
     user.ask()
-    want = served.engine.compare(picture("0"), NUMBER, 0.6, "fastv")
+    want = served.engine.compare(example("0"), NUMBER, 0.6, "fastv")
     assert user.answers() == (want.dense.text, want.pruned.text)
     assert want.dense.text == "57"
     assert str(want.pruned.alive[-1]) in user.caption()
@@ -210,7 +210,7 @@ def test_an_example_and_another_method(user: User, served: Served) -> None:
 def test_a_phone_shows_it_all_without_scrolling_sideways(browser: Any, served: Served) -> None:
     user = User(browser, served.address, viewport={"width": 360, "height": 740}, color_scheme="dark", is_mobile=True)
     user.page.locator("#fitprune-examples img").first.click()
-    user.page.wait_for_selector("#fitprune-picture img")
+    user.page.wait_for_selector("#fitprune-image img")
     user.ask()
     user.answers()
     assert user.page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -225,47 +225,47 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(browser: Any, served: S
 # ---- what goes wrong is said
 
 
-def test_bad_pictures_are_refused_and_a_good_one_still_works(user: User) -> None:
+def test_bad_images_are_refused_and_a_good_one_still_works(user: User) -> None:
     bad = {
-        "This file is not a picture, whatever its name says": ("text.png", b"Just text, whatever it is called.\n" * 9),
-        "This picture is damaged and cannot be read": ("broken.png", saved(picture("0"), "PNG")[:9000]),
-        "This picture has far too many pixels": ("bomb.png", png(60000, 60000)),
-        "This picture has 30000 × 900 pixels, and at most 4096 a side": ("wide.png", png(30000, 900)),
-        "This file is not a picture": ("drawn.svg", b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"),
+        "This file is not an image, whatever its name says": ("text.png", b"Just text, whatever it is called.\n" * 9),
+        "This image is damaged and cannot be read": ("broken.png", saved(example("0"), "PNG")[:9000]),
+        "This image has far too many pixels": ("bomb.png", png(60000, 60000)),
+        "This image has 30000 × 900 pixels, and at most 4096 a side": ("wide.png", png(30000, 900)),
+        "This file is not an image": ("drawn.svg", b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"),
     }
     for said, (name, content) in bad.items():
         user.upload(name, content)
         assert "Traceback" not in user.problem(said)
-        assert user.page.locator("#fitprune-picture img").count() == 0
+        assert user.page.locator("#fitprune-image img").count() == 0
     user.question(NUMBER)
     user.ask()
-    user.problem("There is no picture")
-    user.uploaded("good.png", saved(picture("0"), "PNG"))
+    user.problem("There is no image")
+    user.uploaded("good.png", saved(example("0"), "PNG"))
     user.page.locator(".fitprune-problem").wait_for(state="detached")
     user.ask()
     assert user.answers()[0] == "57"
 
 
-def test_a_picture_of_too_many_bytes_is_refused(user: User, served: Served, tmp_path: Path) -> None:
+def test_an_image_of_too_many_bytes_is_refused(user: User, served: Served, tmp_path: Path) -> None:
     before = set(served.uploads.rglob("*"))
     with open(tmp_path / "enormous.png", "wb") as file:
         file.write(png(8, 8))
         file.truncate(MAX_BYTES + 1)
-    user.page.locator("#fitprune-picture input[type=file]").set_input_files(tmp_path / "enormous.png")
+    user.page.locator("#fitprune-image input[type=file]").set_input_files(tmp_path / "enormous.png")
     toast = user.page.get_by_text("exceed the maximum allowed size")
     toast.wait_for()
     assert "20" in toast.inner_text()
-    assert user.page.locator("#fitprune-picture img").count() == 0
+    assert user.page.locator("#fitprune-image img").count() == 0
     assert set(served.uploads.rglob("*")) == before
 
 
 def test_a_bad_question_is_said_and_what_is_typed_is_not_run(user: User) -> None:
-    user.uploaded("mine.png", saved(picture("0"), "PNG"))
+    user.uploaded("mine.png", saved(example("0"), "PNG"))
     user.ask()
     assert user.problem("There is no question") == "There is no question: type one."
     user.question("<img src=x onerror=\"document.title='run'\"> <image>")
     user.ask()
-    user.problem("stands for the picture")
+    user.problem("stands for the image")
     assert user.page.title() == "FitPrune"
 
 
@@ -276,7 +276,7 @@ def test_a_fault_of_ours_tells_the_page_nothing(
         raise RuntimeError("a secret of the machine")
 
     monkeypatch.setattr(served.engine, "compare", broken)
-    user.uploaded("mine.png", saved(picture("0"), "PNG"))
+    user.uploaded("mine.png", saved(example("0"), "PNG"))
     user.question(NUMBER)
     user.ask()
     assert "secret" not in user.problem("Something went wrong here")
@@ -313,7 +313,7 @@ def gate(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 def test_two_users_at_once_get_their_own_answers(browser: Any, served: Served, gate: Gate) -> None:
     users = [User(browser, served.address) for _ in range(2)]
     for one, name, question in zip(users, "80", (WORD, NUMBER), strict=True):
-        one.uploaded("mine.png", saved(picture(name), "PNG"))
+        one.uploaded("mine.png", saved(example(name), "PNG"))
         one.question(question)
         one.ratio(40)
     for one in users:
@@ -321,7 +321,7 @@ def test_two_users_at_once_get_their_own_answers(browser: Any, served: Served, g
             one.ask()
     gate.opened.set()  # both wait by now
     for one, name, question in zip(users, "80", (WORD, NUMBER), strict=True):
-        want = Engine.compare(served.engine, picture(name), question, 0.4, "fitprune")
+        want = Engine.compare(served.engine, example(name), question, 0.4, "fitprune")
         assert one.answers() == (want.dense.text, want.pruned.text)
         assert want.dense.text == {"8": "vvu", "0": "57"}[name]
         one.page.context.close()
@@ -329,17 +329,17 @@ def test_two_users_at_once_get_their_own_answers(browser: Any, served: Served, g
 
 def test_more_users_than_may_wait_are_told_so(user: User, served: Served, gate: Gate) -> None:
     call = {"data": [{"path": str(next(served.uploads.glob("*.jpg")))}, NUMBER, 60, "fitprune", 9], "fn_index": answering(served)}
-    said = [http(served, f"{API}/queue/join", {**call, "session_hash": f"crowd{at}"}) for at in range(QUEUE + 4)]
-    assert [status for status, _ in said[:QUEUE]] == [200] * QUEUE
+    said = [http(served, f"{API}/queue/join", {**call, "session_hash": f"crowd{at}"}) for at in range(MAX_WAITING + 4)]
+    assert [status for status, _ in said[:MAX_WAITING]] == [200] * MAX_WAITING
     assert said[-1][0] == 503
     assert b"Queue is full" in said[-1][1]
-    user.uploaded("mine.png", saved(picture("0"), "PNG"))
+    user.uploaded("mine.png", saved(example("0"), "PNG"))
     user.question(NUMBER)
     user.ask()
     user.page.get_by_text("Please try again").first.wait_for()
     gate.closed = True
     gate.opened.set()
-    for at in range(QUEUE):  # nobody is left for the next test
+    for at in range(MAX_WAITING):  # nobody is left for the next test
         assert b"We have closed" in http(served, f"{API}/queue/data?session_hash=crowd{at}")[1]
 
 
@@ -380,7 +380,7 @@ def test_no_other_routes_are_open(served: Served) -> None:
     for path in ("/docs", "/openapi.json", "/monitoring", "/login", f"{API}/info", f"{API}/runs", f"{API}/openapi.json"):
         assert http(served, path)[0] == 404, path
     assert http(served, f"{API}/run/predict", {"data": []})[0] == 404
-    assert http(served, "/", Host="evil.example")[0] == 421
+    assert http(served, "/", Host="evil.example")[0] == 400
 
 
 def test_other_sites_cannot_upload(served: Served) -> None:
@@ -414,7 +414,7 @@ def test_an_upload_cut_off_is_quiet_and_swept(served: Served, capfd: pytest.Capt
     assert "Traceback" not in capfd.readouterr().err
     assert not [record for record in caplog.records if record.exc_info]
     sweeper = Uploads(served.uploads)
-    sweeper.ours -= left
+    sweeper.examples -= left
     sweeper.sweep()
     assert not set(served.uploads.glob("tmp*")) & left
 
@@ -427,12 +427,12 @@ def test_the_page_names_no_telemetry(served: Served) -> None:
     assert {call["api_visibility"] for call in config["dependencies"]} == {"private"}
 
 
-def test_strange_calls_are_answered_in_words(served: Served) -> None:
+def test_malformed_calls_are_answered_in_words(served: Served) -> None:
     """What a page never sends; the handler is called as the queue calls it."""
     index = answering(served)
-    strange = ([None] * 5, [{"no": "path"}, {}, "sixty", [], {}], ["x", 7, True, None, "layer"], [7, "", 1e400, "", 1])
-    for at, data in enumerate(strange):
-        session = f"strange{at}"
+    malformed = ([None] * 5, [{"no": "path"}, {}, "sixty", [], {}], ["x", 7, True, None, "layer"], [7, "", 1e400, "", 1])
+    for at, data in enumerate(malformed):
+        session = f"malformed{at}"
         call = {"data": data, "fn_index": index, "session_hash": session, "event_data": None, "trigger_id": None}
         assert http(served, f"{API}/queue/join", call)[0] == 200
         said = http(served, f"{API}/queue/data?session_hash={session}")[1].decode()

@@ -1,4 +1,4 @@
-"""The demo without a web page: answers and figures against the parts they are made of, the guard, the command."""
+"""The demo without a web page: answers and figures against the parts they are made of, its server's checks, the command."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from fitprune.recipe import Recipe
 from fitprune.studies.methods import METHODS, recipes
 from fitprune.web.demo import engine as engine_module
 from fitprune.web.demo import figures, page, server
-from fitprune.web.demo.engine import MAX_QUESTION, Answer, Comparison, Engine
-from fitprune.web.guard import Guard
+from fitprune.web.demo.engine import MAX_QUESTION, Comparison, Engine, Reply
+from fitprune.web.demo.uploads import Uploads
 from fitprune.web.ports import is_loopback, listen
 from fitprune.web.untrusted import MAX_BYTES
 
 NUMBER, WORD = "What number is written?", "What word is written?"
 
 
-def picture(name: str) -> Image.Image:
+def example(name: str) -> Image.Image:
     return Image.open(embedded().images / f"5eed00000000000{name}.jpg").convert("RGB")
 
 
@@ -49,7 +49,7 @@ def engine() -> Engine:
 @pytest.fixture(autouse=True)
 def _timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No repeated prefills but where they are what is tested."""
-    monkeypatch.setattr(engine_module, "TIMING", 0.0)
+    monkeypatch.setattr(engine_module, "TIMING_SECONDS", 0.0)
 
 
 # ---- engine
@@ -57,7 +57,7 @@ def _timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("method", ["fitprune", "vtw"])
 def test_a_comparison_is_what_its_parts_say(engine: Engine, method: str) -> None:
-    vlm, image = engine.vlm, picture("8")
+    vlm, image = engine.vlm, example("8")
     recipe, score = recipes(engine.stats, [method], [0.5])[method, 0.5]
     made = engine.compare(image, f"  {WORD}\n", 0.5, method)
     assert made.dense.text == vlm.ask(WORD, image, max_new_tokens=8) == "vvu"
@@ -73,30 +73,30 @@ def test_a_comparison_is_what_its_parts_say(engine: Engine, method: str) -> None
     text = len(vlm.token_ids(vlm.prompt(WORD), [image])) - tokens
     for answer, gone in ((made.dense, [0] * layers), (made.pruned, recipe.deletions(tokens, layers))):
         assert answer.kv_bytes == sum(vlm.cost.kv_bytes(gone, tokens, text, 4))  # float32
-        assert answer.first > 0
+        assert answer.ttft > 0
         assert answer.tokens == len(vlm.tokenizer(answer.text, add_special_tokens=False).input_ids) + 1
 
 
 def test_nothing_to_save_is_the_dense_model(engine: Engine) -> None:
-    made = engine.compare(picture("0"), NUMBER, 0, "fitprune")
-    assert replace(made.pruned, first=0) == replace(made.dense, first=0)
+    made = engine.compare(example("0"), NUMBER, 0, "fitprune")
+    assert replace(made.pruned, ttft=0) == replace(made.dense, ttft=0)
     assert made.visual_reduction == 0
 
 
-def test_short_times_are_medians_of_turns_after_the_answers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "TIMING", 60.0)
-    monkeypatch.setattr(engine_module, "ROUNDS", 3)
-    answered, asked = Engine._answer, list[bool]()
+def test_short_times_are_medians_of_turns_after_the_replies(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "TIMING_SECONDS", 60.0)
+    monkeypatch.setattr(engine_module, "TIMED_PREFILLS", 3)
+    answered, asked = Engine._reply, list[bool]()
 
     def watched(self: Engine, inputs: Any, recipe: Any, score: str, max_new_tokens: int) -> Any:
         answer, trace = answered(self, inputs, recipe, score, max_new_tokens)
         asked.append(recipe is not None)
-        return replace(answer, first=[9, 9, 1, 10, 30, 4, 2, 20][len(asked) - 1]), trace
+        return replace(answer, ttft=[9, 9, 1, 10, 30, 4, 2, 20][len(asked) - 1]), trace
 
-    monkeypatch.setattr(Engine, "_answer", watched)
-    made = engine.compare(picture("0"), NUMBER, 0.5, "fitprune")
+    monkeypatch.setattr(Engine, "_reply", watched)
+    made = engine.compare(example("0"), NUMBER, 0.5, "fitprune")
     assert asked == [False, True, False, True, True, False, False, True]
-    assert (made.dense.first, made.pruned.first) == (2, 20)
+    assert (made.dense.ttft, made.pruned.ttft) == (2, 20)
     assert (made.dense.text, made.dense.tokens) == ("57", 3)  # of the whole answers
 
 
@@ -127,18 +127,18 @@ def test_without_statistics_published_recipes_and_solved_schedules(engine: Engin
 def test_a_published_recipe_answers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe.from_deletions([40, 0, 20, 0, 0, 10, 0, 0, 0], visual_tokens=144)
     monkeypatch.setattr(Recipe, "published", lambda name, ratio: recipe)
-    made = Engine(engine.vlm, max_new_tokens=8).compare(picture("0"), NUMBER, 0.4, "fitprune")
+    made = Engine(engine.vlm, max_new_tokens=8).compare(example("0"), NUMBER, 0.4, "fitprune")
     assert made.pruned.alive == [144, *recipe.alive(144, 9)]
 
 
 def test_two_users_at_once_get_what_they_get_alone(engine: Engine) -> None:
     asked = [("8", WORD, 0.5, "fitprune"), ("0", NUMBER, 0.3, "fastv"), ("8", NUMBER, 0.7, "random"), ("0", WORD, 0.5, "last")]
-    alone = [engine.compare(picture(name), *rest) for name, *rest in asked]
+    alone = [engine.compare(example(name), *rest) for name, *rest in asked]
     together: dict[int, Comparison] = {}
 
     def ask(at: int) -> None:
         name, *rest = asked[at]
-        together[at] = engine.compare(picture(name), *rest)
+        together[at] = engine.compare(example(name), *rest)
 
     threads = [threading.Thread(target=ask, args=[at]) for at in range(len(asked))]
     for thread in threads:
@@ -147,7 +147,7 @@ def test_two_users_at_once_get_what_they_get_alone(engine: Engine) -> None:
         thread.join()
     for at, one in enumerate(alone):
         for ours, theirs in ((one.dense, together[at].dense), (one.pruned, together[at].pruned)):
-            assert replace(ours, first=0) == replace(theirs, first=0)
+            assert replace(ours, ttft=0) == replace(theirs, ttft=0)
         assert one.frames[-1] == together[at].frames[-1]
     assert len({one.dense.text for one in alone}) == 4
 
@@ -159,7 +159,7 @@ def test_two_users_at_once_get_what_they_get_alone(engine: Engine) -> None:
         (" \n", 0.5, "fitprune", "no question"),
         (None, 0.5, "fitprune", "no question"),
         ("x" * (MAX_QUESTION + 1), 0.5, "fitprune", "characters"),
-        ("<image>", 0.5, "fitprune", "stands for the picture"),
+        ("<image>", 0.5, "fitprune", "stands for the image"),
         ("Why?", 0.95, "fitprune", "from 0 to 90%"),
         ("Why?", -0.1, "fitprune", "from 0 to 90%"),
         ("Why?", math.nan, "fitprune", "from 0 to 90%"),
@@ -172,12 +172,12 @@ def test_two_users_at_once_get_what_they_get_alone(engine: Engine) -> None:
 )
 def test_what_cannot_be_answered_is_said(engine: Engine, question: Any, ratio: float, method: str, said: str) -> None:
     with pytest.raises(FitPruneError, match=re.escape(said)) as caught:
-        engine.compare(picture("0"), question, ratio, method)
+        engine.compare(example("0"), question, ratio, method)
     assert "\n" not in str(caught.value)
-    assert engine.compare(picture("0"), NUMBER, 0, "fitprune").dense.text == "57"  # nothing is locked or attached
+    assert engine.compare(example("0"), NUMBER, 0, "fitprune").dense.text == "57"  # nothing is locked or attached
 
 
-def test_stopping_ends_an_answer_at_the_next_token(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_ends_a_reply_at_the_next_token(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Engine(engine.vlm, engine.stats, max_new_tokens=8)
     forwards, stopped = list[bool](), threading.Thread(target=other.stop)
     called = engine_module._Watch.__call__
@@ -190,12 +190,12 @@ def test_stopping_ends_an_answer_at_the_next_token(engine: Engine, monkeypatch: 
 
     monkeypatch.setattr(engine_module._Watch, "__call__", watched)
     with pytest.raises(FitPruneError, match="being stopped"):
-        other.compare(picture("0"), NUMBER, 0.5, "fitprune")
+        other.compare(example("0"), NUMBER, 0.5, "fitprune")
     stopped.join(10)
     assert not stopped.is_alive()
     assert len(forwards) == 1
     with pytest.raises(FitPruneError, match="being stopped"):
-        other.compare(picture("0"), NUMBER, 0.5, "fitprune")
+        other.compare(example("0"), NUMBER, 0.5, "fitprune")
     assert len(forwards) == 1
 
 
@@ -204,8 +204,8 @@ def test_stopping_ends_an_answer_at_the_next_token(engine: Engine, monkeypatch: 
 
 def test_figures_say_what_was_measured() -> None:
     frames = [Image.new("RGB", (40, 30), (10 * at, 0, 0)) for at in range(3)]
-    dense = Answer("yes", 2, 0.5, [100, 100, 100], 3 * 2**20)
-    made = Comparison(dense, Answer("no", 3, 0.025, [100, 40, 20], 700 * 2**10), 0.625, frames)
+    dense = Reply("yes", 2, 0.5, [100, 100, 100], 3 * 2**20)
+    made = Comparison(dense, Reply("no", 3, 0.025, [100, 40, 20], 700 * 2**10), 0.625, frames)
     cells = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in figures.table(made).split("<tr>")[2:]]
     assert cells == [
         ["Time to first token", "500 ms", "25 ms", "20.00× faster"],
@@ -246,23 +246,24 @@ def test_the_embedded_model_says_what_it_is(engine: Engine) -> None:
     assert "<b>&lt;b&gt;mine" in other
 
 
-# ---- the guard
+# ---- what stands before the page
 
 
 @pytest.fixture
-def guard(tmp_path: Path) -> Guard:
-    return server.guard(echo, tmp_path, "127.0.0.1")
+def guarded(tmp_path: Path) -> Any:
+    pytest.importorskip("starlette", reason="needs Starlette: pip install 'fitprune[serve]'")
+    return server.guarded(echo, Uploads(tmp_path), "127.0.0.1")
 
 
 JOIN = f"{server.API}/queue/join"
 
 
-def test_the_guard_lets_the_page_through_and_adds_its_policy(guard: Guard) -> None:
-    status, headers, _ = called(guard, "GET", "/")
+def test_the_guard_lets_the_page_through_and_adds_its_policy(guarded: Any) -> None:
+    status, headers, _ = called(guarded, "GET", "/")
     assert (status, headers["content-type"]) == (200, "text/html")
     assert "default-src 'self'" in headers["content-security-policy"]
     assert not re.search(r"https?:", headers["content-security-policy"])
-    assert called(guard, "GET", "/assets/a.js")[0] == called(guard, "HEAD", "/")[0] == 200
+    assert called(guarded, "GET", "/assets/a.js")[0] == called(guarded, "HEAD", "/")[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -279,30 +280,30 @@ def test_the_guard_lets_the_page_through_and_adds_its_policy(guard: Guard) -> No
         ("GET", "/\nconfig"),
     ],
 )  # fmt: skip
-def test_the_guard_knows_no_other_routes(guard: Guard, method: str, path: str) -> None:
-    assert called(guard, method, path)[0] == 404
+def test_the_guard_knows_no_other_routes(guarded: Any, method: str, path: str) -> None:
+    assert called(guarded, method, path)[0] == 404
 
 
-def test_bodies_are_bounded(guard: Guard) -> None:
+def test_bodies_are_bounded(guarded: Any) -> None:
     upload = f"{server.API}/upload"
-    assert called(guard, "POST", upload, content_length=str(MAX_BYTES))[0] == 200
-    assert called(guard, "POST", upload, content_length=str(2 * MAX_BYTES))[0] == 413
-    assert called(guard, "POST", JOIN, content_length=str(MAX_BYTES))[0] == 413
-    assert called(guard, "POST", upload, content_length="")[0] == 411
-    assert called(guard, "POST", upload, content_length="-1")[0] == 411
+    assert called(guarded, "POST", upload, content_length=str(MAX_BYTES))[0] == 200
+    assert called(guarded, "POST", upload, content_length=str(2 * MAX_BYTES))[0] == 413
+    assert called(guarded, "POST", JOIN, content_length=str(MAX_BYTES))[0] == 413
+    assert called(guarded, "POST", upload, content_length="")[0] == 411
+    assert called(guarded, "POST", upload, content_length="-1")[0] == 411
 
 
-def test_a_call_names_uploaded_files_only(guard: Guard, tmp_path: Path) -> None:
+def test_a_call_names_uploaded_files_only(guarded: Any, tmp_path: Path) -> None:
     def join(path: Any) -> tuple[int, bytes]:
         body = json.dumps({"data": [{"deep": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}]}).encode()
-        status, _, said = called(guard, "POST", JOIN, body)
+        status, _, said = called(guarded, "POST", JOIN, body)
         return status, b"" if said == body else said
 
     assert join(str(tmp_path / "a" / "x.png")) == (200, b"")  # and the body arrives whole
     for path in ("/etc/passwd", str(tmp_path / ".." / "x"), str(tmp_path), "http://example.com/x.png", 7, ["x"]):
         assert join(path)[0] == 400, path
-    assert called(guard, "POST", JOIN, b"not JSON")[0] == 400
-    assert called(guard, "POST", JOIN, b"[" * 60000)[0] == 400
+    assert called(guarded, "POST", JOIN, b"not JSON")[0] == 400
+    assert called(guarded, "POST", JOIN, b"[" * 60000)[0] == 400
 
 
 # ---- the command
@@ -315,7 +316,7 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch: pytest.Monkey
 
 
 def test_what_cannot_start_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    monkeypatch.setattr(demo, "gradio", lambda: None)
+    monkeypatch.setattr(server, "gradio", lambda: None)
     with listen("127.0.0.1", 0) as taken:
         assert main(["demo", "--port", str(taken.getsockname()[1])]) == 2
     assert "give another --port" in capsys.readouterr().err

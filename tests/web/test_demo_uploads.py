@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fitprune.web.demo import uploads as module
-from fitprune.web.demo.uploads import KEPT, Uploads
+from fitprune.web.demo.uploads import MAX_AGE, Uploads
 
 
 def file(path: Path, size: int, age: float = 0) -> Path:
@@ -22,8 +22,8 @@ def file(path: Path, size: int, age: float = 0) -> Path:
 
 @pytest.fixture
 def uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Uploads:
-    monkeypatch.setattr(module, "MOST", 100)
-    file(tmp_path / "example.jpg", 50, 2 * KEPT)
+    monkeypatch.setattr(module, "MAX_TOTAL_BYTES", 100)
+    file(tmp_path / "example.jpg", 50, 2 * MAX_AGE)
     return Uploads(tmp_path)
 
 
@@ -32,14 +32,13 @@ def names(uploads: Uploads) -> set[str]:
 
 
 def test_old_files_go_whoever_made_them(uploads: Uploads) -> None:
-    file(uploads.folder / "tmpcut", 5, KEPT + 9)
-    file(uploads.folder / "hash" / "old.png", 5, KEPT + 9)
-    file(uploads.folder / "hash" / "new.png", 5, KEPT - 99)
+    file(uploads.folder / "tmpcut", 5, MAX_AGE + 9)
+    file(uploads.folder / "hash" / "old.png", 5, MAX_AGE + 9)
+    file(uploads.folder / "hash" / "new.png", 5, MAX_AGE - 99)
 
     async def scene() -> None:
-        sweeping = asyncio.create_task(uploads.sweeping())
-        await asyncio.sleep(0.01)
-        sweeping.cancel()
+        async with uploads.sweeping():
+            await asyncio.sleep(0.01)
 
     asyncio.run(scene())
     assert names(uploads) == {"example.jpg", "new.png"}
@@ -48,22 +47,22 @@ def test_old_files_go_whoever_made_them(uploads: Uploads) -> None:
 def test_the_oldest_make_room(uploads: Uploads) -> None:
     for at in range(4):
         file(uploads.folder / f"{at}.png", 20, 100 - at)
-    with uploads.room(0) as fits:
+    with uploads.reserve(0) as fits:
         assert fits
     assert len(names(uploads)) == 5
-    with uploads.room(50) as fits:
+    with uploads.reserve(50) as fits:
         assert fits
     assert names(uploads) == {"example.jpg", "2.png", "3.png"}
 
 
 def test_what_is_on_its_way_counts(uploads: Uploads) -> None:
     file(uploads.folder / "there.png", 50)
-    with uploads.room(30) as first:
+    with uploads.reserve(30) as first:
         file(uploads.folder / "tmppart", 30)
-        with uploads.room(30) as second:
+        with uploads.reserve(30) as second:
             assert (first, second) == (True, False)
         assert "tmppart" in names(uploads)
-        with uploads.room(20) as third:
+        with uploads.reserve(20) as third:
             assert third
         assert names(uploads) == {"example.jpg", "tmppart"}
-    assert uploads.coming == 0
+    assert uploads.incoming == 0

@@ -8,17 +8,17 @@ import socket
 import pytest
 
 from fitprune.errors import FitPruneError
-from fitprune.web.ports import is_loopback, listen, port, shown
+from fitprune.web.ports import address, is_loopback, listen, port
 
 
 def test_a_free_port_is_listened_on() -> None:
     with listen("127.0.0.1", 0) as opened:
-        address = opened.getsockname()
-        assert shown(opened) == f"http://127.0.0.1:{address[1]}"
-        with socket.create_connection(address, timeout=5):
+        number = opened.getsockname()[1]
+        assert address(opened) == f"http://127.0.0.1:{number}"
+        with socket.create_connection(opened.getsockname(), timeout=5):
             pass
-        with pytest.raises(FitPruneError, match=rf"port {address[1]} of 127.0.0.1 .*another --port"):
-            listen("127.0.0.1", address[1])
+        with pytest.raises(FitPruneError, match=rf"port {number} of 127.0.0.1 .*another --port"):
+            listen("127.0.0.1", number)
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])

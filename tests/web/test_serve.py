@@ -19,15 +19,16 @@ from PIL import Image
 import fitprune
 from fitprune import FitPruneError, Recipe
 from fitprune.cli import main
+from fitprune.cli.serve import recipe_for
 from fitprune.decoder.attach import attachment_of
+from fitprune.decoder.deletion import DeletionPolicy
 from fitprune.embedded import embedded
 from fitprune.families import VLM
 from fitprune.images.reading import read_image
-from fitprune.prune import Pruning
 from fitprune.questions import read_questions
 from fitprune.scores import SCORES
 from fitprune.web import serve
-from fitprune.web.serve import PICTURES, Prompts, conversation, needed, picture, recipe_for, server
+from fitprune.web.serve import MAX_IMAGES, Prompts, conversation, image_of, needed, server
 from fitprune.web.untrusted import MAX_BYTES, MAX_SIDE
 
 QUESTIONS = [question for question in read_questions(embedded().questions) if question.category == "number"][:3]
@@ -49,14 +50,14 @@ def data_url(image: Image.Image) -> str:
 
 def asked(text: str, *images: Image.Image) -> dict[str, Any]:
     """A user message as clients send it, text first."""
-    pictures = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
-    return {"role": "user", "content": [{"type": "text", "text": text}, *pictures]}
+    parts = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
+    return {"role": "user", "content": [{"type": "text", "text": text}, *parts]}
 
 
 # Conversations
 
 
-def test_pictures_come_before_the_text_and_stay_in_order() -> None:
+def test_images_come_before_the_text_and_stay_in_order() -> None:
     red, blue = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
     parts = [{"type": "image", "url": data_url(red)}, {"type": "text", "text": "And?"}]
     turns, images = conversation([
@@ -87,7 +88,7 @@ def test_other_parts_are_refused() -> None:
 )
 def test_nothing_is_fetched_or_opened(url: str) -> None:
     with pytest.raises(FitPruneError, match="within the request"):
-        picture(url)
+        image_of(url)
 
 
 EPS = base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n").decode()
@@ -95,24 +96,24 @@ LARGE = data_url(Image.new("1", (MAX_SIDE + 1, 9))).partition(",")[2]
 
 
 @pytest.mark.parametrize(
-    ("data", "said"), [("!", "base64"), ("é", "base64"), ("aGVsbG8=", "not a picture"), (EPS, "not a picture"), (LARGE, "make it smaller")]
+    ("data", "said"), [("!", "base64"), ("é", "base64"), ("aGVsbG8=", "not an image"), (EPS, "not an image"), (LARGE, "make it smaller")]
 )
-def test_what_is_no_picture_is_refused(data: str, said: str) -> None:
+def test_what_is_no_image_is_refused(data: str, said: str) -> None:
     with pytest.raises(FitPruneError, match=said):
-        picture(f"data:image/png;base64,{data}")
+        image_of(f"data:image/png;base64,{data}")
 
 
 def test_too_many_bytes_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base64, "b64decode", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(FitPruneError, match="larger than 20 MB"):
-        picture("data:image/png;base64," + "A" * (4 * MAX_BYTES // 3 + 9))
+        image_of("data:image/png;base64," + "A" * (4 * MAX_BYTES // 3 + 9))
 
 
-def test_pictures_of_a_request_are_counted() -> None:
+def test_images_of_a_request_are_counted() -> None:
     part = {"type": "image", "url": data_url(Image.new("RGB", (4, 4)))}
-    assert len(conversation([{"role": "user", "content": [part] * PICTURES}])[1]) == PICTURES
-    halves = [{"role": "user", "content": [part] * PICTURES}, {"role": "assistant", "content": []}]
-    with pytest.raises(FitPruneError, match=f"at most {PICTURES} pictures"):
+    assert len(conversation([{"role": "user", "content": [part] * MAX_IMAGES}])[1]) == MAX_IMAGES
+    halves = [{"role": "user", "content": [part] * MAX_IMAGES}, {"role": "assistant", "content": []}]
+    with pytest.raises(FitPruneError, match=f"at most {MAX_IMAGES} images"):
         conversation([*halves, {"role": "user", "content": [part]}])
 
 
@@ -121,9 +122,9 @@ def test_pictures_of_a_request_are_counted() -> None:
 
 def test_recipes_are_published_given_or_fitted_for_embedded_models(tmp_path: Any) -> None:
     llava = fitprune.load("embedded", device="cpu")
-    assert recipe_for(llava, 0)[0] is None
+    assert recipe_for(llava, 0).recipe is None
     RECIPE.save(tmp_path / "one.recipe.json")
-    assert recipe_for(llava, 0.6, str(tmp_path / "one.recipe.json"))[0] == RECIPE
+    assert recipe_for(llava, 0.6, str(tmp_path / "one.recipe.json")).recipe == RECIPE
     llava.name = "liuhaotian/llava-v1.5-13b"
     with pytest.raises(FitPruneError, match="--recipe"):
         recipe_for(llava, 0.6)
@@ -270,7 +271,7 @@ def test_other_routes_answer_in_words(running: tuple[VLM, str]) -> None:
 def test_the_server_is_guarded(running: tuple[VLM, str]) -> None:
     _, at = running
     chat = f"{at}/v1/chat/completions"
-    assert refused(chat, {"messages": HELLO}, Host="evil.example")[0] == 421
+    assert refused(chat, {"messages": HELLO}, Host="evil.example")[0] == 400
     assert refused(chat, {"messages": HELLO}, Origin="http://evil.example")[0] == 403
 
 
@@ -281,8 +282,8 @@ def test_score_and_ends_are_those_asked_for() -> None:
     config.eos_token_id = None  # as with checkpoints whose template alone knows how an answer ends
     server(llava, RECIPE, score="last")
     attached = attachment_of(llava.model)
-    assert isinstance(attached.session, Pruning)
-    assert attached.session.score is SCORES["last"]
+    assert isinstance(attached.policy, DeletionPolicy)
+    assert attached.policy.score is SCORES["last"]
     assert config.eos_token_id == ends
 
 
@@ -291,7 +292,7 @@ def test_who_can_reach_it_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         raise FitPruneError("not now")
 
     monkeypatch.setattr(serve, "needed", lambda: None)
-    monkeypatch.setattr(serve, "load", missing)
+    monkeypatch.setattr(fitprune.families, "load", missing)
     for host, warned in (("0.0.0.0", True), ("127.0.0.1", False)):
         assert main(["serve", "--host", host, "--port", "0"]) == 2
         assert ("not loopback" in capsys.readouterr().out) is warned

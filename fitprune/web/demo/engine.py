@@ -1,12 +1,11 @@
-"""What the demo computes, without a web page: one question about one picture, answered dense and pruned, and measured.
+"""What the demo computes, without a web page: one question about one image, answered dense and pruned, and measured.
 
-One model serves everybody, and pruning attaches to the model: a lock lets one question in at a time, so two users get
-their own answers one after the other. Recipes come from one pass of statistics, or are the published ones, and are kept.
+One model serves everybody, and pruning attaches to the model: a lock lets one question in at a time. Recipes come from one pass
+of statistics, or are the published ones, and are kept.
 
-Time to the first token runs from the start of the vision tower to the first token's logits; preparing the picture is left
-out, as it is the same for both. Where it is short it is the median of several prefills, dense and pruned in turn, after the
-answers, as the first forward on a prompt pays for what later ones do not. The bytes of the cache are those of the tensors in it
-after the prefill, not an estimate.
+Time to the first token (TTFT) runs from the start of the vision tower to the first token's logits, without preparing the image,
+which is the same for both. Short ones are medians of several prefills after the replies, dense and pruned in turn, as the first
+forward on a prompt pays for what later ones do not. KV bytes are those of the tensors in the cache after the prefill.
 
     python -c "from fitprune.web.demo.engine import *; import fitprune; Engine(fitprune.load('embedded')).warm_up()"
 """
@@ -38,40 +37,39 @@ from ...trace import Trace
 MAX_QUESTION = 500  # characters
 MAX_RATIO = 0.9
 STOPPING = "The demo is being stopped."
-TIMING, ROUNDS = 0.5, 9  # seconds after which prefills are repeated no more, and how many there are of each at most
+TIMING_SECONDS, TIMED_PREFILLS = 0.5, 9  # prefills are repeated for so long, and so many of each kind, at most
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One answer: its text, its tokens (the end's included), seconds to the first of them.
+class Reply:
+    """What the model answered, and what it took.
 
-    alive: visual tokens that enter the decoder, then those alive after each layer, [L + 1].
-    kv_bytes: the key-value cache after the prefill.
+    tokens: Generated ones, the end's included.
+    ttft: Seconds to the first of them.
+    alive: Visual tokens that enter the decoder, then those alive after each layer, [L + 1].
+    kv_bytes: Of the key-value cache after the prefill.
     """
 
     text: str
     tokens: int
-    first: float
+    ttft: float
     alive: list[int]
     kv_bytes: int
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both answers; the share of the visual compute that was saved; the picture before and after each layer, [L + 1]."""
+    """Both replies; the share of the visual compute that was saved; the image before and after each layer, [L + 1]."""
 
-    dense: Answer
-    pruned: Answer
+    dense: Reply
+    pruned: Reply
     visual_reduction: float
     frames: list[Image.Image]
 
 
 @dataclass
 class _Watch:
-    """A forward hook: when the first forward was done, what its cache held, how many forwards there were.
-
-    It is also where an answer ends early when the demo stops.
-    """
+    """A forward hook: when the first forward was done, what its cache held, how many forwards there were; ends a stopped reply."""
 
     device: torch.device
     stopping: threading.Event
@@ -86,8 +84,7 @@ class _Watch:
         if self.forwards == 1:
             self.first = now(self.device)
             cache = cache_in(output)
-            held = [] if cache is None else cache.layers
-            self.kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in held)
+            self.kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in (() if cache is None else cache.layers))
 
 
 @dataclass
@@ -106,11 +103,11 @@ class Engine:
 
         Args:
             ratio: A fraction, in whole per cents.
-            visual_tokens: Of the picture; matters only without statistics.
+            visual_tokens: Of the image; matters only without statistics.
         Raises:
-            FitPruneError: a name that is not in `METHODS`, a ratio out of range, one that the method cannot save or that nobody published.
+            FitPruneError: unknown method, ratio out of range or out of the method's reach, no published recipe.
         """
-        if method not in METHODS:  # settings behind a name would each be fitted, and kept
+        if method not in METHODS:  # `recipes` takes settings behind a name, and each spelling would be fitted and kept
             raise FitPruneError(f"unknown method: use one of {', '.join(METHODS)}")
         chosen = METHODS[method]
         if not 0 <= ratio <= MAX_RATIO:
@@ -119,9 +116,9 @@ class Engine:
         if ratio == 0:
             return Recipe.none(self.vlm.cost.layers), chosen.score
         if self.stats is None:
-            if chosen.schedule:
-                return chosen.schedule(self.vlm.cost, visual_tokens, ratio), chosen.score
-            return Recipe.published(self.vlm.name, ratio), chosen.score
+            schedule = chosen.schedule
+            recipe = schedule(self.vlm.cost, visual_tokens, ratio) if schedule else Recipe.published(self.vlm.name, ratio)
+            return recipe, chosen.score
         if (method, ratio) not in self._recipes:
             made = recipes(self.stats, [method], [ratio])[method, ratio]
             if isinstance(made, FitPruneError):
@@ -130,53 +127,45 @@ class Engine:
         return self._recipes[method, ratio]
 
     def compare(self, image: Image.Image, question: str, ratio: float, method: str) -> Comparison:
-        """Both answers to one question; waits while another one is being answered.
+        """Both replies to one question; waits while another one is being answered.
 
         Raises:
-            FitPruneError: no question, one that is too long or has the picture's placeholder in it; after `stop`; and as
-                `recipe`.
+            FitPruneError: no question, too long a one or one with the image's placeholder; after `stop`; and as `recipe`.
         """
-        question = self._checked(question)
+        question = _checked(question)
         with self._lock:
             inputs = self.vlm.encode([(self.vlm.prompt(question), [image])])
             recipe, score = self.recipe(method, ratio, self.vlm.tokens_for(image))
-            dense, _ = self._answer(inputs, None, score, self.max_new_tokens)
-            pruned, trace = self._answer(inputs, recipe, score, self.max_new_tokens)
-            if pruned.first < TIMING:
+            dense, _ = self._reply(inputs, None, score, self.max_new_tokens)
+            pruned, trace = self._reply(inputs, recipe, score, self.max_new_tokens)
+            if pruned.ttft < TIMING_SECONDS:
                 dense, pruned = self._timed(inputs, dense, pruned, recipe, score)
         saved = self.vlm.cost.visual_reduction_of_alive(pruned.alive[1:], pruned.alive[0])
         return Comparison(dense, pruned, saved, frames(self.vlm, image, trace))
 
     def warm_up(self) -> None:
-        """One question about an empty picture: the first forwards of a process pay for what no other does."""
+        """One question about an empty image: the first forwards of a process pay for what no other does."""
         self.compare(Image.new("RGB", (64, 64), "white"), "What is this?", 0.5, "random" if self.stats else "uniform")
 
     def stop(self) -> None:
-        """Answers nothing more; waits until the forward that runs is over, as a process must not end in the middle of one."""
+        """Replies no more; waits for the forward that runs, as a process must not end in the middle of one."""
         self._stopping.set()
         with self._lock:
             pass
 
-    def _checked(self, question: str) -> str:
-        if not isinstance(question, str) or not question.strip():
-            raise FitPruneError("There is no question: type one.")
-        if len(question) > MAX_QUESTION:
-            raise FitPruneError(f"The question has {len(question)} characters: {MAX_QUESTION} at most are answered here.")
-        if IMAGE in question:
-            raise FitPruneError(f"{IMAGE} stands for the picture and cannot be in a question: leave it out.")
-        return question.strip()
-
-    def _timed(self, inputs: dict[str, Tensor], dense: Answer, pruned: Answer, recipe: Recipe, score: str) -> tuple[Answer, Answer]:
-        """The same answers with the median of repeated prefills, which take turns to be first."""
-        times: dict[Recipe | None, list[float]] = {None: [], recipe: []}
+    def _timed(self, inputs: dict[str, Tensor], dense: Reply, pruned: Reply, recipe: Recipe, score: str) -> tuple[Reply, Reply]:
+        """The same replies with the median TTFT of repeated prefills, which take turns to be first."""
+        kinds: list[tuple[Recipe | None, list[float]]] = [(None, []), (recipe, [])]
+        (_, dense_times), (_, pruned_times) = kinds
         start = now(self.vlm.device)
-        while len(times[None]) < ROUNDS and now(self.vlm.device) - start < TIMING:
-            for kind in sorted(times, key=lambda kind: (kind is None) == len(times[None]) % 2):
-                times[kind].append(self._answer(inputs, kind, score, 1)[0].first)
-        return replace(dense, first=median(times[None])), replace(pruned, first=median(times[recipe]))
+        while len(dense_times) < TIMED_PREFILLS and now(self.vlm.device) - start < TIMING_SECONDS:
+            for kind, times in kinds:
+                times.append(self._reply(inputs, kind, score, 1)[0].ttft)
+            kinds.reverse()
+        return replace(dense, ttft=median(dense_times)), replace(pruned, ttft=median(pruned_times))
 
-    def _answer(self, inputs: dict[str, Tensor], recipe: Recipe | None, score: str, max_new_tokens: int) -> tuple[Answer, Trace]:
-        """One answer, by the model as it is if there is no recipe (the trace is empty then)."""
+    def _reply(self, inputs: dict[str, Tensor], recipe: Recipe | None, score: str, max_new_tokens: int) -> tuple[Reply, Trace]:
+        """One reply, by the model as it is if there is no recipe (the trace is empty then)."""
         model, watch = self.vlm.model, _Watch(self.vlm.device, self._stopping)
         visual = int((inputs["input_ids"] == self.vlm.image_token).sum())
         with prune(model, recipe, score=score) if recipe else nullcontext(Trace()) as trace:
@@ -187,4 +176,14 @@ class Engine:
             finally:
                 handle.remove()
         after = [len(rows[0]) for rows in trace.visual] if recipe else [visual] * self.vlm.cost.layers
-        return Answer(text, watch.forwards, watch.first - start, [visual, *after], watch.kv_bytes), trace
+        return Reply(text, watch.forwards, watch.first - start, [visual, *after], watch.kv_bytes), trace
+
+
+def _checked(question: Any) -> str:
+    if not isinstance(question, str) or not question.strip():
+        raise FitPruneError("There is no question: type one.")
+    if len(question) > MAX_QUESTION:
+        raise FitPruneError(f"The question has {len(question)} characters: {MAX_QUESTION} at most are answered here.")
+    if IMAGE in question:
+        raise FitPruneError(f"{IMAGE} stands for the image and cannot be in a question: leave it out.")
+    return question.strip()

@@ -1,7 +1,7 @@
-"""A comparison as HTML: the table of figures, and the picture before and after every layer, one shown at a time.
+"""A comparison as HTML: the table of figures, and the image before and after every layer, one shown at a time.
 
-Numbers and pictures only: nothing that a user typed or a model answered gets in here, so there is nothing to escape. Frames
-travel with the answer as data addresses, so that the slider needs no server and the server keeps nothing.
+Numbers and images only: nothing that a user typed or a model answered gets in here, so there is nothing to escape. Frames are
+data URLs, so that the slider needs no server and the server keeps nothing.
 
     pytest tests/web/test_demo_engine.py
 """
@@ -22,23 +22,19 @@ def table(made: Comparison) -> str:
     """Dense and pruned beside each other, a figure per row."""
     dense, pruned = made.dense, made.pruned
     rows = [
-        ("Time to first token", *(seconds(answer.first) for answer in (dense, pruned)), times(dense.first, pruned.first)),
-        ("Visual tokens at the end", *(str(answer.alive[-1]) for answer in (dense, pruned)), _less(dense.alive[-1], pruned.alive[-1])),
+        ("Time to first token", seconds(dense.ttft), seconds(pruned.ttft), times(dense.ttft, pruned.ttft)),
+        ("Visual tokens at the end", dense.alive[-1], pruned.alive[-1], _less(dense.alive[-1], pruned.alive[-1])),
         ("Visual compute saved", "0%", f"{made.visual_reduction:.1%}", ""),
-        ("KV memory", *(size(answer.kv_bytes) for answer in (dense, pruned)), _less(dense.kv_bytes, pruned.kv_bytes)),
-        ("Tokens of the answer", str(dense.tokens), str(pruned.tokens), ""),
-    ]  # fmt: skip
+        ("KV memory", size(dense.kv_bytes), size(pruned.kv_bytes), _less(dense.kv_bytes, pruned.kv_bytes)),
+        ("Tokens of the answer", dense.tokens, pruned.tokens, ""),
+    ]
     head = "<thead><tr><td></td><th>dense</th><th>pruned</th><td></td></tr></thead>"
     body = "".join(f"<tr><th>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for name, *cells in rows)
     return f"<table class='fitprune-table'>{head}<tbody>{body}</tbody></table>"
 
 
 def frames(made: Comparison, shown: int) -> str:
-    """All frames, [L + 1], of which one is visible; each is a figure whose `data-layer` is the number of layers passed.
-
-    Args:
-        shown: Which one is visible at first; the last one if there are fewer.
-    """
+    """All frames, [L + 1]: figures whose `data-layer` is the number of layers passed; all but `shown` (or the last) are hidden."""
     alive, last = made.pruned.alive, len(made.frames) - 1
     figures = []
     for passed, frame in enumerate(made.frames):
@@ -47,7 +43,7 @@ def frames(made: Comparison, shown: int) -> str:
         hidden = "" if passed == min(shown, last) else " hidden"
         figures.append(
             f"<figure class='fitprune-frame' data-layer='{passed}'{hidden}>"
-            f"<img alt='{caption}' src='{_address(frame)}'><figcaption>{caption}</figcaption></figure>"
+            f"<img alt='{caption}' src='{_data_url(frame)}'><figcaption>{caption}</figcaption></figure>"
         )
     return "".join(figures)
 
@@ -76,8 +72,7 @@ def _less(before: int, after: int) -> str:
     return f"{1 - after / before:.0%} less" if before else ""
 
 
-def _address(frame: Image.Image) -> str:
-    """The picture itself as an address."""
+def _data_url(frame: Image.Image) -> str:
     small = frame.copy()
     small.thumbnail((FRAME_SIDE, FRAME_SIDE))
     content = io.BytesIO()

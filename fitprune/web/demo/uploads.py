@@ -1,7 +1,8 @@
-"""The folder of uploaded pictures: what is old goes, and all of it together stays below a bound.
+"""The folder of uploaded images: old ones are deleted, and all of them together are bounded.
 
-Gradio takes away only what it has finished receiving; an upload that was cut off stays as a file that nobody knows. So age is
-looked at here, by the files themselves, and for all of them. What was there at the beginning (the examples) stays.
+Gradio's own `delete_cache` does not do this. It deletes what `Blocks.upload_file_set` lists, and an upload gets in there once it
+has arrived whole; one that was cut off stays as tmp… for good: with delete_cache=(1, 1) it was still there after the server's
+end (Gradio 6.31). So age is judged by the files themselves. Files of the beginning (the examples) stay.
 
     python -m pytest tests/web/test_demo_uploads.py
 """
@@ -9,65 +10,75 @@ looked at here, by the files themselves, and for all of them. What was there at 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 from ..untrusted import MAX_BYTES
 
-CLEANED, KEPT = 600, 3600  # seconds: how often uploads are looked through, how old they may become
-MOST = 16 * MAX_BYTES  # bytes of all uploads together
+SWEEP_EVERY, MAX_AGE = 600, 3600  # seconds
+MAX_TOTAL_BYTES = 16 * MAX_BYTES
 
 
 class Uploads:
     """A folder, the files that stay in it, and how many bytes are on their way into it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.coming = folder.resolve(), 0
-        self.ours = frozenset(self._files())
+        self.folder, self.incoming = folder.resolve(), 0
+        self.examples = frozenset(self.folder.rglob("*"))
 
     def sweep(self) -> None:
-        """Deletes what is older than `KEPT` seconds."""
-        oldest = time.time() - KEPT
-        for path in self._files():
-            if path not in self.ours and _seen(path)[0] < oldest:
+        """Deletes uploads older than `MAX_AGE`."""
+        for written, _, path in self._uploaded():
+            if written < time.time() - MAX_AGE:
                 path.unlink(missing_ok=True)
 
-    async def sweeping(self) -> None:
-        """Sweeps every `CLEANED` seconds until it is cancelled."""
-        while True:
-            self.sweep()
-            await asyncio.sleep(CLEANED)
+    @contextlib.asynccontextmanager
+    async def sweeping(self, _: Any = None) -> AsyncIterator[None]:
+        """Sweeps every `SWEEP_EVERY` seconds within the block; the lifespan of an ASGI app."""
 
-    @contextmanager
-    def room(self, size: int) -> Iterator[bool]:
-        """Whether an upload of so many bytes finds room; until the end of the block it counts as on its way.
+        async def forever() -> None:
+            while True:
+                self.sweep()
+                await asyncio.sleep(SWEEP_EVERY)
 
-        The oldest go first. What is on its way may be in the folder in part already, so it counts twice.
+        task = asyncio.create_task(forever())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    @contextlib.contextmanager
+    def reserve(self, size: int) -> Iterator[bool]:
+        """Whether an upload of so many bytes fits, for which the oldest are deleted; it counts as incoming until the block ends.
+
+        Incoming uploads may be in the folder in part already, so they count twice.
         """
-        fits = 2 * (self.coming + size) <= MOST
-        there = sorted((*_seen(path), path) for path in self._files() if path not in self.ours)
-        held = sum(taken for _, taken, _ in there)
-        for _, taken, path in there:
-            if held + self.coming + size <= MOST or not fits or not size:
+        if 2 * (self.incoming + size) > MAX_TOTAL_BYTES:
+            yield False
+            return
+        uploaded = self._uploaded()
+        excess = sum(taken for _, taken, _ in uploaded) + self.incoming + size - MAX_TOTAL_BYTES
+        for _, taken, path in uploaded:
+            if excess <= 0:
                 break
             path.unlink(missing_ok=True)
-            held -= taken
-        self.coming += size * fits
+            excess -= taken
+        self.incoming += size
         try:
-            yield fits
+            yield True
         finally:
-            self.coming -= size * fits
+            self.incoming -= size
 
-    def _files(self) -> list[Path]:
-        return [path for path in self.folder.rglob("*") if path.is_file()]
-
-
-def _seen(path: Path) -> tuple[float, int]:
-    """When a file was last written, and its bytes; of one that has gone meanwhile (0, 0)."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return 0.0, 0
-    return found.st_mtime, found.st_size
+    def _uploaded(self) -> list[tuple[float, int, Path]]:
+        """When each uploaded file was last written, its bytes and its path, oldest first."""
+        found = []
+        for path in self.folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # renamed or deleted meanwhile
+                status = path.stat()
+                if path not in self.examples and stat.S_ISREG(status.st_mode):
+                    found.append((status.st_mtime, status.st_size, path))
+        return sorted(found)
