@@ -1,6 +1,6 @@
 """Image files of the user's own: as RGB, or one line that names the file and says what is wrong with it.
 
-What strangers send is read by stricter rules (web/untrusted.py).
+Untrusted images are read by stricter rules (web/untrusted.py).
 
     python -c "from fitprune.embedded import embedded; from fitprune.images.reading import read_image; \
         print(read_image(embedded().picture).size)"
