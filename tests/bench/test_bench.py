@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-import fitprune.bench as bench
-from fitprune.bench import SHAPES, Shape, measure, plot, recipe_for, variants
+from fitprune import bench
+from fitprune.bench import plot, variants
 from fitprune.bench.clock import Spread
+from fitprune.bench.measure import measure
 from fitprune.bench.report import report
-from fitprune.bench.shapes import Tower
+from fitprune.bench.shapes import SHAPES, Shape, Tower, recipe_for
 from fitprune.cli import main
 from fitprune.cost import CostModel
 from fitprune.errors import FitPruneError
@@ -29,7 +30,7 @@ QUICK: dict[str, Any] = {"repeats": 2, "device": "cpu", "decode_tokens": 2}
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command's default shape, made so small that a test may run it."""
-    monkeypatch.setitem(bench.SHAPES, "small", SHAPE)
+    monkeypatch.setitem(SHAPES, "small", SHAPE)
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen.update(shape=shape, ratios=ratios, **given)
         raise FitPruneError("enough seen")
 
-    monkeypatch.setattr(bench, "measure", stop)
+    monkeypatch.setattr("fitprune.bench.measure.measure", stop)
     return seen
 
 

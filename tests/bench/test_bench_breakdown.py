@@ -107,7 +107,7 @@ def test_overhead_is_measured_where_it_arises(monkeypatch: pytest.MonkeyPatch) -
     steps, prefills = breakdown.steps(work, RECIPE), 3  # two and a warm one
     assert steps == 3
     assert [label for label, _ in calls].count("scoring") == steps * prefills
-    assert calls.count(("selection", "heard")) == steps * prefills
+    assert calls.count(("selection", "on_attention")) == steps * prefills
     assert all("forward" not in layer.__dict__ for layer in work.model.model.layers)  # the model itself was left alone
 
 

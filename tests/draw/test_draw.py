@@ -46,7 +46,7 @@ def test_a_checkpoint_says_where_its_tokens_lie():
     llava, image = fitprune.load("embedded-next", device="cpu", dtype="float32"), Image.new("RGB", (300, 100), "red")
     with torch.inference_mode(), fitprune.prune(llava.model, Recipe.step(layer=3, keep=0.25)) as trace:
         llava.model(**llava.encode([(llava.prompt("What?"), [image])]))
-    figure, where = draw.survivors(image, trace, vlm=llava), places(llava, image)
+    figure, where = draw.survivors(image, trace, loaded=llava), places(llava, image)
     shown = np.asarray(figure.axes[1].images[0].get_array())
     assert shown.shape[1] / shown.shape[0] == where.canvas.width / where.canvas.height
     assert figure.axes[1].get_title() == f"after layer 3\n{where.tokens // 4} of {where.tokens} tokens"

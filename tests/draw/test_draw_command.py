@@ -146,8 +146,8 @@ def test_bad_input_is_one_line(arguments, says, recipe, picture, tmp_path, monke
 
 
 def test_a_layer_that_there_is_not_is_found_before_a_recipe_is_fitted_and_the_model_asked(tmp_path, monkeypatch, capsys):
-    for name in ("choose", "ask", "watch"):
-        monkeypatch.setattr(draw, name, lambda *args, name=name, **options: pytest.fail(name))
+    for name in ("resolve.resolve", "draw.asked.ask", "draw.asked.watch"):  # imported by `run` when it starts
+        monkeypatch.setattr(f"fitprune.{name}", lambda *args, name=name, **options: pytest.fail(name))
     assert drawn("--layers", "0", "99", "--output", str(tmp_path)) == 2
     assert "no layer 99: embedded has layers 0 to 8" in capsys.readouterr().err
 
@@ -156,7 +156,7 @@ def test_a_real_checkpoint_is_never_fitted_on_drawn_shapes(picture, tmp_path, mo
     """A copy of the embedded model stands for it: known by its folder, it is a model like any other."""
     checkpoint = tmp_path / "llava-v1.5-7b"
     shutil.copytree(embedded().model, checkpoint)
-    monkeypatch.setattr(draw, "ask", lambda *args: pytest.fail("asked"))
+    monkeypatch.setattr("fitprune.draw.asked.ask", lambda *args: pytest.fail("asked"))
     asked = ("--model-path", str(checkpoint), "--image", picture, "--question", "What?", "--output", str(tmp_path / "o"))
     assert drawn(*asked) == 2  # a recipe of that name is published, but it is of a deeper model
     assert "name one with --recipe" in capsys.readouterr().err
