@@ -181,7 +181,7 @@ def test_a_family_whose_views_do_not_add_up_is_told_so() -> None:
         places(llava, Image.new("RGB", (8, 8)))
 
 
-def test_a_picture_of_the_models_own_size_comes_back_to_the_byte(vlm: VLM) -> None:
+def test_an_image_of_the_models_own_size_comes_back_to_the_byte(vlm: VLM) -> None:
     side = vlm.model.config.vision_config.image_size  # type: ignore[union-attr]
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     where = places(vlm, Image.fromarray(noise))
