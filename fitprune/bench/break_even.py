@@ -1,8 +1,8 @@
 """From how many visual tokens on a pruned prefill is faster than a dense one on this device.
 
-Pruning has a price that does not shrink with the picture: scoring, sorting and gathering in every layer that deletes.
-Below some length that price is more than what is saved. The same recipe, scaled, is tried at lengths that double until it
-pays and then halve the interval; it *pays* where three quarters of the rounds are faster, so that noise alone does not.
+Pruning costs something however few tokens there are: scoring, sorting and gathering in every layer that deletes. Below some length
+that is more than what is saved. The same recipe, scaled, is tried at lengths that double until it pays, then by bisection; it *pays*
+where three quarters of the rounds are faster, so that noise alone does not.
 
     fitprune bench --break-even --layers 8 --skip vision decode
 """
@@ -37,9 +37,9 @@ def break_even(work: Workload, recipe: Recipe, rounds: int) -> dict[str, Any]:
         model = twin(work.model)
         attached = attach(model, recipe, visual_mask=here.visual_mask)
         try:
-            kinds = {"dense": lambda: here.prefill(work.model), "pruned": lambda: here.prefill(model)}
-            alternate(kinds, 1, work.device)  # warm
-            times = alternate(kinds, rounds, work.device)
+            variants = {"dense": lambda: here.prefill(work.model), "pruned": lambda: here.prefill(model)}
+            alternate(variants, 1, work.device)  # warm
+            times = alternate(variants, rounds, work.device)
         finally:
             attached.detach()
         gain = faster(times["dense"], times["pruned"])
@@ -52,7 +52,7 @@ def break_even(work: Workload, recipe: Recipe, rounds: int) -> dict[str, Any]:
 
 
 def deletes(recipe: Recipe, visual: int, layers: int) -> bool:
-    """Whether the recipe deletes anything of a picture so small; one whose budget is out of reach there does not."""
+    """Whether the recipe deletes any of so few visual tokens; one whose budget is out of reach there does not."""
     try:
         return any(recipe.deletions(visual, layers))
     except FitPruneError:
@@ -62,8 +62,7 @@ def deletes(recipe: Recipe, visual: int, layers: int) -> bool:
 def smallest_that_pays(pays: Callable[[int], bool], limit: int, start: int, within: float = 0.1) -> int | None:
     """The smallest number for which `pays`, to within that share of itself; None if there is none up to `limit`.
 
-    Takes it for granted that what pays for one number pays for all larger ones. A result of `start` means: from there on
-    at the latest.
+    Assumes that what pays for one number pays for all larger ones. Numbers below `start` are not tried: it may pay there, too.
     """
     low, high = 0, start
     while not pays(high):

@@ -177,7 +177,7 @@ def test_sampling_is_sampling(adapter: Any) -> None:
     assert len(set(made.generate_until([request(made, 0, hot | {"do_sample": False})] * 9))) == 1
 
 
-def test_several_pictures_and_none(adapter: Any, small: VLM) -> None:
+def test_several_images_and_none(adapter: Any, small: VLM) -> None:
     pictures = [shown(QUESTIONS[0])[0], shown(QUESTIONS[-1])[0]]
     asked = "What number is written?"
     made = model(adapter.FitPruneChat, QUESTIONS, batch_size=3)
@@ -190,7 +190,7 @@ def test_several_pictures_and_none(adapter: Any, small: VLM) -> None:
     assert made.generate_until(requests) == ours
 
 
-def test_simple_requests_without_pictures(adapter: Any, small: VLM) -> None:
+def test_simple_requests_without_images(adapter: Any, small: VLM) -> None:
     made = model(adapter.FitPruneSimple, QUESTIONS)
     for nothing in ([], None):
         args = ("Which?", GREEDY, lambda q, nothing=nothing: nothing, 0, "task", "test")
@@ -247,7 +247,7 @@ def test_likelihoods_under_pruning_rank_the_pruned_answer_first(adapter: Any, re
     assert made.loglikelihood([unseen])[0].text[0] > 0
 
 
-def test_what_a_kind_cannot_do_names_the_other(adapter: Any) -> None:
+def test_what_one_type_cannot_do_names_the_other(adapter: Any) -> None:
     with pytest.raises(FitPruneError, match="add --force_simple"):
         model(adapter.FitPruneChat, QUESTIONS).loglikelihood([])
     with pytest.raises(FitPruneError, match="leave out --force_simple"):
@@ -266,7 +266,7 @@ def test_unknown_settings_are_reported_once(adapter: Any, caplog: pytest.LogCapt
 def test_errors_name_the_document_and_leave_nothing_attached(adapter: Any, recipe: Path) -> None:
     made = model(adapter.FitPruneChat, QUESTIONS, recipe=str(recipe))
     video = [{"role": "user", "content": [{"type": "video", "url": "film.mp4"}]}]
-    with pytest.raises(FitPruneError, match=r"^task, document 3: fitprune reads text and pictures, not video"):
+    with pytest.raises(FitPruneError, match=r"^task, document 3: fitprune reads text and images, not video"):
         made.generate_until([request(made, 0), request(made, 3, messages=lambda q: video)])
     assert attachment_of(made.vlm.model) is None
     made.clean()
@@ -329,13 +329,13 @@ def test_a_cut_answer_is_a_beginning_without_its_ends(text: str, until: list[str
         assert cut == text.strip()
 
 
-def test_a_picture_and_a_question_are_our_prompt(small: VLM) -> None:
+def test_an_image_and_a_question_are_our_prompt(small: VLM) -> None:
     picture = Image.new("RGB", (4, 4))
     assert conversation(small.template, [user_message("Why?", [picture])]) == (small.prompt("Why?"), [picture])
     assert conversation(small.template, [user_message("Why?", [])]) == (small.prompt("Why?", image=False), [])
 
 
-def test_pictures_stand_where_they_are_or_where_the_text_says() -> None:
+def test_images_stand_where_they_are_or_where_the_text_says() -> None:
     red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
 
     def user_text(*content: Any) -> tuple[str, list[Image.Image]]:
@@ -346,7 +346,7 @@ def test_pictures_stand_where_they_are_or_where_the_text_says() -> None:
     assert user_text(red, blue, "Why?") == ("<image>\n<image>\nWhy?", [red, blue])
     assert user_text("First ", red, "then ", blue, "?") == ("First <image>\nthen <image>\n?", [red, blue])
     assert user_text(red, blue, "Is <image> or <image>?") == ("Is <image> or <image>?", [red, blue])
-    with pytest.raises(FitPruneError, match="has 1 <image> in its text, but 2 picture"):
+    with pytest.raises(FitPruneError, match="has 1 <image> in its text, but 2 image"):
         user_text(red, blue, "Is <image>?")
 
 
