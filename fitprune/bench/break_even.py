@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import FitPruneError
-from ..prune import attach
+from ..prune import prune
 from ..recipe import Recipe
 from .clock import alternate, faster
 from .models import Workload, twin
@@ -23,10 +23,9 @@ FURTHER = 2  # the search ends at this many times the shape's own visual tokens
 
 
 def break_even(work: Workload, recipe: Recipe, rounds: int) -> dict[str, Any]:
-    """Searches the length from which pruning pays, against plain dense.
+    """The visual `tokens` from which pruning pays against plain dense, None if it does not up to the `limit`.
 
-    Returns:
-        tokens: visual tokens, None if none up to `limit`; limit; tried: [visual tokens, speed-up, its lower quartile] each.
+    `tried`: [visual tokens, speed-up, its lower quartile] each.
     """
     tried: list[list[float]] = []
 
@@ -35,13 +34,10 @@ def break_even(work: Workload, recipe: Recipe, rounds: int) -> dict[str, Any]:
             return False
         here = work.resized(visual)
         model = twin(work.model)
-        attached = attach(model, recipe, visual_mask=here.visual_mask)
-        try:
-            variants = {"dense": lambda: here.prefill(work.model), "pruned": lambda: here.prefill(model)}
+        variants = {"dense": lambda: here.prefill(work.model), "pruned": lambda: here.prefill(model)}
+        with prune(model, recipe, visual_mask=here.visual_mask):
             alternate(variants, 1, work.device)  # warm
             times = alternate(variants, rounds, work.device)
-        finally:
-            attached.detach()
         gain = faster(times["dense"], times["pruned"])
         tried.append([visual, gain.median, gain.low])
         return gain.low > 1

@@ -89,11 +89,7 @@ def vision(work: Workload, rounds: int) -> Spread | None:
 
 
 def decode(models: Mapping[str, tuple[Any, Any]], work: Workload, tokens: int) -> dict[str, list[float]]:
-    """Seconds for each of so many tokens after the prefill, [token], each model in turn.
-
-    Args:
-        models: By name, a model and the cache of its prefill, which grows.
-    """
+    """Seconds for each of so many tokens after the prefill, [token], of each model (given with its prefill's cache) in turn."""
     token = work.embeds[:, :1]
     times: dict[str, list[float]] = {name: [] for name in models}
     for count in range(WARM_STEPS + tokens):

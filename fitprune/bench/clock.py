@@ -128,11 +128,7 @@ def peak_bytes(work: Work, device: torch.device) -> int | None:
 
 
 def proc_bytes(file: str, name: str) -> int:
-    """A size in one of Linux's status files, such as MemAvailable in /proc/meminfo.
-
-    Raises:
-        OSError: where there is no such file or line.
-    """
+    """A size in one of Linux's status files, such as MemAvailable in /proc/meminfo; OSError where there is no such file or line."""
     for line in Path(file).read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1]) * 1024

@@ -22,10 +22,9 @@ from torch import Tensor
 
 
 def prefill(model: Any, embeds: Tensor, deletions: Sequence[int], before: int, visual: int) -> tuple[Any, list[Tensor]]:
-    """One pruned prefill of a Llama decoder.
+    """One pruned prefill of a Llama decoder with eager attention.
 
     Args:
-        model: LlamaModel with eager attention.
         embeds: [B, S, E].
         deletions: Tokens to delete in each layer, [layer].
         before: Tokens before the image. visual: tokens of the image; those after it are text.
@@ -67,14 +66,9 @@ def prefill(model: Any, embeds: Tensor, deletions: Sequence[int], before: int, v
 
 
 def survivors(weights: Tensor, count: int, before: int, visual: int) -> Tensor:
-    """Which tokens stay, from the whole map.
+    """Which tokens stay, [B, S] bool, where `count` of the `visual` ones that are left go: those of the lowest product of sums.
 
-    Args:
-        weights: [B, H, S, S] attention.
-        count: Visual tokens to delete, those of the lowest product of sums.
-        before: Tokens before the image. visual: tokens of the image that are left.
-    Returns:
-        [B, S] bool
+    weights: [B, H, S, S], attention of all heads.
     """
     end = before + visual
     strongest = weights.amax(dim=1)  # [B, S, S]

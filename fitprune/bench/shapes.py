@@ -82,8 +82,7 @@ SHAPES = {
 def recipe_for(shape: Shape, ratio: float, file: str | Path | None = None) -> Recipe:
     """The recipe that was named, the published one, or a single step at layer 1 of the same reduction.
 
-    Raises:
-        FitPruneError: a recipe file that cannot be read or is for a model of other sizes; a ratio out of reach.
+    Raises a FitPruneError for a recipe file that cannot be read or is for a model of other sizes, and for a ratio out of reach.
     """
     cost, visual = shape.cost, shape.visual
     if file is not None:

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..decoder.upstream import pass_cache
 from ..errors import FitPruneError, first_line
-from ..prune import attach
+from ..prune import prune
 from ..recipe import Recipe
 from . import DENSE, EAGER_MAPS, eager_maps
 from .models import Workload, is_out_of_memory, twin
@@ -78,13 +78,9 @@ def default_baselines(device: torch.device) -> tuple[str, ...]:
 
 
 def dense_variants(work: Workload, asked: Iterable[str] | None, notes: list[str]) -> dict[str, Prefill]:
-    """Plain dense, always, and the dense baselines asked for, each run once to see that it can.
+    """Plain dense, always, and the dense baselines asked for (None: the device's own choice), each run once to see that it can.
 
-    Args:
-        asked: Names, None for the device's own choice, of which those that cannot run are left out with a note.
-        notes: Gets a line for each variant that was left out.
-    Raises:
-        FitPruneError: for one that was asked for and cannot run.
+    Those that cannot run are left out with a line in `notes`, but one that was asked for raises a FitPruneError.
     """
     names = default_baselines(work.device) if asked is None else tuple(asked)
     variants: dict[str, Prefill] = {}
@@ -111,19 +107,16 @@ def dense_variants(work: Workload, asked: Iterable[str] | None, notes: list[str]
 def pruned_variants(
     work: Workload, named: NamedRecipe, asked: Iterable[str], notes: list[str], until: ExitStack
 ) -> tuple[dict[str, Prefill], Any]:
-    """The variants of one recipe, and the model behind `pruned`, recipe attached.
+    """The variants of one recipe, and the model behind `pruned`, to which the recipe is attached until the end of `until`.
 
-    Args:
-        asked: Baselines; of these only the authors' way is made here.
-        notes: Gets a line for each variant that was left out.
-        until: Detaches the recipe at its end.
+    asked: baselines, of which only the authors' way is made here. notes: gets a line if that runs out of memory.
     """
-    model = twin(work.model)
-    attached = attach(model, named.recipe, visual_mask=work.visual_mask)
-    until.callback(attached.detach)
+    model, recorded = twin(work.model), twin(work.model)
+    until.enter_context(prune(model, named.recipe, visual_mask=work.visual_mask))
     variants: dict[str, Prefill] = {"pruned": lambda: work.prefill(model), "bare": bare(work, named.recipe)}
     if work.device.type == "cuda":
-        variants["graphs"] = recorded(work, named.recipe, until)
+        until.enter_context(prune(recorded, named.recipe, visual_mask=work.visual_mask, graphs=1))
+        variants["graphs"] = lambda: work.prefill(recorded)
     if EAGER_MAPS in asked:
         maps = authors_way(work, named.recipe)
         try:
@@ -134,13 +127,6 @@ def pruned_variants(
                 raise
             notes.append(f"baseline {EAGER_MAPS}, {named.name}: {_said(error)}")
     return variants, model
-
-
-def recorded(work: Workload, recipe: Recipe, until: ExitStack) -> Prefill:
-    """Pruned, as one CUDA graph."""
-    model = twin(work.model)
-    until.callback(attach(model, recipe, visual_mask=work.visual_mask, graphs=1).detach)
-    return lambda: work.prefill(model)
 
 
 def bare(work: Workload, recipe: Recipe) -> Prefill:

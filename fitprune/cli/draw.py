@@ -13,7 +13,6 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,18 +47,6 @@ FILES = {  # format: file name in the folder
     "heat": "heat.png",
     "recipe": "recipe.png",
 }
-
-
-@dataclass(frozen=True)
-class Shown:
-    """All that a format can draw."""
-
-    vlm: VLM
-    image: Image.Image
-    recipe: Recipe
-    asked: Asked
-    layers: Sequence[int]
-    title: str | None
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -107,9 +94,10 @@ def run(args: argparse.Namespace) -> int:
     recipe, source = choice.recipe, choice.source
     assert recipe is not None
     asked = ask(vlm, image, question, recipe, args.score, args.max_new_tokens)
-    shown = Shown(vlm, image, recipe, asked, layers, heading(asked) if args.title is None else style.plain(args.title) or None)
+    title = heading(asked) if args.title is None else style.plain(args.title) or None
+    write = writers(vlm, image, recipe, asked, layers, title)
     for name, target in targets.items():
-        WRITERS[name](shown, target)
+        write[name](target)
     print(f"question: {question!r}", f"dense:    {asked.dense!r}", f"pruned:   {asked.pruned!r}", source, sep="\n")
     print(f"visual tokens alive: {' '.join(map(str, asked.alive))}; saves {asked.saved:.1%} of the visual compute")
     print("\n".join(str(target) for target in targets.values()))
@@ -124,12 +112,9 @@ def heading(asked: Asked) -> str:
 
 
 def find_targets(output: str, formats: Sequence[str] | None) -> dict[str, Path]:
-    """Which format goes to which file.
+    """Which format goes to which file; without formats all of them, or the one that the file's ending says.
 
-    Args:
-        formats: Names of `FILES`; None for all, or for the one that the file's ending says.
-    Raises:
-        FitPruneError: one file for several formats, the wrong ending for its format or an unknown one, a place that cannot be written to.
+    Raises a FitPruneError for one file for several formats, an ending that does not fit, and a place that cannot be written to.
     """
     path = Path(output)
     endings = {Path(name).suffix: each for each, name in reversed(FILES.items())}
@@ -171,8 +156,7 @@ def _asked_about(args: argparse.Namespace) -> tuple[Image.Image, str]:
 def _calibration(args: argparse.Namespace) -> Calibration:
     """What a recipe is fitted on where none is named or published: the file given, an embedded model's own set, else nothing.
 
-    Raises:
-        FitPruneError: if a recipe would have to be fitted on nothing: now, before the model is loaded, or when its questions are read.
+    Nothing is a FitPruneError where a recipe has to be fitted: now, before the model is loaded, or when the questions are read.
     """
     if args.calibration_file or args.model_path in MODELS:
         return arguments.calibration(args)
@@ -207,11 +191,7 @@ def _overlay(args: argparse.Namespace, targets: dict[str, Path]) -> int:
 
 
 def named_recipes(text: str) -> list[tuple[str, Recipe]]:
-    """The recipe of a file, or published ones from `MODEL:RATIO,RATIO`, each with a label.
-
-    Raises:
-        FitPruneError: unreadable file, a model or ratio that is not published, or neither.
-    """
+    """The recipe of a file, or published ones from `MODEL:RATIO,RATIO`, each with a label; FitPruneError where there is none."""
     from ..draw.curves import label
 
     model, colon, chosen = text.rpartition(":")
@@ -226,45 +206,28 @@ def named_recipes(text: str) -> list[tuple[str, Recipe]]:
         raise FitPruneError(f"--recipes {text}: {error}") from None
 
 
-def _png(shown: Shown, target: Path) -> None:
+def writers(
+    vlm: VLM, image: Image.Image, recipe: Recipe, asked: Asked, layers: Sequence[int], title: str | None
+) -> dict[str, Callable[[Path], None]]:
+    """What writes each format of `FILES`."""
+    from ..draw import animation
+    from ..draw.asked import watch
+    from ..draw.curves import label, recipes
+    from ..draw.heat import heat
+    from ..draw.page import page
     from ..draw.panels import panels
 
-    style.save(panels(shown.asked.where, shown.asked.kept, shown.layers, shown.title), target)
-
-
-def _gif(shown: Shown, target: Path) -> None:
-    from ..draw import animation
-
-    animation.save(shown.asked.frames(), shown.asked.alive, target, shown.title)
-
-
-def _html(shown: Shown, target: Path) -> None:
-    from ..draw.curves import label
-    from ..draw.page import page
-
+    where = asked.where
     facts = [
-        ("model", shown.vlm.name),
-        ("recipe", label(shown.recipe)),
-        ("saved on this picture", f"{shown.asked.saved:.1%} of the visual compute"),
-        ("tokens ranked by", shown.asked.score),
+        ("model", vlm.name),
+        ("recipe", label(recipe)),
+        ("saved on this picture", f"{asked.saved:.1%} of the visual compute"),
+        ("tokens ranked by", asked.score),
     ]
-    write_atomically(target, page(shown.asked, facts).encode())
-
-
-def _heat(shown: Shown, target: Path) -> None:
-    from ..draw.asked import watch
-    from ..draw.heat import heat
-
-    stats = watch(shown.vlm, shown.image, shown.asked.question)
-    style.save(heat(shown.asked.where, stats, layers=shown.layers, title=shown.title), target)
-
-
-def _recipe(shown: Shown, target: Path) -> None:
-    from ..draw.curves import recipes
-
-    style.save(recipes([shown.recipe], visual_tokens=shown.asked.where.tokens), target)
-
-
-WRITERS: dict[str, Callable[[Shown, Path], None]] = {
-    "png": _png, "gif": _gif, "html": _html, "heat": _heat, "recipe": _recipe,
-}  # fmt: skip
+    return {
+        "png": lambda target: style.save(panels(where, asked.kept, layers, title), target),
+        "gif": lambda target: animation.save(asked.frames(), asked.alive, target, title),
+        "html": lambda target: write_atomically(target, page(asked, facts).encode()),
+        "heat": lambda target: style.save(heat(where, watch(vlm, image, asked.question), layers=layers, title=title), target),
+        "recipe": lambda target: style.save(recipes([recipe], visual_tokens=where.tokens), target),
+    }

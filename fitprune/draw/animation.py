@@ -21,12 +21,11 @@ BETWEEN, FASTEST, SLOWEST = 7000, 240, 800  # milliseconds of all frames between
 
 
 def save(shown: Sequence[Image.Image], alive: Sequence[int], path: str | os.PathLike[str], title: str | None = None) -> None:
-    """Writes the GIF, which loops.
+    """Writes the GIF, which loops, with lines of a title above the image.
 
     Args:
         shown: The whole image, then one per layer, as `frames` makes them.
         alive: Visual tokens alive in each of these.
-        title: Lines above the image.
     Raises:
         FitPruneError: no matplotlib, no image, or the file cannot be written.
     """

@@ -17,7 +17,7 @@ from ..observe import observe
 from ..prune import prune
 from ..recipe import Recipe
 from ..stats import AttentionStats
-from .frames import alive, fade
+from .frames import alive, fade, stages
 from .places import Places, places
 
 
@@ -46,26 +46,15 @@ class Asked:
     @property
     def alive(self) -> list[int]:
         """Visual tokens of the whole image, then after each layer, [L + 1]."""
-        return [self.where.tokens, *(int(count) for count in self.kept.sum(1))]
-
-    @property
-    def stages(self) -> list[np.ndarray]:
-        """Which tokens are there in the whole image, then after each layer, [L + 1] of bool [n]."""
-        return [np.ones(self.where.tokens, dtype=bool), *self.kept]
+        return [int(kept.sum()) for kept in stages(self.kept)]
 
     def frames(self) -> list[Image.Image]:
         """The image in each stage."""
-        return [fade(self.where, kept) for kept in self.stages]
+        return [fade(self.where, kept) for kept in stages(self.kept)]
 
 
 def ask(vlm: VLM, image: Image.Image, question: str, recipe: Recipe, score: str = "fitprune", max_new_tokens: int = 128) -> Asked:
-    """Asks twice, greedily.
-
-    Args:
-        question: All that the user says, instructions included, without `<image>`.
-    Raises:
-        FitPruneError: a recipe for another model.
-    """
+    """Asks twice, greedily: all that the user says, instructions included, without `<image>`. FitPruneError for another model's recipe."""
     inputs = vlm.encode([(vlm.prompt(question), [image])])
     dense = vlm.generate(inputs, max_new_tokens=max_new_tokens)[0]
     with prune(vlm.model, recipe, score=score) as trace:

@@ -36,18 +36,16 @@ def frames(vlm: VLM, image: Image.Image, trace: Trace, row: int = 0, picture: in
         FitPruneError: an empty trace, a row or image that it does not have, another image than was asked about.
     """
     where = places(vlm, image)
-    survived = alive(trace, where.tokens, row, picture)
-    return [fade(where, np.ones(where.tokens, dtype=bool)), *(fade(where, kept) for kept in survived)]
+    return [fade(where, kept) for kept in stages(alive(trace, where.tokens, row, picture))]
+
+
+def stages(kept: np.ndarray) -> list[np.ndarray]:
+    """Which tokens are there in the whole image, then after each layer, [L + 1] of bool [n]; kept: bool [L, n]."""
+    return [np.ones(kept.shape[1], dtype=bool), *kept]
 
 
 def alive(trace: Trace, tokens: int, row: int = 0, picture: int = 0) -> np.ndarray:
-    """Which of an image's visual tokens are alive after each layer; arguments and errors as `frames`.
-
-    Args:
-        tokens: n, how many the image has.
-    Returns:
-        bool [L, n]
-    """
+    """Which of an image's n visual tokens are alive after each layer, bool [L, n]; arguments and errors as `frames`."""
     first, end = span(trace, row, picture)
     if end - first != tokens:
         raise FitPruneError(
@@ -78,12 +76,7 @@ def check_number(what: str, number: int, count: int, owner: str) -> None:
 
 
 def fade(where: Places, kept: np.ndarray, at_least: int = AT_LEAST) -> Image.Image:
-    """The canvas enlarged, with every patch that is not kept faded and an outline around what is kept.
-
-    Args:
-        kept: bool [n], True where the token survives.
-        at_least: Pixels along the longer side.
-    """
+    """The canvas, enlarged to so many pixels along its longer side, with all but the kept patches (bool [n]) faded, these outlined."""
     times = max(1, math.ceil(at_least / max(where.canvas.size)))
     size = (where.canvas.width * times, where.canvas.height * times)
     image, mask = Image.new("RGB", size, PAPER), Image.new("L", size)

@@ -20,18 +20,14 @@ import numpy as np
 from PIL import Image
 
 from .asked import Asked
-from .frames import outline
+from .frames import outline, stages
 from .places import Places
 
 TEMPLATE = "page.html"  # beside this file
 
 
 def page(asked: Asked, facts: Sequence[tuple[str, str]] = ()) -> str:
-    """The whole file.
-
-    Args:
-        facts: Further (name, text) pairs for the list below the image.
-    """
+    """The whole file; facts are further (name, text) pairs for the list below the image."""
     where = asked.where
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string(resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
@@ -41,7 +37,7 @@ def page(asked: Asked, facts: Sequence[tuple[str, str]] = ()) -> str:
         facts=facts,
         gone=gone(asked.kept),
         views=[(box, _png(where.canvas.crop(box))) for box in where.views if box[0] < box[2] and box[1] < box[3]],
-        data={"alive": asked.alive, "outlines": [_path(where, kept) for kept in asked.stages]},
+        data={"alive": asked.alive, "outlines": [_path(where, kept) for kept in stages(asked.kept)]},
     )
 
 

@@ -22,7 +22,7 @@ from ..errors import FitPruneError
 from ..families import VLM
 from ..trace import Trace
 from . import style
-from .frames import alive, check_number, fade, span
+from .frames import alive, check_number, fade, span, stages
 from .places import Places, on_grid, places
 
 if TYPE_CHECKING:
@@ -67,17 +67,17 @@ def panels(where: Places, kept: np.ndarray, layers: Sequence[int], title: str | 
     """`survivors` where it is known which tokens are alive after each layer: kept, bool [L, n]."""
     for layer in layers:
         check_number("layer", layer, len(kept), "this model")
-    stages = [("the picture", np.ones(where.tokens, dtype=bool)), *((f"after layer {at}", kept[at]) for at in layers)]
+    shown = [("the picture", stages(kept)[0]), *((f"after layer {at}", kept[at]) for at in layers)]
     wide, high = where.panel(SIDE)
-    columns = _columns(len(stages), max(1, int(WIDEST / wide)))
-    rows = -(-len(stages) // columns)
+    columns = _columns(len(shown), max(1, int(WIDEST / wide)))
+    rows = -(-len(shown) // columns)
     lines = style.wrapped(title, wide * columns, 13)
     figure = style.figure(wide * columns, rows * (high + 0.52) + 0.24 * len(lines) + 0.05 * bool(lines))
     cells = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for cell, (caption, living) in zip(cells, stages, strict=False):
+    for cell, (caption, living) in zip(cells, shown, strict=False):
         style.image(cell, fade(where, living))
         cell.set_title(f"{caption}\n{int(living.sum())} of {where.tokens} tokens", fontsize=11, linespacing=1.35)
-    for cell in cells[len(stages) :]:
+    for cell in cells[len(shown) :]:
         cell.set_axis_off()
     style.title(figure, lines, 13)
     return figure

@@ -52,13 +52,7 @@ class Places:
 
 
 def places(vlm: VLM, image: Image.Image) -> Places:
-    """Where the visual tokens of an image lie for a loaded checkpoint.
-
-    Args:
-        image: As it was asked about, of any size.
-    Raises:
-        FitPruneError: if the family's views and its number of tokens disagree.
-    """
+    """Where the visual tokens of an image of any size lie; FitPruneError if the family's views and its number of tokens disagree."""
     image = image.convert("RGB")
     found = laid_out(vlm.images.views(image))
     if found.tokens != vlm.tokens_for(image):

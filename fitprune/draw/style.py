@@ -32,11 +32,7 @@ EASTERN = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQua
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure of that many inches, drawn by Agg whatever the machine's default is.
-
-    Raises:
-        FitPruneError: no matplotlib.
-    """
+    """An empty figure of that many inches, drawn by Agg whatever the machine's default is; FitPruneError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -74,11 +70,7 @@ def quiet() -> Iterator[None]:
 
 
 def save(drawn: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure as PNG, without the version of what made it: the same bytes wherever the libraries are the same.
-
-    Raises:
-        FitPruneError: if the file cannot be written.
-    """
+    """Writes a figure as PNG, without matplotlib's version in it; FitPruneError if the file cannot be written."""
     data = io.BytesIO()
     with quiet():
         drawn.savefig(data, format="png", metadata={"Software": None})

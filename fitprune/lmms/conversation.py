@@ -31,8 +31,7 @@ def user_message(text: str, images: Sequence[Any]) -> Message:
 def conversation(template: str, messages: Sequence[Message], answer: str | None = None) -> tuple[str, list[Image.Image]]:
     """The whole prompt, ending where the model is to answer, or with the answer that is given; and its images.
 
-    Raises:
-        FitPruneError: messages that do not end with the user's, an image that cannot be read, something other than text and images.
+    Raises a FitPruneError for messages that do not end with the user's and for what is not text or a readable image.
     """
     images: list[Image.Image] = []
     turns: list[tuple[str, str | None]] = []

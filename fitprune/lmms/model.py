@@ -37,7 +37,9 @@ log = logging.getLogger(__name__)
 
 
 class _FitPrune(lmms):
-    """What both types share; each reads requests in its own way (`_settings`, `_messages`)."""
+    """What both types share; each reads requests in its own way (`_messages`)."""
+
+    settings_at: int  # where a request has its generation settings
 
     def __init__(self, **given: Any) -> None:
         """Loads the checkpoint and chooses the recipe; given: see `Arguments`, whose errors are raised."""
@@ -54,11 +56,7 @@ class _FitPrune(lmms):
             print(f"fitprune: {choice.source}")
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """An answer to each request, generated until the model or one of the task's `until` texts ends it.
-
-        Raises:
-            FitPruneError: what a prompt cannot be made of; names the task and the document.
-        """
+        """An answer to each request, up to one of the task's `until` texts; a FitPruneError names the task and the document."""
         answers = [""] * len(requests)
         alike: dict[Settings, list[int]] = {}
         for index, request in enumerate(requests):
@@ -78,13 +76,11 @@ class _FitPrune(lmms):
         self.vlm = None
         super().clean()
 
-    def _settings(self, request: Any) -> Settings:
-        raise NotImplementedError
-
     def _messages(self, request: Any) -> Sequence[Message]:
         raise NotImplementedError
 
-    def _read(self, given: Any) -> Settings:
+    def _settings(self, request: Any) -> Settings:
+        given = request.args[self.settings_at]
         for name in sorted(set(given) - set(KNOWN) - self._reported):
             self._reported.add(name)
             log.warning("generation setting %s: %s is not known to fitprune and does nothing", name, given[name])
@@ -119,6 +115,7 @@ class FitPruneChat(_FitPrune):
     """Requests are (context, document → messages, settings, document, task, split); the context is not used."""
 
     is_simple = False
+    settings_at = -4  # some versions of lmms-eval leave out the context
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """For each request the answers of all rounds; the task writes each round's messages from the answers so far."""
@@ -145,16 +142,13 @@ class FitPruneChat(_FitPrune):
             messages, ended, _, told = written if isinstance(written, tuple) else (None, True, None, None)
         return answers
 
-    def _settings(self, request: Any) -> Settings:
-        return self._read(request.args[-4])
-
     def _messages(self, request: Any) -> Sequence[Message]:
         write, document = self._asked(request)
         found: Sequence[Message] = write(document)
         return found
 
     def _asked(self, request: Any) -> tuple[Any, Any]:
-        """The task's function that writes messages, and the document. Some versions of lmms-eval put the context before."""
+        """The task's function that writes messages, and the document."""
         write, _, *where = request.args[-5:]
         return write, self._document(*where)
 
@@ -163,13 +157,10 @@ class FitPruneSimple(_FitPrune):
     """Requests are (text, settings or answer, document → images, document, task, split)."""
 
     is_simple = True
+    settings_at = 1
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
-        """For each request the mean negative log-likelihood per token of its answer, and whether greedy decoding gives it.
-
-        Raises:
-            FitPruneError: what a prompt cannot be made of; names the task and the document.
-        """
+        """For each request the mean negative log-likelihood per token of its answer, and whether greedy decoding gives it."""
         results: list[tuple[float, bool]] = []
         with self._pruned() as vlm, self._bar(len(requests)) as bar:
             for batch in self._batches(range(len(requests))):
@@ -184,9 +175,6 @@ class FitPruneSimple(_FitPrune):
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """lmms-eval has rounds for chat models only."""
         raise FitPruneError("several rounds need a chat model of lmms-eval: leave out --force_simple")
-
-    def _settings(self, request: Any) -> Settings:
-        return self._read(request.args[1])
 
     def _messages(self, request: Any) -> Sequence[Message]:
         text, _, *rest = request.args
