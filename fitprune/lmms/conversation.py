@@ -52,7 +52,7 @@ def conversation(template: str, messages: Sequence[Message], answer: str | None 
 
 
 def _spoken(content: str | Sequence[Mapping[str, Any]]) -> tuple[str, list[Image.Image]]:
-    """The text of one message, with `<image>` for each of its pictures, and these."""
+    """The text of one message, with `<image>` for each of its images, and these images."""
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     images = [_image(part) for part in content if part["type"] != "text"]
