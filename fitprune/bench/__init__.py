@@ -1,17 +1,17 @@
 """`fitprune bench`: how long things take, dense and pruned in the same run, beside what FLOPs promise.
 
-No weights are needed: decoder, vision tower and prompt are random, at a named shape. Nothing that pruning costs is left out of
-its time (hooks, scores, selection, gathering), it runs the same attention as plain dense, and the share of the ideal is
-told against the fastest dense kind of the run as well.
+No weights are needed: decoder, vision tower and prompt are random, at a named shape. The time of pruning includes all that it costs
+(hooks, scores, selection, gathering), it runs the same attention as plain dense, and speed-ups are told against the fastest dense
+variant of the run as well.
 
     shapes.py      named sizes, and a recipe for each
     models.py      random weights and a prompt
-    variants.py      what takes turns: dense, flash, compiled, pruned, bare, the authors' way (eager_maps.py)
+    variants.py    the prefills that are compared: dense, flash, compiled, pruned, bare, the authors' way (eager_maps.py)
     clock.py       alternating rounds, medians and quartiles, peak memory
     breakdown.py   vision tower, scoring and selection, decoding, the cache's bytes
     break_even.py  from which length on pruning pays
-    measure.py     one run, as plain figures
-    report.py, plot.py, machine.py     tables, picture, what it was measured on
+    measure.py     one run, as plain numbers
+    report.py, plot.py, machine.py     tables, plot, what it was measured on
 
     fitprune bench --repeats 5
 """
@@ -19,4 +19,4 @@ told against the fastest dense kind of the run as well.
 DENSE = ("dense", "flash", "compiled")  # ways of running the whole model
 EAGER_MAPS = "eager-maps"  # the authors' way of pruning, with whole attention maps
 BASELINES = (*DENSE, EAGER_MAPS)  # what pruning is compared with
-PARTS = ("memory", "overhead", "decode", "vision")  # what can be left out
+BREAKDOWN = ("memory", "overhead", "decode", "vision")  # measured besides the prefill's times; --skip leaves them out

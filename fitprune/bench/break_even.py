@@ -1,8 +1,8 @@
 """From how many visual tokens on a pruned prefill is faster than a dense one on this device.
 
-Pruning has a price that does not shrink with the picture: scoring, sorting and gathering in every layer that deletes.
-Below some length that price is more than what is saved. The same recipe, scaled, is tried at lengths that double until it
-pays and then halve the interval; it *pays* where three quarters of the rounds are faster, so that noise alone does not.
+Pruning costs something however few tokens there are: scoring, sorting and gathering in every layer that deletes. Below some length
+that is more than what is saved. The same recipe, scaled, is tried at lengths that double until it pays, then by bisection; it *pays*
+where three quarters of the rounds are faster, so that noise alone does not.
 
     fitprune bench --break-even --layers 8 --skip vision decode
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import FitPruneError
-from ..prune import attach
+from ..prune import prune
 from ..recipe import Recipe
 from .clock import alternate, faster
 from .models import Workload, twin
@@ -23,10 +23,9 @@ FURTHER = 2  # the search ends at this many times the shape's own visual tokens
 
 
 def break_even(work: Workload, recipe: Recipe, rounds: int) -> dict[str, Any]:
-    """Searches the length from which pruning pays, against plain dense.
+    """The visual `tokens` from which pruning pays against plain dense, None if it does not up to the `limit`.
 
-    Returns:
-        tokens: visual tokens, None if none up to `limit`; limit; tried: [visual tokens, speed-up, its lower quartile] each.
+    `tried`: [visual tokens, speed-up, its lower quartile] each.
     """
     tried: list[list[float]] = []
 
@@ -35,13 +34,10 @@ def break_even(work: Workload, recipe: Recipe, rounds: int) -> dict[str, Any]:
             return False
         here = work.resized(visual)
         model = twin(work.model)
-        attached = attach(model, recipe, visual_mask=here.visual_mask)
-        try:
-            kinds = {"dense": lambda: here.prefill(work.model), "pruned": lambda: here.prefill(model)}
-            alternate(kinds, 1, work.device)  # warm
-            times = alternate(kinds, rounds, work.device)
-        finally:
-            attached.detach()
+        variants = {"dense": lambda: here.prefill(work.model), "pruned": lambda: here.prefill(model)}
+        with prune(model, recipe, visual_mask=here.visual_mask):
+            alternate(variants, 1, work.device)  # warm
+            times = alternate(variants, rounds, work.device)
         gain = faster(times["dense"], times["pruned"])
         tried.append([visual, gain.median, gain.low])
         return gain.low > 1
@@ -52,7 +48,7 @@ def break_even(work: Workload, recipe: Recipe, rounds: int) -> dict[str, Any]:
 
 
 def deletes(recipe: Recipe, visual: int, layers: int) -> bool:
-    """Whether the recipe deletes anything of a picture so small; one whose budget is out of reach there does not."""
+    """Whether the recipe deletes any of so few visual tokens; one whose budget is out of reach there does not."""
     try:
         return any(recipe.deletions(visual, layers))
     except FitPruneError:
@@ -62,8 +58,7 @@ def deletes(recipe: Recipe, visual: int, layers: int) -> bool:
 def smallest_that_pays(pays: Callable[[int], bool], limit: int, start: int, within: float = 0.1) -> int | None:
     """The smallest number for which `pays`, to within that share of itself; None if there is none up to `limit`.
 
-    Takes it for granted that what pays for one number pays for all larger ones. A result of `start` means: from there on
-    at the latest.
+    Assumes that what pays for one number pays for all larger ones. Numbers below `start` are not tried: it may pay there, too.
     """
     low, high = 0, start
     while not pays(high):

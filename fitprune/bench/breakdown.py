@@ -1,18 +1,18 @@
-"""Parts that are measured on their own: the vision tower, what pruning adds to a prefill, decoding, the cache.
+"""The breakdown, each measurement on its own: the vision tower, what pruning adds to a prefill, decoding, the cache.
 
-What pruning adds is measured inside pruned prefills of its own, by a stopwatch around the few functions that do it:
-`scoring` makes scores, `selection` sorts them and picks the survivors, `gather` picks survivors' rows, masks and positions.
-On a GPU the stopwatch waits for the device at each of them, so these sums are upper bounds there; what pruning costs
-without a stopwatch is the difference between `pruned` and `bare` (kinds.py).
+What pruning adds is measured in separate pruned prefills, by a stopwatch around the few functions that do it: `scoring` makes scores,
+`selection` sorts them and picks the survivors, `gather` picks survivors' rows, masks and positions. On a GPU the stopwatch waits for
+the device at each of them, so these sums are upper bounds there; what pruning costs without a stopwatch is the difference between
+`pruned` and `bare` (variants.py).
 
-A *step* is a layer that deletes. What it costs is told in token-layers: how many tokens processed by one layer take as long.
+A *step* is a layer that deletes. Its cost is told in token-layers: how many tokens one dense layer processes in the same time.
 
     pytest tests/bench/test_bench_breakdown.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -22,16 +22,11 @@ from ..decoder.upstream import pass_cache
 from ..prune import attach
 from ..recipe import Recipe
 from ..scores import find_score
-from .clock import Spread, Stopwatch, timed
+from .clock import Spread, Stopwatch, repeated, timed
 from .models import Workload, random_tower, twin
 
 SCORING, SELECTION, GATHER = "scoring", "selection", "gather"
-WATCHED = {
-    "on_attention": SELECTION,
-    "cut": GATHER,
-    "narrow": GATHER,
-    "record_cache": GATHER,
-}  # methods of a `LayerPass`; the score is in `on_attention`
+WATCHED = {"on_attention": SELECTION, "cut": GATHER, "narrow": GATHER, "record_cache": GATHER}  # of a `LayerPass`; scoring is in the first
 WARM_STEPS = 2  # decoded tokens that are not timed
 
 
@@ -64,7 +59,7 @@ def overhead(work: Workload, recipe: Recipe, rounds: int) -> dict[str, list[floa
             spent.append(watch.spent)
     finally:
         attached.detach()
-    return {part: [each[part] for each in spent[1:]] for part in (SCORING, SELECTION, GATHER)}
+    return {label: [each[label] for each in spent[1:]] for label in (SCORING, SELECTION, GATHER)}
 
 
 def steps(work: Workload, recipe: Recipe) -> int:
@@ -80,31 +75,21 @@ def token_layers(seconds: float, dense_seconds: float, work: Workload) -> float:
 def attaching(work: Workload, recipe: Recipe, rounds: int) -> Spread:
     """Seconds that putting a recipe onto the model and taking it off again costs, once per `with` block."""
     model = twin(work.model)
-    return Spread.of([timed(lambda: attach(model, recipe, visual_mask=work.visual_mask).detach(), work.device)[0] for _ in range(rounds)])
+    return repeated(lambda: attach(model, recipe, visual_mask=work.visual_mask).detach(), rounds, work.device)
 
 
 def vision(work: Workload, rounds: int) -> Spread | None:
-    """Seconds that vision tower and projector take for the batch's pictures; None for a shape without a tower."""
+    """Seconds that vision tower and projector take for the batch's images; None for a shape without a tower."""
     if work.shape.tower is None:
         return None
     dtype = work.embeds.dtype
     tower, side = random_tower(work.shape.tower, work.shape.cost.hidden, dtype, work.device)
-    pictures = work.batch * work.shape.tower.views
-    pixels = torch.randn(pictures, 3, side, side, device=work.device, dtype=dtype)
-
-    def see() -> Any:
-        return tower.get_image_features(pixel_values=pixels)  # type: ignore[operator]
-
-    see()
-    return Spread.of([timed(see, work.device)[0] for _ in range(rounds)])
+    pixels = torch.randn(work.batch * work.shape.tower.views, 3, side, side, device=work.device, dtype=dtype)
+    return repeated(lambda: tower.get_image_features(pixel_values=pixels), rounds, work.device)  # type: ignore[operator]
 
 
 def decode(models: Mapping[str, tuple[Any, Any]], work: Workload, tokens: int) -> dict[str, list[float]]:
-    """Seconds for each of so many tokens after the prefill, [token], each model in turn.
-
-    Args:
-        models: By name, a model and the cache of its prefill, which grows.
-    """
+    """Seconds for each of so many tokens after the prefill, [token], of each model (given with its prefill's cache) in turn."""
     token = work.embeds[:, :1]
     times: dict[str, list[float]] = {name: [] for name in models}
     for count in range(WARM_STEPS + tokens):
@@ -118,9 +103,8 @@ def decode(models: Mapping[str, tuple[Any, Any]], work: Workload, tokens: int) -
 
 def cache_bytes(cache: Any) -> int:
     """Memory that the keys and values of a cache hold, whatever part of it they show."""
-    held: Sequence[Any] = [part for layer in cache.layers for part in (layer.keys, layer.values)]
-    storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in held}
-    return sum(storages.values())
+    storages = [tensor.untyped_storage() for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def recipe_bytes(work: Workload, recipe: Recipe | None) -> int:

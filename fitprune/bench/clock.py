@@ -1,8 +1,7 @@
 """Time and memory of a piece of work: alternating rounds, medians with quartiles, peaks.
 
-Kinds of work that are to be compared take turns within each round, in an order that is drawn anew for every round (the same
-in every run): a machine that slows down for a while falls on all alike, and so does what a kind leaves behind for the
-next one, which in a fixed order would be the same next one every time.
+Variants that are compared take turns within each round, in an order that is drawn anew for every round (the same in every run). So a
+machine that is slow for a while slows all of them alike, and no variant always runs after the same other one, whose caches it finds.
 A speed-up is the median over rounds of the quotient of two times of the same round, not the quotient of two medians.
 
     pytest tests/bench/test_bench_clock.py
@@ -53,26 +52,31 @@ def faster(slow: Sequence[float], fast: Sequence[float]) -> Spread:
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock that only differences matter of, once the device has done all it was given."""
+    """Seconds since some fixed time, once the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def timed(work: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
-    """Seconds that `work` takes, and what it returns (which is given back only after the clock has stopped)."""
+    """Seconds that `work` takes, and what it returns."""
     start = now(device)
     result = work()
     return now(device) - start, result
 
 
-def alternate(kinds: Mapping[Key, Work], rounds: int, device: torch.device) -> dict[Key, list[float]]:
-    """Times of each kind, [round]; in every round each kind once, in an order of its own."""
+def repeated(work: Work, rounds: int, device: torch.device) -> Spread:
+    """Seconds that `work` takes, over so many rounds after one that warms up."""
+    return Spread.of([timed(work, device)[0] for _ in range(1 + rounds)][1:])
+
+
+def alternate(variants: Mapping[Key, Work], rounds: int, device: torch.device) -> dict[Key, list[float]]:
+    """Times of each variant, [round]; in every round each of them once, in an order of its own."""
     order = random.Random(0)
-    times: dict[Key, list[float]] = {name: [] for name in kinds}
+    times: dict[Key, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
-        for name in order.sample(list(kinds), len(kinds)):
-            times[name].append(timed(kinds[name], device)[0])
+        for name in order.sample(list(variants), len(variants)):
+            times[name].append(timed(variants[name], device)[0])
     return times
 
 
@@ -124,11 +128,7 @@ def peak_bytes(work: Work, device: torch.device) -> int | None:
 
 
 def proc_bytes(file: str, name: str) -> int:
-    """A size in one of Linux's status files, such as MemAvailable in /proc/meminfo.
-
-    Raises:
-        OSError: where there is no such file or line.
-    """
+    """A size in one of Linux's status files, such as MemAvailable in /proc/meminfo; OSError where there is no such file or line."""
     for line in Path(file).read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1]) * 1024

@@ -1,13 +1,13 @@
 """The authors' way of pruning, written plainly: what FitPrune's speed is compared with.
 
-Every layer runs eager attention, which makes the whole map of all heads. A layer that deletes takes the maximum over
-heads of that map, sums it over the picture's queries and over the text's, multiplies the sums, sorts, and picks the
-survivors by a boolean mask, from the attention's output before its last projection and from the residual. The causal mask
-is cut at the top left, the positions are picked like the tokens. Facts: the released `modeling_llama.py` of LLaVA-1.5.
+Every layer runs eager attention, which makes the whole map of all heads. A layer that deletes takes the maximum over heads of that map,
+sums it over the image's queries and over the text's, multiplies the sums, sorts, and picks the survivors by a boolean mask, from the
+attention's output before its last projection and from the residual. The causal mask is cut at the top left, the positions are picked
+like the tokens. Source: the released `modeling_llama.py` of LLaVA-1.5.
 
-It differs where theirs would only lose: it takes batches (theirs is for one row), leaves the output layer out, and
-picks nothing in layers that delete nothing (theirs picks everything). Scores are in the model's precision, as theirs;
-so in half precision the two ways need not agree about every token.
+It differs where theirs would be slower for no reason: it takes batches (theirs is for one row), leaves the output layer out, and picks
+nothing in layers that delete nothing (theirs picks everything). Scores are in the model's precision, as theirs, so in half precision
+it need not keep the same tokens as FitPrune.
 
     pytest tests/bench/test_bench_eager_maps.py
 """
@@ -22,13 +22,12 @@ from torch import Tensor
 
 
 def prefill(model: Any, embeds: Tensor, deletions: Sequence[int], before: int, visual: int) -> tuple[Any, list[Tensor]]:
-    """One pruned prefill of a Llama decoder.
+    """One pruned prefill of a Llama decoder with eager attention.
 
     Args:
-        model: LlamaModel with eager attention.
         embeds: [B, S, E].
         deletions: Tokens to delete in each layer, [layer].
-        before: Tokens before the picture. visual: tokens of the picture; those after it are text.
+        before: Tokens before the image. visual: tokens of the image; those after it are text.
     Returns:
         The cache, and the original positions alive after each layer, [B, n] each.
     """
@@ -38,8 +37,7 @@ def prefill(model: Any, embeds: Tensor, deletions: Sequence[int], before: int, v
     hidden, cache, alive = embeds, DynamicCache(), []
     batch, length, _ = embeds.shape
     positions = torch.arange(length, device=embeds.device).expand(batch, -1)  # [B, S] original ones
-    mask = torch.full((length, length), torch.finfo(embeds.dtype).min, dtype=embeds.dtype, device=embeds.device).triu(1)
-    mask = mask[None, None]  # [1, 1, S, S]
+    mask = torch.full((1, 1, length, length), torch.finfo(embeds.dtype).min, dtype=embeds.dtype, device=embeds.device).triu(1)
     for index, (layer, count) in enumerate(zip(model.layers, deletions, strict=True)):
         attention, tokens = layer.self_attn, hidden.shape[1]
         normed = layer.input_layernorm(hidden)
@@ -68,14 +66,9 @@ def prefill(model: Any, embeds: Tensor, deletions: Sequence[int], before: int, v
 
 
 def survivors(weights: Tensor, count: int, before: int, visual: int) -> Tensor:
-    """Which tokens stay, from the whole map.
+    """Which tokens stay, [B, S] bool, where `count` of the `visual` ones that are left go: those of the lowest product of sums.
 
-    Args:
-        weights: [B, H, S, S] attention.
-        count: Visual tokens to delete, those of the lowest product of sums.
-        before: Tokens before the picture. visual: tokens of the picture that are there.
-    Returns:
-        [B, S] bool
+    weights: [B, H, S, S], attention of all heads.
     """
     end = before + visual
     strongest = weights.amax(dim=1)  # [B, S, S]

@@ -1,4 +1,4 @@
-"""What a measurement was made on: device, threads, versions, date. A figure without them says little.
+"""What a measurement was made on: device, threads, versions, date.
 
 python -c "import torch; from fitprune.bench.machine import machine; print(machine(torch.device('cpu')))"
 """
@@ -21,7 +21,7 @@ PACKAGES = ("torch", "transformers", "triton", "flash-attn")
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Device, threads, versions and date, as plain data; what is not there is left out of the versions."""
+    """Device, threads, versions and date, as plain data; packages that are not installed are left out."""
     versions = {"fitprune": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):

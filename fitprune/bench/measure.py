@@ -1,8 +1,8 @@
-"""One run of the benchmark: everything that was asked for, on one model, in one process, as plain figures.
+"""One run of the benchmark: everything that was asked for, on one model, in one process, as plain numbers.
 
-Order: make the model, warm every kind up, time all kinds in turn, then each part on its own (memory, scoring, decoding,
-vision tower, break-even). The time to first token here is that of the decoder, from embeddings to the last
-token's logits, with the cache filled; the vision tower has a line of its own.
+Order: make the model, warm all variants up, time them in turn, then measure the breakdown (memory, scoring, decoding, vision tower,
+break-even). A prefill is timed from embeddings to the last token's logits, with the cache filled; the vision tower has a line of
+its own.
 
     python -c "from fitprune.bench.measure import *; from fitprune.bench.shapes import SHAPES; \
         print(measure(SHAPES['small'].altered(layers=2), [0.6], repeats=3))"
@@ -10,7 +10,7 @@ token's logits, with the cache filled; the vision tower has a line of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +21,14 @@ import torch
 from ..recipe import Recipe
 from . import EAGER_MAPS, breakdown
 from .break_even import break_even
-from .clock import Spread, alternate, faster, peak_bytes
+from .clock import Spread, alternate, faster, peak_bytes, repeated
 from .machine import machine
 from .models import Workload, within_memory
 from .shapes import Shape, recipe_for
-from .variants import Plan, Prefill, dense_kinds, pruned_kinds
+from .variants import NamedRecipe, Prefill, dense_variants, pruned_variants
 
 MERGED = "merged"
+Key = tuple[str, str]  # name of the recipe ("" without one), name of the variant
 
 
 @torch.inference_mode()
@@ -47,167 +48,156 @@ def measure(
     merge_steps: bool = False,
     find_break_even: bool = False,
 ) -> dict[str, Any]:
-    """Times dense and pruned prefills of `shape`, and the parts that are not left out.
+    """Times dense and pruned prefills of `shape`, and the breakdown.
 
     Args:
         ratios: Reduction ratios, one group of rows each.
         recipe_file: A recipe instead of the ratios.
-        repeats: Rounds in which all kinds take turns.
+        repeats: Rounds in which all variants take turns.
         baselines: Names in `bench.BASELINES`; plain dense is always measured. None: the device's own choice.
-        skip: Names in `bench.PARTS`.
+        skip: Names in `bench.BREAKDOWN`.
         merge_steps: Measures what a step costs and adds the recipe with its steps merged.
         find_break_even: Also searches the length from which pruning pays.
     Returns:
-        Plain figures, in seconds and bytes; spreads as median, low and high quartile.
+        Plain numbers, in seconds and bytes; spreads as median, low and high quartile.
     Raises:
         FitPruneError: a recipe for another model, a device or attention that cannot be used, a baseline that was asked for and
             cannot run, out of memory.
     """
     skip, asked = set(skip), None if baselines is None else list(baselines)
     few = max(1, repeats // 2)
-    plans = _plans(shape, ratios, recipe_file)
+    recipes = _recipes(shape, ratios, recipe_file)
     notes: list[str] = []
     with within_memory(f"{shape.cost.layers} layers x {shape.cost.hidden}, batch {batch}, {shape.length} tokens"), \
             ExitStack() as until:  # fmt: skip
         work = Workload.of(shape, batch=batch, dtype=dtype, device=device, attn=attn)
-        kinds: dict[tuple[str, str], Prefill] = {("", name): kind for name, kind in dense_kinds(work, asked, notes).items()}
+        variants: dict[Key, Prefill] = {("", name): prefill for name, prefill in dense_variants(work, asked, notes).items()}
         if merge_steps:
-            plans += _merged(work, plans, kinds["", "dense"], few, notes)
-        models = {"dense": work.model}
-        for plan in plans:
-            made, models[plan.name] = pruned_kinds(work, plan, asked or (), notes, until)
-            kinds |= {(plan.name, name): kind for name, kind in made.items()}
-        alternate(kinds, 1, work.device)  # warm, with all in place: attaching a recipe makes a compiled model look again
-        times = alternate(kinds, repeats, work.device)
-        memory = {} if "memory" in skip else {key: _memory(kind, work.device) for key, kind in kinds.items()}
+            recipes += _merged(work, recipes, variants["", "dense"], few, notes)
+        models = {("", "dense"): work.model}
+        for named in recipes:
+            made, models[named.name, "pruned"] = pruned_variants(work, named, asked or (), notes, until)
+            variants |= {(named.name, name): prefill for name, prefill in made.items()}
+        alternate(variants, 1, work.device)  # warm, with all in place: a compiled model is compiled again once a recipe is attached
+        times = alternate(variants, repeats, work.device)
+        rows = {key: _row(prefill, times[key], work.device, "memory" not in skip) for key, prefill in variants.items()}
 
-        dense = {name: _kind(times, memory, ("", name)) for plan, name in kinds if not plan}
+        dense = {name: row for (recipe, name), row in rows.items() if not recipe}
         best = min(dense, key=lambda name: dense[name]["seconds"]["median"])
-        figures = {
+        results = {
             **machine(work.device),
             "dtype": dtype, "attn": attn, "batch": batch, "layers": shape.cost.layers, "hidden": shape.cost.hidden,
             "tokens": [shape.before, shape.visual, shape.after], "repeats": repeats, "notes": notes,
             "dense": dense, "best_dense": best, "dense_cache_bytes_by_cost": breakdown.recipe_bytes(work, None),
-            "recipes": [_recipe(work, plan, times, memory, best) for plan in plans],
+            "recipes": [_recipe(work, named, rows, best) for named in recipes],
         }  # fmt: skip
-        middle = dense["dense"]["seconds"]["median"]
-        for plan, row in zip(plans, figures["recipes"], strict=True):
+        for named, result in zip(recipes, results["recipes"], strict=True):
             if "overhead" not in skip:
-                row["overhead"] = _overhead(work, plan, few, middle, row["prefill"]["pruned"]["seconds"]["median"])
+                medians = (row["seconds"]["median"] for row in (dense["dense"], result["prefill"]["pruned"]))
+                result["overhead"] = _overhead(work, named.recipe, few, *medians)
             if find_break_even:
-                row["break_even"] = break_even(work, plan.recipe, few)
+                result["break_even"] = break_even(work, named.recipe, few)
         if "decode" not in skip:
-            _add_decode(figures, work, models, kinds, decode_tokens)
+            prefilled = {key[0] or "dense": (model, variants[key]()) for key, model in models.items()}
+            results["decode"] = _decode(work, prefilled, decode_tokens)
         if "vision" not in skip:
-            _add_vision(figures, breakdown.vision(work, few))
-    return figures
+            _add_vision(results, breakdown.vision(work, few))
+    return results
 
 
-def _plans(shape: Shape, ratios: Sequence[float], file: str | Path | None) -> list[Plan]:
+def _recipes(shape: Shape, ratios: Sequence[float], file: str | Path | None) -> list[NamedRecipe]:
     if file is not None:
-        return [Plan(Path(file).name.removesuffix(".json").removesuffix(".recipe"), recipe_for(shape, 0, file))]
-    return [Plan(f"{100 * ratio:.6g}%", recipe_for(shape, ratio)) for ratio in dict.fromkeys(ratios)]
+        return [NamedRecipe(Path(file).name.removesuffix(".json").removesuffix(".recipe"), recipe_for(shape, 0, file))]
+    return [NamedRecipe(f"{100 * ratio:.6g}%", recipe_for(shape, ratio)) for ratio in dict.fromkeys(ratios)]
 
 
-def _merged(work: Workload, plans: Sequence[Plan], dense: Prefill, rounds: int, notes: list[str]) -> list[Plan]:
-    """For each plan the one with its steps merged, by a cost of a step that is measured now."""
-    seconds = Spread.of(alternate({"dense": dense}, 1 + rounds, work.device)["dense"][1:]).median
+def _merged(work: Workload, recipes: Sequence[NamedRecipe], dense: Prefill, rounds: int, notes: list[str]) -> list[NamedRecipe]:
+    """Each recipe with its steps merged, by a cost of a step that is measured now; those without a step to merge are left out."""
+    seconds = repeated(dense, rounds, work.device).median
     merged = []
-    for plan in plans:
-        cost = _overhead(work, plan, rounds, seconds)["step"]["token_layers"]
-        recipe = _here(plan.recipe, work.shape).merge_steps(cost, work.shape.cost)
-        before, after = (breakdown.steps(work, each) for each in (plan.recipe, recipe))
-        notes.append(f"{plan.name}: a step costs {cost:.1f} token-layers, merging makes {after} steps of {before}")
-        if recipe != plan.recipe:
-            merged.append(Plan(f"{plan.name} {MERGED}", recipe))
+    for named in recipes:
+        cost = _overhead(work, named.recipe, rounds, seconds)["step"]["token_layers"]
+        recipe = _at_length(named.recipe, work.shape).merge_steps(cost, work.shape.cost)
+        before, after = (breakdown.steps(work, each) for each in (named.recipe, recipe))
+        notes.append(f"{named.name}: a step costs {cost:.1f} token-layers, merging makes {after} steps of {before}")
+        if recipe != named.recipe:
+            merged.append(NamedRecipe(f"{named.name} {MERGED}", recipe))
     return merged
 
 
-def _here(recipe: Recipe, shape: Shape) -> Recipe:
-    """The recipe as it is at this shape's number of visual tokens, where its steps are merged."""
+def _at_length(recipe: Recipe, shape: Shape) -> Recipe:
+    """The recipe with the counts that it has at this shape's number of visual tokens."""
     if recipe.visual_tokens == shape.visual:
         return recipe
     deletions = recipe.deletions(shape.visual, shape.cost.layers)
     return replace(recipe, counts=tuple(deletions), visual_tokens=shape.visual, num_layers=len(deletions), scaling="proportional")
 
 
-Key = tuple[str, str]  # name of the plan ("" for dense), name of the kind
+def _row(prefill: Prefill, times: list[float], device: torch.device, memory: bool) -> dict[str, Any]:
+    """A variant's times and, where asked for, its memory."""
+    row: dict[str, Any] = {"seconds": Spread.of(times).to_dict(), "times": times}
+    if memory:
+        caches: list[Any] = []
+        row["peak_bytes"] = peak_bytes(lambda: caches.append(prefill()), device)
+        row["cache_bytes"] = breakdown.cache_bytes(caches[0])
+    return row
 
 
-def _memory(kind: Prefill, device: torch.device) -> dict[str, int | None]:
-    caches: list[Any] = []
-    peak = peak_bytes(lambda: caches.append(kind()), device)
-    return {"peak_bytes": peak, "cache_bytes": breakdown.cache_bytes(caches[0])}
-
-
-def _kind(times: Mapping[Key, list[float]], memory: Mapping[Key, dict[str, Any]], key: Key) -> dict[str, Any]:
-    return {"seconds": Spread.of(times[key]).to_dict(), "times": times[key], **memory.get(key, {})}
-
-
-def _recipe(
-    work: Workload, plan: Plan, times: Mapping[Key, list[float]], memory: Mapping[Key, dict[str, Any]], best: str
-) -> dict[str, Any]:
-    """The figures of one recipe: what it saves, and each of its kinds against the dense ones and the ideal."""
-    shape, recipe = work.shape, plan.recipe
+def _recipe(work: Workload, named: NamedRecipe, rows: Mapping[Key, dict[str, Any]], best: str) -> dict[str, Any]:
+    """What one recipe saves, and each of its variants against the dense ones and the ideal."""
+    shape, recipe = work.shape, named.recipe
     deletions = recipe.deletions(shape.visual, shape.cost.layers)
     alive = recipe.alive(shape.visual, shape.cost.layers)
     ideal = shape.cost.speedup(alive, shape.visual, shape.text)
-    rows = {}
-    for name in [name for owner, name in times if owner == plan.name]:
-        row = _kind(times, memory, (plan.name, name))
-        row["speedup"] = {base: faster(times["", base], row["times"]).to_dict() for base in dict.fromkeys(("dense", best))}
+    own = {name: row for (owner, name), row in rows.items() if owner == named.name}
+    for row in own.values():
+        row["speedup"] = {base: faster(rows["", base]["times"], row["times"]).to_dict() for base in dict.fromkeys(("dense", best))}
         row["share_of_ideal"] = {base: gain["median"] / ideal for base, gain in row["speedup"].items()}
-        rows[name] = row
-    figures = {
-        "name": plan.name, "recipe": _named(recipe), "deletions": deletions, "steps": breakdown.steps(work, recipe),
-        "alive": alive[-1],
+    ratio = None if recipe.reduction_ratio is None else f"{recipe.reduction_ratio:g}"
+    origin = " ".join(word for word in (recipe.model, ratio) if word)
+    result = {
+        "name": named.name, "recipe": f"{origin}; {recipe.source}" if origin else recipe.source, "deletions": deletions,
+        "steps": breakdown.steps(work, recipe), "alive": alive[-1],
         "visual_reduction": shape.cost.visual_reduction_of_alive(alive, shape.visual),
         "prefill_reduction": shape.cost.prefill_reduction(alive, shape.visual, shape.text),
-        "ideal_speedup": ideal, "prefill": rows, "cache_bytes_by_cost": breakdown.recipe_bytes(work, recipe),
+        "ideal_speedup": ideal, "prefill": own, "cache_bytes_by_cost": breakdown.recipe_bytes(work, recipe),
     }  # fmt: skip
-    if EAGER_MAPS in rows:
-        figures["faster_than_eager_maps"] = faster(rows[EAGER_MAPS]["times"], rows["pruned"]["times"]).to_dict()
-    return figures
+    if EAGER_MAPS in own:
+        result["faster_than_eager_maps"] = faster(own[EAGER_MAPS]["times"], own["pruned"]["times"]).to_dict()
+    return result
 
 
-def _named(recipe: Recipe) -> str:
-    ratio = None if recipe.reduction_ratio is None else f"{recipe.reduction_ratio:g}"
-    of = " ".join(part for part in (recipe.model, ratio) if part)
-    return f"{of}; {recipe.source}" if of else recipe.source
-
-
-def _overhead(work: Workload, plan: Plan, rounds: int, dense: float, pruned: float | None = None) -> dict[str, Any]:
-    """What pruning adds to a prefill, part by part, per step, and as a share of the pruned prefill where that is known."""
-    spent = breakdown.overhead(work, plan.recipe, rounds)
+def _overhead(work: Workload, recipe: Recipe, rounds: int, dense: float, pruned: float | None = None) -> dict[str, Any]:
+    """What pruning adds to a prefill: scoring, selection, gathering, per step, and as a share of the pruned prefill where that is known."""
+    spent = breakdown.overhead(work, recipe, rounds)
     total = Spread.of([sum(each) for each in zip(*spent.values(), strict=True)])
-    per_step = total.median / max(1, breakdown.steps(work, plan.recipe))
-    figures: dict[str, Any] = {name: Spread.of(values).to_dict() for name, values in spent.items()}
-    figures["total"] = total.to_dict()
-    figures["attaching"] = breakdown.attaching(work, plan.recipe, rounds).to_dict()
-    figures["step"] = {"seconds": per_step, "token_layers": breakdown.token_layers(per_step, dense, work)}
+    per_step = total.median / max(1, breakdown.steps(work, recipe))
+    result: dict[str, Any] = {name: Spread.of(values).to_dict() for name, values in spent.items()}
+    result["total"] = total.to_dict()
+    result["attaching"] = breakdown.attaching(work, recipe, rounds).to_dict()
+    result["step"] = {"seconds": per_step, "token_layers": breakdown.token_layers(per_step, dense, work)}
     if pruned is not None:
-        figures["scoring_share"] = figures[breakdown.SCORING]["median"] / pruned
-        figures["share"] = total.median / pruned
-    return figures
+        result["scoring_share"] = result[breakdown.SCORING]["median"] / pruned
+        result["share"] = total.median / pruned
+    return result
 
 
-def _add_decode(figures: dict[str, Any], work: Workload, models: Mapping[str, Any], kinds: Mapping[Key, Prefill], tokens: int) -> None:
+def _decode(work: Workload, prefilled: Mapping[str, tuple[Any, Any]], tokens: int) -> dict[str, Any]:
     """Seconds per token after the prefill, on the dense cache and on each pruned one."""
-    prefills: dict[str, Callable[[], Any]] = {name: kinds[("", "dense") if name == "dense" else (name, "pruned")] for name in models}
-    times = breakdown.decode({name: (models[name], prefills[name]()) for name in models}, work, tokens)
-    figures["decode"] = {
+    times = breakdown.decode(prefilled, work, tokens)
+    return {
         name: {"seconds": Spread.of(each).to_dict(), "times": each, "speedup": faster(times["dense"], each).to_dict()}
         for name, each in times.items()
     }
 
 
-def _add_vision(figures: dict[str, Any], seconds: Spread | None) -> None:
+def _add_vision(results: dict[str, Any], seconds: Spread | None) -> None:
     """The tower's time, and with it the speed-up of everything up to the first token."""
-    figures["vision"] = None if seconds is None else {"seconds": seconds.to_dict()}
+    results["vision"] = None if seconds is None else {"seconds": seconds.to_dict()}
     if seconds is None:
-        figures["notes"].append("this shape's vision tower makes another number of visual tokens: not timed")
+        results["notes"].append("this shape's vision tower makes another number of visual tokens: not timed")
         return
-    for row in figures["recipes"]:
-        both = (figures["dense"]["dense"], row["prefill"]["pruned"])
+    for row in results["recipes"]:
+        both = (results["dense"]["dense"], row["prefill"]["pruned"])
         dense, pruned = (seconds.median + each["seconds"]["median"] for each in both)
         row["speedup_with_vision"] = dense / pruned

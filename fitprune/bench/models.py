@@ -1,10 +1,10 @@
 """Models of random weights: time does not depend on what the weights are.
 
-`twin` makes a second model of the same weights, so that one can be pruned, compiled or switched to another attention for
-the whole of a run while the other stays as it is, and both take turns without being put together and taken apart again.
+`twin` makes a second model of the same weights, so that one can be pruned, compiled or switched to another attention for the whole of
+a run while the other stays as it is, and both take turns without attaching and detaching in between.
 
-Weights are made in the precision asked for (a 7B model in float32 first would need twice the memory), and what cannot
-fit is said before the machine runs out, where it tells how much it has.
+Weights are made in the precision asked for (a 7B model in float32 first would need twice the memory). On a CPU a model that does not
+fit is refused before it is made.
 
     pytest tests/bench/test_bench.py
 """
@@ -46,11 +46,7 @@ class Workload:
 
     @classmethod
     def of(cls, shape: Shape, *, batch: int, dtype: str, device: str | None, attn: str) -> Workload:
-        """Makes the decoder and the prompt.
-
-        Raises:
-            FitPruneError: a device, precision or attention implementation that cannot be used; too little memory.
-        """
+        """Makes decoder and prompt; FitPruneError for a device, precision or attention that cannot be used, or too little memory."""
         place, precision = usable_device(device), dtype_named(dtype)
         assert precision is not None  # "auto" is not a choice here
         torch.manual_seed(0)
@@ -82,11 +78,7 @@ def prompt(shape: Shape, batch: int, dtype: torch.dtype, device: torch.device) -
 
 
 def usable_device(name: str | None) -> torch.device:
-    """The device of that name, by default the first GPU, else the CPU.
-
-    Raises:
-        FitPruneError: if it cannot be used here.
-    """
+    """The device of that name, by default the first GPU, else the CPU; FitPruneError if it cannot be used here."""
     name = where(name, None, None)[0]
     try:
         device = torch.device(name)
@@ -97,11 +89,7 @@ def usable_device(name: str | None) -> torch.device:
 
 
 def random_decoder(cost: CostModel, dtype: torch.dtype, device: torch.device, attn: str) -> Any:
-    """A Llama language model of these sizes, in evaluation mode.
-
-    Raises:
-        FitPruneError: an attention implementation that is not there.
-    """
+    """A Llama language model of these sizes, in evaluation mode; FitPruneError for an attention implementation that is not there."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -116,7 +104,7 @@ def random_decoder(cost: CostModel, dtype: torch.dtype, device: torch.device, at
 
 
 def random_tower(tower: Tower, hidden: int, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, int]:
-    """A family's model without decoder layers: vision tower and projector to `hidden`; and its picture's side in pixels."""
+    """A family's model without decoder layers: vision tower and projector to `hidden`; and its image's side in pixels."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaModel
 
     from ..llava_hr.configuration import VIT_L_336, LlavaHrConfig
@@ -151,11 +139,7 @@ def _made(make: Callable[[], nn.Module], dtype: torch.dtype, device: torch.devic
 
 
 def check_memory(cost: CostModel, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Weights and one cache against what a CPU has left; a GPU's allocator speaks for itself.
-
-    Raises:
-        FitPruneError: too little.
-    """
+    """Raises a FitPruneError where weights and one cache need more than a CPU's free memory; a GPU's allocator raises by itself."""
     queries, keys = cost.heads * cost.head_dim, cost.kv_heads * cost.head_dim
     values = cost.layers * cost.hidden * (2 * (queries + keys) + 3 * cost.intermediate)
     needed = values * dtype.itemsize + batch * sum(cost.kv_bytes([0] * cost.layers, 0, length, dtype.itemsize))
@@ -177,7 +161,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def within_memory(what: str) -> Iterator[None]:
-    """Says what ran out of memory and what to do, in one line."""
+    """Turns running out of memory into one line that says with what, and what to do."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

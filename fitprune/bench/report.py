@@ -1,4 +1,4 @@
-"""The figures as text: what was measured with what, then one table per question.
+"""The results as text: what was measured on which machine, then a table of prefills and one of decoding, lines for the rest.
 
 fitprune bench --repeats 3
 """
@@ -13,35 +13,26 @@ from .breakdown import GATHER, SCORING, SELECTION
 MIB = 2**20
 
 
-def report(figures: dict[str, Any]) -> str:
-    """All tables of one run.
-
-    Args:
-        figures: What `measure` returns, with the shape's name.
-    """
-    sections = [_head(figures), _prefill(figures), _beside(figures)]
-    if "decode" in figures:
-        sections.append(_decode(figures))
-    if figures["notes"]:
-        sections.append("\n".join(f"note: {note}" for note in figures["notes"]))
+def report(results: dict[str, Any]) -> str:
+    """All tables of one run: what `measure` returns, with the shape's name."""
+    sections = [_head(results), _prefill(results), _beside(results), _decode(results) if "decode" in results else ""]
+    sections.append("\n".join(f"note: {note}" for note in results["notes"]))
     return "\n\n".join(section for section in sections if section)
 
 
-def _head(figures: dict[str, Any]) -> str:
-    before, visual, after = figures["tokens"]
-    versions = ", ".join(f"{name} {number}" for name, number in figures["versions"].items())
-    return "\n".join(
-        [
-            f"{figures['shape']}: {figures['layers']} layers x {figures['hidden']}, batch {figures['batch']}, "
-            f"{before} + {visual} + {after} tokens (before the image, image, after), {figures['dtype']}, {figures['attn']}, random weights",
-            f"{figures['device']}, {figures['threads']} thread{'s' * (figures['threads'] > 1)}; {versions}; {figures['date']}",
-        ]
+def _head(results: dict[str, Any]) -> str:
+    before, visual, after = results["tokens"]
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    return (
+        f"{results['shape']}: {results['layers']} layers x {results['hidden']}, batch {results['batch']}, "
+        f"{before} + {visual} + {after} tokens (before the image, image, after), {results['dtype']}, {results['attn']}, random weights\n"
+        f"{results['device']}, {results['threads']} thread{'s' * (results['threads'] > 1)}; {versions}; {results['date']}"
     )
 
 
-def _prefill(figures: dict[str, Any]) -> str:
-    """Dense kinds first, then each recipe's with its ideal."""
-    best = figures["best_dense"]
+def _prefill(results: dict[str, Any]) -> str:
+    """Dense variants first, then each recipe's with its ideal."""
+    best = results["best_dense"]
     bases = list(dict.fromkeys(("dense", best)))
     head = ["prefill", "median", "quartiles, ms"]
     for base in bases:
@@ -49,11 +40,11 @@ def _prefill(figures: dict[str, Any]) -> str:
     head += ["peak memory", "KV cache", "by cost"]
     width = 2 * len(bases)
     cells = [head]
-    for name, row in figures["dense"].items():
-        cells.append([name, *_time(row["seconds"]), *[""] * width, *_held(row, figures["dense_cache_bytes_by_cost"])])
+    for name, row in results["dense"].items():
+        cells.append([name, *_time(row["seconds"]), *[""] * width, *_held(row, results["dense_cache_bytes_by_cost"])])
     titles = {}
-    for recipe in figures["recipes"]:
-        titles[len(cells)] = _title(recipe, figures)
+    for recipe in results["recipes"]:
+        titles[len(cells)] = _title(recipe, results)
         ideal = f"{recipe['ideal_speedup']:.2f}x"
         cells.append(["  ideal (FLOPs)", "", "", *[ideal, "100%"] * len(bases), "", "", ""])
         for name, row in recipe["prefill"].items():
@@ -61,27 +52,27 @@ def _prefill(figures: dict[str, Any]) -> str:
             cells.append([f"  {name}", *_time(row["seconds"]), *gains, *_held(row, recipe["cache_bytes_by_cost"])])
     lines = aligned(cells)
     for at in sorted(titles, reverse=True):
-        lines.insert(at + 1, titles[at])  # one further down: below the head there is a rule
+        lines.insert(at + 1, titles[at])  # one further down, as a rule follows the head
     legend = (
-        f"medians of {figures['repeats']} round{'s' * (figures['repeats'] > 1)} in which all kinds take turns, to the last token's logits. "
-        "bare: the layers on as many tokens, nothing of ours"
+        f"medians of {results['repeats']} round{'s' * (results['repeats'] > 1)} in which all variants take turns, "
+        "to the last token's logits. bare: the layers alone, on as many tokens as the recipe leaves"
     )
     return "\n".join([*lines, legend])
 
 
-def _title(recipe: dict[str, Any], figures: dict[str, Any]) -> str:
+def _title(recipe: dict[str, Any], results: dict[str, Any]) -> str:
     return (
-        f"{recipe['name']} ({recipe['recipe']}): {recipe['steps']} steps, {recipe['alive']} of {figures['tokens'][1]} visual tokens "
+        f"{recipe['name']} ({recipe['recipe']}): {recipe['steps']} steps, {recipe['alive']} of {results['tokens'][1]} visual tokens "
         f"left, saves {recipe['visual_reduction']:.1%} of the visual MACs, {recipe['prefill_reduction']:.1%} of the prefill FLOPs"
     )
 
 
-def _beside(figures: dict[str, Any]) -> str:
+def _beside(results: dict[str, Any]) -> str:
     """One line for each further thing known about a recipe, and the vision tower."""
     lines = []
-    if figures.get("vision"):
-        lines.append(f"vision tower and projector: {' '.join(_time(figures['vision']['seconds']))}")
-    for recipe in figures["recipes"]:
+    if results.get("vision"):
+        lines.append(f"vision tower and projector: {' '.join(_time(results['vision']['seconds']))}")
+    for recipe in results["recipes"]:
         name = recipe["name"]
         if "speedup_with_vision" in recipe:
             lines.append(f"{name}: vision tower and prefill together {recipe['speedup_with_vision']:.2f}x faster than dense")
@@ -95,10 +86,10 @@ def _beside(figures: dict[str, Any]) -> str:
 
 
 def _overhead(name: str, cost: dict[str, Any]) -> list[str]:
-    parts = ", ".join(f"{part} {_ms(cost[part]['median'])}" for part in (SCORING, SELECTION, GATHER))
+    each = ", ".join(f"{label} {_ms(cost[label]['median'])}" for label in (SCORING, SELECTION, GATHER))
     step = cost["step"]
     return [
-        f"{name}: {parts}, together {cost['share']:.1%} of the pruned prefill (scoring {cost['scoring_share']:.1%}); "
+        f"{name}: {each}, together {cost['share']:.1%} of the pruned prefill (scoring {cost['scoring_share']:.1%}); "
         f"a step costs {_ms(step['seconds'])}, as {step['token_layers']:.1f} tokens in one layer",
         f"{name}: attaching and detaching, once per `with` block and not in the table: {_ms(cost['attaching']['median'])}",
     ]
@@ -112,12 +103,11 @@ def _break_even(found: dict[str, Any]) -> str:
     return f"below {found['tokens']} visual tokens pruning does not pay on this device (against plain dense)"
 
 
-def _decode(figures: dict[str, Any]) -> str:
+def _decode(results: dict[str, Any]) -> str:
     cells = [["decode, per token", "median", "quartiles, ms", "faster than dense"]]
-    for name, row in figures["decode"].items():
-        gain = "" if name == "dense" else _times(row["speedup"])
-        cells.append([name, *_time(row["seconds"]), gain])
-    count = len(figures["decode"]["dense"]["times"])
+    for name, row in results["decode"].items():
+        cells.append([name, *_time(row["seconds"]), "" if name == "dense" else _times(row["speedup"])])
+    count = len(results["decode"]["dense"]["times"])
     return "\n".join([*aligned(cells), f"{count} tokens after the prefill, all models in turn"])
 
 

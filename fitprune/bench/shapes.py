@@ -1,8 +1,8 @@
 """The shapes that are benchmarked: sizes of a decoder, its prompt and its vision tower. No weights, no torch.
 
-Prompts are LLaVA's: 35 tokens before the picture, then the picture's, then 64 of question. The two small shapes are the 7B
-one at a quarter of its width, tower included, for machines without a GPU. NeXT's 2880 tokens are five views of 576 (the whole
-picture and four tiles), as the authors' recipes count them: newline tokens and cropped padding are left out.
+Prompts are LLaVA's: 35 tokens before the image, then the image's, then 64 of question. The two small shapes are the 7B one at a
+quarter of its width, tower included, for machines without a GPU. NeXT's 2880 tokens are five views of 576 (the whole image and four
+tiles), as the authors' recipes count them: newline tokens and cropped padding are left out.
 
     python -c "from fitprune.bench.shapes import SHAPES; print(*SHAPES.items(), sep='\\n')"
 """
@@ -22,7 +22,7 @@ from ..schedule.budget import round_to_budget, smallest
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision tower: CLIP ViT-L/14-336 at 1/`narrower` of its width on `views` pictures, or LLaVA-HR's two towers."""
+    """A vision tower: CLIP ViT-L/14-336 at 1/`narrower` of its width on `views` images, or LLaVA-HR's two towers."""
 
     views: int = 1
     narrower: int = 1
@@ -82,8 +82,7 @@ SHAPES = {
 def recipe_for(shape: Shape, ratio: float, file: str | Path | None = None) -> Recipe:
     """The recipe that was named, the published one, or a single step at layer 1 of the same reduction.
 
-    Raises:
-        FitPruneError: a recipe file that cannot be read or is for a model of other sizes; a ratio out of reach.
+    Raises a FitPruneError for a recipe file that cannot be read or is for a model of other sizes, and for a ratio out of reach.
     """
     cost, visual = shape.cost, shape.visual
     if file is not None:

@@ -1,11 +1,11 @@
-"""The kinds of prefill that take turns: dense ones, and for each recipe pruned, bare and the authors' way.
+"""The variants of a prefill that are compared: dense ones, and for each recipe pruned, bare and the authors' way.
 
-A kind is a function without arguments that runs the whole prompt and returns its cache. `bare` runs the same layers on as
-many tokens as the recipe leaves and does nothing else: no hooks, no scores, no selection. What separates it from the ideal
-is the machine's (shorter matrix products, a causal kernel that does half the attention that the FLOPs count), what
-separates `pruned` from it is ours.
+A variant is a function without arguments that runs the whole prompt and returns its cache. `bare` runs the same layers on as many
+tokens as the recipe leaves and does nothing else: no hooks, no scores, no selection. Between it and the ideal lies what the machine
+costs (shorter matrix products, a causal kernel that does half the attention that the FLOPs count), between `pruned` and it what
+FitPrune costs.
 
-A further kind is a function here and a line in `pruned_kinds`, or in `WAYS` and `bench.DENSE`: the tables and the plot take it along.
+A further variant is a function here and a line in `pruned_variants`, or in `WAYS` and `bench.DENSE`: tables and plot show it too.
 
     pytest tests/bench/test_bench.py
 """
@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..decoder.upstream import pass_cache
 from ..errors import FitPruneError, first_line
-from ..prune import attach
+from ..prune import prune
 from ..recipe import Recipe
 from . import DENSE, EAGER_MAPS, eager_maps
 from .models import Workload, is_out_of_memory, twin
@@ -31,8 +31,8 @@ Prefill = Callable[[], Any]  # → the cache
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A recipe under the name that its rows have."""
+class NamedRecipe:
+    """A recipe, and what the tables call it."""
 
     name: str
     recipe: Recipe
@@ -73,72 +73,60 @@ WAYS: dict[str, Callable[[Workload], Prefill]] = dict(zip(DENSE, (dense, flash, 
 
 
 def default_baselines(device: torch.device) -> tuple[str, ...]:
-    """What is measured where nothing is asked for: every dense kind on a GPU, the plain one on a CPU."""
+    """What is measured where nothing is asked for: every dense variant on a GPU, the plain one on a CPU."""
     return DENSE if device.type == "cuda" else ("dense",)
 
 
-def dense_kinds(work: Workload, asked: Iterable[str] | None, notes: list[str]) -> dict[str, Prefill]:
-    """Plain dense, always, and the dense baselines asked for, each run once to see that it can.
+def dense_variants(work: Workload, asked: Iterable[str] | None, notes: list[str]) -> dict[str, Prefill]:
+    """Plain dense, always, and the dense baselines asked for (None: the device's own choice), each run once to see that it can.
 
-    Args:
-        asked: Names, None for the device's own choice, of which those that cannot run are left out with a note.
-        notes: Gets a line for each kind that was left out.
-    Raises:
-        FitPruneError: for one that was asked for and cannot run.
+    Those that cannot run are left out with a line in `notes`, but one that was asked for raises a FitPruneError.
     """
     names = default_baselines(work.device) if asked is None else tuple(asked)
-    kinds: dict[str, Prefill] = {}
+    variants: dict[str, Prefill] = {}
     for name, make in WAYS.items():
-        if name == "dense":
-            kinds[name] = make(work)
-            kinds[name]()
-        elif name in names:
-            try:
-                kind = make(work)
-                kind()
-                kinds[name] = kind
-            except Exception as error:  # compilers raise anything
-                said = f"baseline {name} cannot run here: {_said(error)}"
-                if asked is not None and not is_out_of_memory(error):
-                    raise FitPruneError(said) from None
-                notes.append(said)
-    return kinds
+        if name != "dense" and name not in names:
+            continue
+        try:
+            prefill = make(work)
+            prefill()
+            variants[name] = prefill
+        except Exception as error:  # compilers raise anything
+            if name == "dense":
+                raise
+            said = f"baseline {name} cannot run here: {_said(error)}"
+            if asked is not None and not is_out_of_memory(error):
+                raise FitPruneError(said) from None
+            notes.append(said)
+    return variants
 
 
 # With a recipe.
 
 
-def pruned_kinds(work: Workload, plan: Plan, asked: Iterable[str], notes: list[str], until: ExitStack) -> tuple[dict[str, Prefill], Any]:
-    """The kinds of one recipe, and the model behind `pruned`, recipe attached.
+def pruned_variants(
+    work: Workload, named: NamedRecipe, asked: Iterable[str], notes: list[str], until: ExitStack
+) -> tuple[dict[str, Prefill], Any]:
+    """The variants of one recipe, and the model behind `pruned`, to which the recipe is attached until the end of `until`.
 
-    Args:
-        asked: Baselines; of these only the authors' way is made here.
-        notes: Gets a line for each kind that was left out.
-        until: Detaches at its end.
+    asked: baselines, of which only the authors' way is made here. notes: gets a line if that runs out of memory.
     """
-    model = twin(work.model)
-    attached = attach(model, plan.recipe, visual_mask=work.visual_mask)
-    until.callback(attached.detach)
-    kinds: dict[str, Prefill] = {"pruned": lambda: work.prefill(model), "bare": bare(work, plan.recipe)}
+    model, recorded = twin(work.model), twin(work.model)
+    until.enter_context(prune(model, named.recipe, visual_mask=work.visual_mask))
+    variants: dict[str, Prefill] = {"pruned": lambda: work.prefill(model), "bare": bare(work, named.recipe)}
     if work.device.type == "cuda":
-        kinds["graphs"] = recorded(work, plan.recipe, until)
+        until.enter_context(prune(recorded, named.recipe, visual_mask=work.visual_mask, graphs=1))
+        variants["graphs"] = lambda: work.prefill(recorded)
     if EAGER_MAPS in asked:
-        maps = authors_way(work, plan.recipe)
+        maps = authors_way(work, named.recipe)
         try:
             maps()
-            kinds[EAGER_MAPS] = maps
+            variants[EAGER_MAPS] = maps
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            notes.append(f"baseline {EAGER_MAPS}, {plan.name}: {_said(error)}")
-    return kinds, model
-
-
-def recorded(work: Workload, recipe: Recipe, until: ExitStack) -> Prefill:
-    """Pruned, as one CUDA graph."""
-    model = twin(work.model)
-    until.callback(attach(model, recipe, visual_mask=work.visual_mask, graphs=1).detach)
-    return lambda: work.prefill(model)
+            notes.append(f"baseline {EAGER_MAPS}, {named.name}: {_said(error)}")
+    return variants, model
 
 
 def bare(work: Workload, recipe: Recipe) -> Prefill:

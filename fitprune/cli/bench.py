@@ -1,4 +1,4 @@
-"""`fitprune bench`: options, and where the figures go (fitprune/bench/ measures).
+"""`fitprune bench`: options, and where the results go (fitprune/bench/ measures).
 
 fitprune bench --repeats 5
 """
@@ -9,8 +9,9 @@ import argparse
 import json
 
 from .. import arguments
-from ..bench import BASELINES, PARTS
+from ..bench import BASELINES, BREAKDOWN
 from ..bench.shapes import SHAPES
+from ..draw import style
 from ..files import write_atomically
 
 HELP = "time random weights, dense and pruned in turn, against the ideal from FLOPs"
@@ -39,43 +40,39 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--attn", default="sdpa", help="attention implementation, dense and pruned: sdpa, eager, flash_attention_2")
     group = parser.add_argument_group("what is measured")
     group.add_argument(
-        "--baseline",
-        nargs="+",
-        action="extend",
-        default=None,
-        choices=BASELINES,
+        "--baseline", nargs="+", action="extend", default=None, choices=BASELINES,
         help="compare with these besides plain dense (eager-maps: the authors' way of pruning); default on a GPU flash and compiled",
-    )
-    group.add_argument("--repeats", type=arguments.positive, default=7, help="rounds in which all kinds take turns")
+    )  # fmt: skip
+    group.add_argument("--repeats", type=arguments.positive, default=7, help="rounds in which all variants take turns")
     group.add_argument("--decode-tokens", type=arguments.positive, default=16, help="tokens decoded after the prefill")
-    group.add_argument("--skip", nargs="+", action="extend", default=[], choices=PARTS, help="parts to leave out")
+    group.add_argument("--skip", nargs="+", action="extend", default=[], choices=BREAKDOWN, help="measurements to leave out")
     group.add_argument(
         "--merge-steps", action="store_true", help="measure what a step costs and add the recipe with its steps merged for it"
     )
     group.add_argument("--break-even", action="store_true", help="search the number of visual tokens from which pruning pays")
     group = parser.add_argument_group("output")
-    group.add_argument("--json", default=None, help="also write all figures to this file")
+    group.add_argument("--json", default=None, help="also write all results to this file")
     group.add_argument("--plot", default=None, help="also draw the prefill's times into this PNG file (needs matplotlib)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Benchmarks one shape and prints its tables."""
-    from ..bench import plot
     from ..bench.measure import measure
+    from ..bench.plot import plot
     from ..bench.report import report
 
     if args.plot:
-        plot.check()
+        style.figure(1, 1)  # finds out before anything is timed whether matplotlib is there
     shape = SHAPES[args.shape].altered(visual=args.visual_tokens, after=args.text_tokens, layers=args.layers)
-    figures = measure(
+    results = measure(
         shape, args.reduction_ratio, recipe_file=args.recipe, batch=args.batch_size, repeats=args.repeats, dtype=args.dtype,
         device=args.device, attn=args.attn, baselines=args.baseline, skip=args.skip, decode_tokens=args.decode_tokens,
         merge_steps=args.merge_steps, find_break_even=args.break_even,
     )  # fmt: skip
-    figures = {"shape": args.shape, **figures}
-    print(report(figures))
+    results = {"shape": args.shape, **results}
+    print(report(results))
     if args.json:
-        write_atomically(args.json, (json.dumps(figures, indent=1) + "\n").encode())
+        write_atomically(args.json, (json.dumps(results, indent=1) + "\n").encode())
     if args.plot:
-        plot.save(figures, args.plot)
+        style.save(plot(results), args.plot)
     return 0

@@ -1,4 +1,4 @@
-"""`fitprune draw`: a picture, a question, a model and a recipe → which patches survive after each layer.
+"""`fitprune draw`: an image, a question, a model and a recipe → which patches survive after each layer.
 
 Writes, into one folder, `survivors.png` (a panel per layer), `survivors.gif` (animated), `survivors.html` (one file with a
 slider), `heat.png` (what was attended to) and `recipe.png` (deletions per layer). With `--recipes` no model is loaded:
@@ -13,7 +13,6 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from ..draw.asked import Asked
     from ..families import VLM
 
-HELP = "draw what a recipe deletes from a picture, layer by layer, and what was attended to"
+HELP = "draw what a recipe deletes from an image, layer by layer, and what was attended to"
 EXAMPLES = """examples:
   fitprune draw                                            an embedded question, ratio 0.6, everything into runs/draw
   fitprune draw --image photo.jpg --question "What is this?" --model-path llava-hf/llava-1.5-7b-hf --reduction-ratio 60
@@ -40,8 +39,7 @@ EXAMPLES = """examples:
   fitprune draw --recipes llava-v1.5-7b:0.2,0.4,0.6,0.8 my.recipe.json --output recipes.png
 """
 
-
-PICTURE = "5eed000000000006"  # question_id of the embedded picture that is drawn when none is given
+DEFAULT = "5eed000000000006"  # question_id of the embedded question that is asked when none is given
 FILES = {  # format: file name in the folder
     "png": "survivors.png",
     "gif": "survivors.gif",
@@ -51,24 +49,12 @@ FILES = {  # format: file name in the folder
 }
 
 
-@dataclass(frozen=True)
-class Shown:
-    """All that a format can draw."""
-
-    vlm: VLM
-    image: Image.Image
-    recipe: Recipe
-    asked: Asked
-    layers: Sequence[int]
-    title: str | None
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of `fitprune draw`."""
     data = embedded()
     group = parser.add_argument_group("what is drawn")
-    group.add_argument("--image", default=None, help="picture to ask about; default an embedded one")
-    group.add_argument("--question", default=None, help="what to ask, with instructions if any; default about that picture")
+    group.add_argument("--image", default=None, help="image to ask about; default an embedded one")
+    group.add_argument("--question", default=None, help="what to ask, with instructions if any; default about that image")
     group.add_argument("--formats", nargs="+", choices=list(FILES), default=None, help="what to write; default all of them")
     group.add_argument("--output", default="runs/draw", help="folder, or the file if only one format is written")
     group.add_argument("--layers", type=int, nargs="+", default=None, help="layers of survivors.png and heat.png, from 0; default all")
@@ -79,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     arguments.add_model(parser)
     arguments.add_recipe(parser)
-    parser.add_argument("--image-folder", default=str(data.images), help="where the pictures of --calibration-file are")
+    parser.add_argument("--image-folder", default=str(data.images), help="where the images of --calibration-file are")
     parser.add_argument("--max_new_tokens", "--max-new-tokens", type=arguments.positive, default=128)
     parser.set_defaults(reduction_ratio=0.6, question_file=str(data.questions))
 
@@ -87,6 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Asks, draws, and says what was written; returns the exit code."""
     from ..draw.asked import ask
+    from ..draw.frames import check_number
     from ..families import load
     from ..resolve import resolve
 
@@ -102,15 +89,15 @@ def run(args: argparse.Namespace) -> int:
     vlm = load(args.model_path, **arguments.load_options(args))
     layers = list(range(vlm.cost.layers)) if args.layers is None else args.layers
     for layer in layers:
-        if not 0 <= layer < vlm.cost.layers:
-            raise FitPruneError(f"there is no layer {layer}: {vlm.name} has layers 0 to {vlm.cost.layers - 1}")
+        check_number("layer", layer, vlm.cost.layers, vlm.name)
     (choice,) = resolve(vlm, [args.reduction_ratio], calibration, recipe_file=args.recipe)
     recipe, source = choice.recipe, choice.source
     assert recipe is not None
     asked = ask(vlm, image, question, recipe, args.score, args.max_new_tokens)
-    shown = Shown(vlm, image, recipe, asked, layers, heading(asked) if args.title is None else style.plain(args.title) or None)
+    title = heading(asked) if args.title is None else style.plain(args.title) or None
+    write = writers(vlm, image, recipe, asked, layers, title)
     for name, target in targets.items():
-        WRITERS[name](shown, target)
+        write[name](target)
     print(f"question: {question!r}", f"dense:    {asked.dense!r}", f"pruned:   {asked.pruned!r}", source, sep="\n")
     print(f"visual tokens alive: {' '.join(map(str, asked.alive))}; saves {asked.saved:.1%} of the visual compute")
     print("\n".join(str(target) for target in targets.values()))
@@ -119,33 +106,29 @@ def run(args: argparse.Namespace) -> int:
 
 def heading(asked: Asked) -> str:
     """The question, then the dense answer beside the pruned one."""
-    question = style.plain(asked.question.strip().splitlines()[0], 90)
+    question = style.plain(asked.first_line, 90)
     dense, pruned = (f"“{style.plain(answer, 60)}”" for answer in (asked.dense, asked.pruned))
     return f"“{question}”\ndense: {dense}     pruned, {asked.saved:.0%} of the visual compute saved: {pruned}"
 
 
 def find_targets(output: str, formats: Sequence[str] | None) -> dict[str, Path]:
-    """Which format goes to which file.
+    """Which format goes to which file; without formats all of them, or the one that the file's ending says.
 
-    Args:
-        formats: Names of `FILES`; None for all, or for the one that the file's ending says.
-    Raises:
-        FitPruneError: one file for several formats or with an ending that is another's or nobody's, or a place that cannot be
-            written to.
+    Raises a FitPruneError for one file for several formats, an ending that does not fit, and a place that cannot be written to.
     """
     path = Path(output)
-    endings = {Path(name).suffix: kind for kind, name in reversed(FILES.items())}
+    endings = {Path(name).suffix: each for each, name in reversed(FILES.items())}
     if path.suffix.lower() in endings and not path.is_dir():
-        kinds = list(dict.fromkeys(formats or [endings[path.suffix.lower()]]))
-        if len(kinds) > 1:
-            raise FitPruneError(f"--output {output} is one file for {' and '.join(kinds)}: name a folder")
-        if (ending := Path(FILES[kinds[0]]).suffix) != path.suffix.lower():
-            raise FitPruneError(f"--output {output} is no name for {kinds[0]}: end it in {ending}, or name a folder")
-        targets = {kinds[0]: path}
+        only, *others = dict.fromkeys(formats or [endings[path.suffix.lower()]])
+        if others:
+            raise FitPruneError(f"--output {output} is one file for {' and '.join([only, *others])}: name a folder")
+        if (ending := Path(FILES[only]).suffix) != path.suffix.lower():
+            raise FitPruneError(f"--output {output} is no name for {only}: end it in {ending}, or name a folder")
+        targets = {only: path}
     elif re.fullmatch(r"\.[A-Za-z]\w*", path.suffix) and not path.is_dir() and not output.endswith(("/", os.sep)):
         raise FitPruneError(f"--output {output}: no {path.suffix} is written: end it in {', '.join(sorted(endings))}, or in / for a folder")
     else:
-        targets = {kind: path / FILES[kind] for kind in dict.fromkeys(formats or FILES)}
+        targets = {each: path / FILES[each] for each in formats or FILES}
     for target in targets.values():
         if target.is_dir() or not writable(target):
             raise FitPruneError(f"{nearest_existing(target)} cannot be written to: choose another --output")
@@ -153,32 +136,30 @@ def find_targets(output: str, formats: Sequence[str] | None) -> dict[str, Path]:
 
 
 def _asked_about(args: argparse.Namespace) -> tuple[Image.Image, str]:
-    """Picture and question, either of them embedded where neither was given."""
+    """Image and question; the embedded ones where neither was given."""
     if args.question is not None and not args.question.strip():
         raise FitPruneError("there is nothing to ask: give --question a text")
     if args.image is None:
         data = embedded()
-        default = next(q for q in read_questions(data.questions) if str(q.question_id) == PICTURE)
+        default = next(q for q in read_questions(data.questions) if str(q.question_id) == DEFAULT)
         return read_image(data.images / str(default.image)), args.question or default.text
     if args.question is None:
-        raise FitPruneError("no question about the picture: give one with --question")
+        raise FitPruneError("no question about the image: give one with --question")
     if not Path(args.image).is_file():
-        raise FitPruneError(f"no picture {args.image}: check --image")
+        raise FitPruneError(f"no image {args.image}: check --image")
     try:
         return read_image(args.image), args.question
     except FitPruneError:
-        raise FitPruneError(f"{args.image} is not a picture that can be read: give --image another file") from None
+        raise FitPruneError(f"{args.image} is not an image that can be read: give --image another file") from None
 
 
 def _calibration(args: argparse.Namespace) -> Calibration:
     """What a recipe is fitted on where none is named or published: the file given, an embedded model's own set, else nothing.
 
-    Raises:
-        FitPruneError: if a recipe would have to be fitted on nothing; also when its questions are read.
+    Nothing is a FitPruneError where a recipe has to be fitted: now, before the model is loaded, or when the questions are read.
     """
     if args.calibration_file or args.model_path in MODELS:
         return arguments.calibration(args)
-
     what = (
         f"no published recipe fits {args.model_path} at {args.reduction_ratio:g}: name one with --recipe (fitprune fit "
         "makes it), or questions to fit on with --calibration-file and --image-folder"
@@ -210,11 +191,7 @@ def _overlay(args: argparse.Namespace, targets: dict[str, Path]) -> int:
 
 
 def named_recipes(text: str) -> list[tuple[str, Recipe]]:
-    """The recipe of a file, or published ones from `MODEL:RATIO,RATIO`, each with a label.
-
-    Raises:
-        FitPruneError: unreadable file, a model or ratio that is not published, or neither.
-    """
+    """The recipe of a file, or published ones from `MODEL:RATIO,RATIO`, each with a label; FitPruneError where there is none."""
     from ..draw.curves import label
 
     model, colon, chosen = text.rpartition(":")
@@ -229,45 +206,28 @@ def named_recipes(text: str) -> list[tuple[str, Recipe]]:
         raise FitPruneError(f"--recipes {text}: {error}") from None
 
 
-def _png(shown: Shown, target: Path) -> None:
+def writers(
+    vlm: VLM, image: Image.Image, recipe: Recipe, asked: Asked, layers: Sequence[int], title: str | None
+) -> dict[str, Callable[[Path], None]]:
+    """What writes each format of `FILES`."""
+    from ..draw import animation
+    from ..draw.asked import watch
+    from ..draw.curves import label, recipes
+    from ..draw.heat import heat
+    from ..draw.page import page
     from ..draw.panels import panels
 
-    style.save(panels(shown.asked.where, shown.asked.kept, shown.layers, shown.title), target)
-
-
-def _gif(shown: Shown, target: Path) -> None:
-    from ..draw import animation
-
-    animation.save(shown.asked.frames(), shown.asked.alive, target, shown.title)
-
-
-def _html(shown: Shown, target: Path) -> None:
-    from ..draw.curves import label
-    from ..draw.page import page
-
+    where = asked.where
     facts = [
-        ("model", shown.vlm.name),
-        ("recipe", label(shown.recipe)),
-        ("saved on this picture", f"{shown.asked.saved:.1%} of the visual compute"),
-        ("tokens ranked by", shown.asked.score),
+        ("model", vlm.name),
+        ("recipe", label(recipe)),
+        ("saved on this picture", f"{asked.saved:.1%} of the visual compute"),
+        ("tokens ranked by", asked.score),
     ]
-    write_atomically(target, page(shown.asked, facts).encode())
-
-
-def _heat(shown: Shown, target: Path) -> None:
-    from ..draw.asked import watch
-    from ..draw.heat import heat
-
-    stats = watch(shown.vlm, shown.image, shown.asked.question)
-    style.save(heat(shown.asked.where, stats, layers=shown.layers, title=shown.title), target)
-
-
-def _recipe(shown: Shown, target: Path) -> None:
-    from ..draw.curves import recipes
-
-    style.save(recipes([shown.recipe], visual_tokens=shown.asked.where.tokens), target)
-
-
-WRITERS: dict[str, Callable[[Shown, Path], None]] = {
-    "png": _png, "gif": _gif, "html": _html, "heat": _heat, "recipe": _recipe,
-}  # fmt: skip
+    return {
+        "png": lambda target: style.save(panels(where, asked.kept, layers, title), target),
+        "gif": lambda target: animation.save(asked.frames(), asked.alive, target, title),
+        "html": lambda target: write_atomically(target, page(asked, facts).encode()),
+        "heat": lambda target: style.save(heat(where, watch(vlm, image, asked.question), layers=layers, title=title), target),
+        "recipe": lambda target: style.save(recipes([recipe], visual_tokens=where.tokens), target),
+    }

@@ -1,4 +1,4 @@
-"""Pictures of what pruning does: which patches survive in an image, what was attended to, and recipes as curves.
+"""Drawings of what pruning does: which patches survive in an image, what was attended to, and recipes as curves.
 
     with fitprune.prune(llava.model, recipe) as trace:
         llava.generate(inputs)
@@ -14,6 +14,7 @@ Needs matplotlib, which `pip install 'fitprune[draw]'` brings; frames and page d
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,15 +22,10 @@ if TYPE_CHECKING:
     from .panels import survivors
 
 __all__ = ["recipes", "survivors"]
+HOMES = {"recipes": "curves", "survivors": "panels"}  # imported when asked for: both import torch
 
 
 def __getattr__(name: str) -> Any:
-    if name == "recipes":
-        from .curves import recipes
-
-        return recipes
-    if name == "survivors":
-        from .panels import survivors
-
-        return survivors
+    if name in HOMES:
+        return getattr(import_module(f".{HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

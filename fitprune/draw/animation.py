@@ -1,4 +1,4 @@
-"""The deletions as a film: an animated GIF, a frame per layer, with what was asked and answered above and a curve below.
+"""The deletions as an animated GIF: a frame per layer, with what was asked and answered above and a curve below.
 
 fitprune draw --formats gif
 """
@@ -16,22 +16,21 @@ from ..errors import FitPruneError
 from ..files import write_atomically
 from . import style
 
-FIRST, LAST = 1600, 3200  # milliseconds of the whole picture, and of what is left in the end
-WHOLE, FASTEST, SLOWEST = 7000, 240, 800  # the layers between them take this long together, each within these bounds
+FIRST, LAST = 1600, 3200  # milliseconds that the first and the last frame are shown
+BETWEEN, FASTEST, SLOWEST = 7000, 240, 800  # milliseconds of all frames between them together, and the bounds of each
 
 
 def save(shown: Sequence[Image.Image], alive: Sequence[int], path: str | os.PathLike[str], title: str | None = None) -> None:
-    """Writes the film, which loops.
+    """Writes the GIF, which loops, with lines of a title above the image.
 
     Args:
-        shown: The whole picture, then one per layer, as `frames` makes them.
+        shown: The whole image, then one per layer, as `frames` makes them.
         alive: Visual tokens alive in each of these.
-        title: Lines above the picture.
     Raises:
-        FitPruneError: no matplotlib, no picture, or the file cannot be written.
+        FitPruneError: no matplotlib, no image, or the file cannot be written.
     """
     if not shown or len(shown) != len(alive):
-        raise FitPruneError(f"{len(shown)} pictures with {len(alive)} counts: give one count per picture")
+        raise FitPruneError(f"{len(shown)} images with {len(alive)} counts: give one count per image")
     rendered = render(shown, alive, title)
     palette = _palette(rendered)
     drawn = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in rendered]
@@ -42,12 +41,12 @@ def save(shown: Sequence[Image.Image], alive: Sequence[int], path: str | os.Path
 
 def durations(count: int) -> list[int]:
     """Milliseconds that each of so many frames is shown; whole hundredths of a second, as GIF counts."""
-    each = 10 * round(min(SLOWEST, max(FASTEST, WHOLE / max(1, count - 2))) / 10)
+    each = 10 * round(min(SLOWEST, max(FASTEST, BETWEEN / max(1, count - 2))) / 10)
     return [FIRST, *[each] * (count - 2), LAST] if count > 1 else [LAST]
 
 
 def render(shown: Sequence[Image.Image], alive: Sequence[int], title: str | None = None) -> list[Image.Image]:
-    """Each picture with its caption, the title and the curve of tokens alive, as pictures of one size."""
+    """Each image with its caption, the title and the curve of tokens alive, all of one size."""
     aspect = shown[0].width / shown[0].height
     wide = 4.6 * max(1.0, aspect) ** 0.5
     lines = style.wrapped(title, wide, 11)
@@ -56,7 +55,7 @@ def render(shown: Sequence[Image.Image], alive: Sequence[int], title: str | None
     figure.set_dpi(100)
     panel: Any
     panel, curve = figure.subplots(2, 1, height_ratios=(high, 1.2))
-    picture = style.picture(panel, shown[0])
+    image = style.image(panel, shown[0])
     layers = range(-1, len(alive) - 1)
     curve.step(layers, alive, where="post", color=style.COLOURS[0], linewidth=1.6)
     (dot,) = curve.plot([-1], [alive[0]], "o", color=style.COLOURS[1], markersize=7)
@@ -67,7 +66,7 @@ def render(shown: Sequence[Image.Image], alive: Sequence[int], title: str | None
     style.title(figure, lines, 11)
     made = []
     for layer, frame, living in zip(layers, shown, alive, strict=True):
-        picture.set_data(frame)
+        image.set_data(frame)
         stage = "the whole picture" if layer < 0 else f"after layer {layer}"
         panel.set_title(f"{stage}: {living} of {alive[0]} visual tokens", fontsize=11)
         dot.set_data([layer], [living])
@@ -80,9 +79,9 @@ def render(shown: Sequence[Image.Image], alive: Sequence[int], title: str | None
 
 
 def _palette(rendered: Sequence[Image.Image]) -> Image.Image:
-    """One palette for all frames, so that what stays does not flicker: made from the first and the last of them."""
-    first = rendered[0]
+    """One palette for all frames, from the first and the last of them, so that what stays does not flicker."""
+    first, last = rendered[0], rendered[-1]
     both = Image.new("RGB", (first.width, 2 * first.height))
-    for at, frame in enumerate((first, rendered[-1])):
-        both.paste(frame, (0, at * first.height))
+    both.paste(first)
+    both.paste(last, (0, first.height))
     return both.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=4)

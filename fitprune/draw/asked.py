@@ -1,4 +1,4 @@
-"""One question about one picture, answered by the dense model and by the pruned one: everything that is drawn of it.
+"""One question about one image, answered by the dense model and by the pruned one: everything that is drawn of it.
 
     python -c "import fitprune; from PIL import Image; from fitprune.draw.asked import ask; llava = fitprune.load('embedded'); \
         print(ask(llava, Image.new('RGB', (9, 9)), 'What?', fitprune.Recipe.step(layer=2, keep=0.5)))"
@@ -17,16 +17,16 @@ from ..observe import observe
 from ..prune import prune
 from ..recipe import Recipe
 from ..stats import AttentionStats
-from .frames import alive, fade
+from .frames import alive, fade, stages
 from .places import Places, places
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked, of whom, and what became of the picture's n visual tokens in the L layers.
+    """What was asked, of whom, and what became of the image's n visual tokens in the L layers.
 
-    kept: bool [L, n], the tokens alive after each layer. saved: share of the visual compute that this picture's deletions
-    save (multiply-accumulates of its tokens in all layers).
+    kept: bool [L, n], the tokens alive after each layer. saved: share of the visual compute (multiply-accumulates of the image's
+    tokens in all layers) that these deletions save.
     """
 
     model: str
@@ -39,28 +39,22 @@ class Asked:
     kept: np.ndarray = field(repr=False)
 
     @property
-    def alive(self) -> list[int]:
-        """Visual tokens of the whole picture, then after each layer, [L + 1]."""
-        return [self.where.tokens, *(int(count) for count in self.kept.sum(1))]
+    def first_line(self) -> str:
+        """Of the question, for titles; instructions often follow it."""
+        return next(iter(self.question.strip().splitlines()), "")
 
     @property
-    def stages(self) -> list[np.ndarray]:
-        """Which tokens are there in the whole picture, then after each layer, [L + 1] of bool [n]."""
-        return [np.ones(self.where.tokens, dtype=bool), *self.kept]
+    def alive(self) -> list[int]:
+        """Visual tokens of the whole image, then after each layer, [L + 1]."""
+        return [int(kept.sum()) for kept in stages(self.kept)]
 
     def frames(self) -> list[Image.Image]:
-        """A picture of each stage."""
-        return [fade(self.where, kept) for kept in self.stages]
+        """The image in each stage."""
+        return [fade(self.where, kept) for kept in stages(self.kept)]
 
 
 def ask(vlm: VLM, image: Image.Image, question: str, recipe: Recipe, score: str = "fitprune", max_new_tokens: int = 128) -> Asked:
-    """Asks twice, greedily.
-
-    Args:
-        question: All that the user says, instructions included, without `<image>`.
-    Raises:
-        FitPruneError: a recipe for another model.
-    """
+    """Asks twice, greedily: all that the user says, instructions included, without `<image>`. FitPruneError for another model's recipe."""
     inputs = vlm.encode([(vlm.prompt(question), [image])])
     dense = vlm.generate(inputs, max_new_tokens=max_new_tokens)[0]
     with prune(vlm.model, recipe, score=score) as trace:
@@ -73,5 +67,5 @@ def ask(vlm: VLM, image: Image.Image, question: str, recipe: Recipe, score: str 
 
 @torch.inference_mode()
 def watch(vlm: VLM, image: Image.Image, question: str) -> AttentionStats:
-    """The attention that the picture's tokens receive from the question and from each other in the dense model; one sample."""
+    """The attention that the image's tokens receive from the question and from each other in the dense model; one sample."""
     return observe(vlm.model, [vlm.encode([(vlm.prompt(question), [image])], "right")], name=vlm.name, progress=False)

@@ -25,10 +25,10 @@ def recipes(
     """How many visual tokens each recipe deletes in each layer, and how many it leaves alive after it.
 
     Args:
-        shown: Recipes, of any models; with different reference counts they are drawn as shares. Those that fit any
-            model (`Recipe.step`) are drawn to the depth of the deepest other one.
+        shown: Recipes of any models, drawn as shares where their reference counts differ; those for any model (`Recipe.step`) to the
+            depth of the deepest other one.
         labels: One per recipe; default its source, model, and what it saves.
-        visual_tokens: Draw them all for a picture of that many tokens.
+        visual_tokens: Draw them all for an image of that many tokens.
         title: A line above the panels.
     Returns:
         A matplotlib figure of two panels, deletions above what is alive, with one curve per recipe in each.
@@ -75,6 +75,6 @@ def label(recipe: Recipe) -> str:
     """A recipe's source, model, ratio and saving in a few words."""
     if recipe.source == "step":
         return f"step: keep {1 - recipe.counts[-1]:.0%} after layer {len(recipe.counts) - 1}"
-    parts = [recipe.source, recipe.model, None if recipe.reduction_ratio is None else f"{recipe.reduction_ratio:.0%}"]
-    name = " ".join(part for part in parts if part)
+    words = [recipe.source, recipe.model, None if recipe.reduction_ratio is None else f"{recipe.reduction_ratio:.0%}"]
+    name = " ".join(word for word in words if word)
     return name if recipe.achieved is None else f"{name}, saves {recipe.achieved:.1%}"

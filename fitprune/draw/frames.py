@@ -1,4 +1,4 @@
-"""What is left of a picture after each layer, as pictures: deleted patches faded, survivors outlined.
+"""What is left of an image after each layer: deleted patches faded, survivors outlined.
 
 pytest tests/draw/test_draw_frames.py
 """
@@ -24,35 +24,33 @@ Edge = tuple[int, int, int, int]  # from x0, y0 to x1, y1
 
 
 def frames(vlm: VLM, image: Image.Image, trace: Trace, row: int = 0, picture: int = 0) -> list[Image.Image]:
-    """The whole picture, then what is left of it after each of the L layers: L + 1 pictures of one size.
+    """The whole image, then what is left of it after each of the L layers: L + 1 images of one size.
 
     Args:
         vlm: The checkpoint that was asked; its family says where tokens lie.
-        image: The picture that was asked about.
+        image: The one that was asked about.
         trace: From `prune`, after the forward.
         row: Row of the batch.
-        picture: Which of the pictures of that row, from 0.
+        picture: Which of the images of that row, from 0.
     Raises:
-        FitPruneError: an empty trace, a row or picture that it does not have, another picture than was asked about.
+        FitPruneError: an empty trace, a row or image that it does not have, another image than was asked about.
     """
     where = places(vlm, image)
-    survived = alive(trace, where.tokens, row, picture)
-    return [fade(where, np.ones(where.tokens, dtype=bool)), *(fade(where, kept) for kept in survived)]
+    return [fade(where, kept) for kept in stages(alive(trace, where.tokens, row, picture))]
+
+
+def stages(kept: np.ndarray) -> list[np.ndarray]:
+    """Which tokens are there in the whole image, then after each layer, [L + 1] of bool [n]; kept: bool [L, n]."""
+    return [np.ones(kept.shape[1], dtype=bool), *kept]
 
 
 def alive(trace: Trace, tokens: int, row: int = 0, picture: int = 0) -> np.ndarray:
-    """Which of a picture's visual tokens are alive after each layer; arguments and errors as `frames`.
-
-    Args:
-        tokens: n, how many the picture has.
-    Returns:
-        bool [L, n]
-    """
+    """Which of an image's n visual tokens are alive after each layer, bool [L, n]; arguments and errors as `frames`."""
     first, end = span(trace, row, picture)
     if end - first != tokens:
         raise FitPruneError(
-            f"the trace has {end - first} visual tokens where the picture would have {tokens}: "
-            "draw the picture that was asked about, with the model that was asked"
+            f"the trace has {end - first} visual tokens where the image would have {tokens}: "
+            "draw the image that was asked about, with the model that was asked"
         )
     kept = np.zeros((len(trace), tokens), dtype=bool)
     for layer, rows in enumerate(trace.visual):
@@ -62,38 +60,37 @@ def alive(trace: Trace, tokens: int, row: int = 0, picture: int = 0) -> np.ndarr
 
 
 def span(trace: Trace, row: int = 0, picture: int = 0) -> tuple[int, int]:
-    """First position of a picture in its row and one past its last; errors as `frames`."""
+    """First position of an image in its row and one past its last; errors as `frames`."""
     if not len(trace):
         raise FitPruneError("this trace is empty: draw it after a forward with an image inside prune()")
     images = trace.images
-    if not 0 <= row < len(images):
-        raise FitPruneError(f"there is no row {row} to draw: this trace has rows 0 to {len(images) - 1}")
-    if not 0 <= picture < len(images[row]):
-        raise FitPruneError(f"there is no picture {picture} to draw: row {row} has pictures 0 to {len(images[row]) - 1}")
+    check_number("row", row, len(images), "this trace")
+    check_number("image", picture, len(images[row]), f"row {row}")
     return images[row][picture]
 
 
-def fade(where: Places, kept: np.ndarray, at_least: int = AT_LEAST) -> Image.Image:
-    """The canvas enlarged, with every patch that is not kept faded and an outline around what is kept.
+def check_number(what: str, number: int, count: int, owner: str) -> None:
+    """Raises a FitPruneError where there is no such row, image or layer."""
+    if not 0 <= number < count:
+        raise FitPruneError(f"there is no {what} {number}: {owner} has {what}s 0 to {count - 1}")
 
-    Args:
-        kept: bool [n], True where the token survives.
-        at_least: Pixels along the longer side.
-    """
+
+def fade(where: Places, kept: np.ndarray, at_least: int = AT_LEAST) -> Image.Image:
+    """The canvas, enlarged to so many pixels along its longer side, with all but the kept patches (bool [n]) faded, these outlined."""
     times = max(1, math.ceil(at_least / max(where.canvas.size)))
     size = (where.canvas.width * times, where.canvas.height * times)
-    picture, mask = Image.new("RGB", size, PAPER), Image.new("L", size)
+    image, mask = Image.new("RGB", size, PAPER), Image.new("L", size)
     for view in where.views:  # each by itself, so that none is blurred into the white beside it
         if view[0] < view[2] and view[1] < view[3]:
             part = where.canvas.crop(view)
             part = part.resize((part.width * times, part.height * times), Image.Resampling.BICUBIC)
-            picture.paste(part, (view[0] * times, view[1] * times))
+            image.paste(part, (view[0] * times, view[1] * times))
     pen = ImageDraw.Draw(mask)
     for box, stays in zip(where.boxes, kept.tolist(), strict=True):
         if box is not None and not stays:
             pen.rectangle(_pixels(box, times), fill=round(255 * FADED))
-    picture.paste(Image.new("RGB", size, FADED_TO), mask=mask)
-    pen = ImageDraw.Draw(picture)
+    image.paste(Image.new("RGB", size, FADED_TO), mask=mask)
+    pen = ImageDraw.Draw(image)
     thick = max(2, round(max(size) / 220))
     for x0, y0, x1, y1 in outline(where, kept):
         half = thick // 2
@@ -102,7 +99,7 @@ def fade(where: Places, kept: np.ndarray, at_least: int = AT_LEAST) -> Image.Ima
         if mark is not None:
             x0, y0, x1, y1 = _pixels(mark, times)
             pen.rectangle((x0, y0 + times, x1, y1 - times), fill=MARK if stays else "#E4E4E4")
-    return picture
+    return image
 
 
 def outline(where: Places, kept: np.ndarray) -> list[Edge]:

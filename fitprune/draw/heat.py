@@ -1,10 +1,9 @@
-"""Heat maps: the attention that each visual token receives in the dense model, layer by layer, where it lies on the picture.
+"""Heat maps: the attention that each visual token receives in the dense model, layer by layer, where it lies on the image.
 
-Three rows per layer: cross-attention (from the text after the picture), self-attention (from the picture's own tokens),
-and their product, by which FitPrune ranks. They are the numbers that recipes are fitted on (`observe`): for each asking
-token the largest of its heads' weights, then the mean over the asking tokens. Each quantity has one logarithmic scale
-for all layers, which spans three powers of ten at most; weaker values have its darkest colour. The colour map is cividis, which is even in
-lightness and made for colour-blind readers.
+Three rows per layer: cross-attention (from the text after the image), self-attention (from the image's own tokens), and their product,
+by which FitPrune ranks. They are the numbers that recipes are fitted on (`observe`): for each query token the maximum over heads, then
+the mean over the query tokens. Each quantity has one logarithmic scale for all layers, which spans three powers of ten at most; weaker
+values have its darkest colour. The colour map is cividis, which is even in lightness and made for colour-blind readers.
 
 Left out: attention between single tokens (a map per pair), and single heads.
 
@@ -21,7 +20,7 @@ import numpy as np
 from ..errors import FitPruneError
 from ..stats import AttentionStats
 from . import style
-from .frames import fade
+from .frames import check_number, fade
 from .places import Places
 
 if TYPE_CHECKING:
@@ -49,34 +48,32 @@ def heat(where: Places, stats: AttentionStats, sample: int = 0, layers: Sequence
     """Attention received per visual token: blocks of layers, three rows each.
 
     Args:
-        where: Of the picture that was observed.
+        where: Of the image that was observed.
         stats: From `observe`.
         sample: Which of its samples.
         layers: Layers to draw, from 0; default all.
         title: Lines above the panels.
     Raises:
-        FitPruneError: no matplotlib, no layer or one that there is not, a picture of another number of tokens.
+        FitPruneError: no matplotlib, no layer or one that there is not, an image of another number of tokens.
     """
     shown = list(range(stats.layers)) if layers is None else list(layers)
     if not shown:
         raise FitPruneError("there is nothing to draw: name a layer")
     for layer in shown:
-        if not 0 <= layer < stats.layers:
-            raise FitPruneError(f"there is no layer {layer} to draw: these statistics have layers 0 to {stats.layers - 1}")
+        check_number("layer", layer, stats.layers, "the observed model")
     quantities = received(stats, sample)
     if (seen := quantities["cross"].shape[1]) != where.tokens:
-        raise FitPruneError(f"statistics of {seen} visual tokens for a picture of {where.tokens}: observe this picture")
-    aspect = where.canvas.width / where.canvas.height
-    wide = SIDE * max(aspect, 1.0) ** 0.5
-    cells: list[int | None] = [None, *shown]  # the picture itself, then the layers
+        raise FitPruneError(f"statistics of {seen} visual tokens for an image of {where.tokens}: observe this image")
+    wide, high = where.panel(SIDE)
+    cells: list[int | None] = [None, *shown]  # the image itself, then the layers
     blocks = -(-len(cells) // max(1, int(WIDEST / wide)))
     columns = -(-len(cells) // blocks)  # blocks of one width, as far as it goes
     rows = len(UNITS) * blocks
     width = max(wide * columns + 0.4, 6.5)
     lines = style.wrapped(title, width, 11)
-    high = rows * wide / aspect + 0.3 * blocks + 0.22 * len(lines) + 0.05 * bool(lines)
-    figure = style.figure(width, high + 0.8)
-    parts: Any = figure.subfigures(2, 1, height_ratios=(high, 0.8))
+    total = rows * high + 0.3 * blocks + 0.22 * len(lines) + 0.05 * bool(lines)
+    figure = style.figure(width, total + 0.8)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(total, 0.8))
     maps, legend = parts
     panels: Any = maps.subplots(rows, columns, squeeze=False)
     bars = legend.subplots(1, len(UNITS))
@@ -86,12 +83,12 @@ def heat(where: Places, stats: AttentionStats, sample: int = 0, layers: Sequence
             panel = panels[index // columns * len(UNITS) + row, index % columns]
             at = cells[index] if index < len(cells) else None
             if index == row == 0:
-                style.picture(panel, fade(where, np.ones(where.tokens, dtype=bool)))
+                style.image(panel, fade(where, np.ones(where.tokens, dtype=bool)))
                 panel.set_title("the picture", fontsize=10)
             elif at is None:
                 panel.set_axis_off()
             else:
-                drawn = style.picture(panel, spread(where, values[at]), cmap=COLOURS, norm=scale, interpolation="nearest")
+                drawn = style.image(panel, spread(where, values[at]), cmap=COLOURS, norm=scale, interpolation="nearest")
                 if row == 0:
                     panel.set_title(f"layer {at}", fontsize=10)
                 if index == 1 or index % columns == 0:

@@ -1,10 +1,10 @@
-"""Survivors side by side: the picture as the model reads it, then what is left of it after each of some layers.
+"""Survivors side by side: the image as the model reads it, then what is left of it after each of some layers.
 
     with fitprune.prune(llava.model, recipe) as trace:
         llava.generate(inputs)
     draw.survivors(image, trace, loaded=llava).savefig("survivors.png")
 
-Without `loaded` the tokens are taken for one square grid over the padded picture, as LLaVA-1.5's are.
+Without `loaded` the tokens are taken for one square grid over the padded image, as LLaVA-1.5's are.
 
     fitprune draw --formats png
 """
@@ -22,7 +22,7 @@ from ..errors import FitPruneError
 from ..families import VLM
 from ..trace import Trace
 from . import style
-from .frames import alive, fade, span
+from .frames import alive, check_number, fade, span, stages
 from .places import Places, on_grid, places
 
 if TYPE_CHECKING:
@@ -42,22 +42,21 @@ def survivors(
     title: str | None = None,
     loaded: VLM | None = None,
 ) -> Figure:
-    """The picture as the model sees it, then what is left of it after a few layers: deleted patches are faded.
+    """The image as the model reads it, then what is left of it after a few layers: deleted patches are faded.
 
     Args:
-        image: The picture that was asked about.
+        image: The one that was asked about.
         trace: From `prune`, after the forward.
         row: Row of the batch.
         layers: Layers to draw, from 0; default four, spread from the first layer that deletes to the last one.
         grid: (rows, columns) of patches, where `loaded` does not say it; default a square.
-        picture: Which of the pictures of the row, from 0.
+        picture: Which of the images of the row, from 0.
         title: Lines above the panels.
         loaded: The checkpoint that was asked; its family says where tokens lie.
     Returns:
-        A matplotlib figure, one panel for the whole picture and one per layer.
+        A matplotlib figure, one panel for the whole image and one per layer.
     Raises:
-        FitPruneError: no matplotlib, an empty trace, a layer, row or picture that it does not have, a picture or a grid
-            that does not fit.
+        FitPruneError: no matplotlib, an empty trace, a layer, row or image that it does not have, an image or a grid that does not fit.
     """
     where = _placed(image, trace, row, picture, grid, loaded)
     kept = alive(trace, where.tokens, row, picture)
@@ -65,37 +64,27 @@ def survivors(
 
 
 def panels(where: Places, kept: np.ndarray, layers: Sequence[int], title: str | None = None) -> Figure:
-    """`survivors` of what is known already.
-
-    Args:
-        kept: bool [L, n], the tokens alive after each layer.
-    """
+    """`survivors` where it is known which tokens are alive after each layer: kept, bool [L, n]."""
     for layer in layers:
-        if not 0 <= layer < len(kept):
-            raise FitPruneError(f"there is no layer {layer} to draw: there are layers 0 to {len(kept) - 1}")
-    stages = [("the picture", np.ones(where.tokens, dtype=bool)), *((f"after layer {at}", kept[at]) for at in layers)]
-    aspect = where.canvas.width / where.canvas.height
-    wide = SIDE * math.sqrt(max(aspect, 1.0))
-    columns = _columns(len(stages), max(1, int(WIDEST / wide)))
-    rows = -(-len(stages) // columns)
+        check_number("layer", layer, len(kept), "this model")
+    shown = [("the picture", stages(kept)[0]), *((f"after layer {at}", kept[at]) for at in layers)]
+    wide, high = where.panel(SIDE)
+    columns = _columns(len(shown), max(1, int(WIDEST / wide)))
+    rows = -(-len(shown) // columns)
     lines = style.wrapped(title, wide * columns, 13)
-    figure = style.figure(wide * columns, rows * (wide / aspect + 0.52) + 0.24 * len(lines) + 0.05 * bool(lines))
+    figure = style.figure(wide * columns, rows * (high + 0.52) + 0.24 * len(lines) + 0.05 * bool(lines))
     cells = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for cell, (caption, living) in zip(cells, stages, strict=False):
-        style.picture(cell, fade(where, living))
+    for cell, (caption, living) in zip(cells, shown, strict=False):
+        style.image(cell, fade(where, living))
         cell.set_title(f"{caption}\n{int(living.sum())} of {where.tokens} tokens", fontsize=11, linespacing=1.35)
-    for cell in cells[len(stages) :]:
+    for cell in cells[len(shown) :]:
         cell.set_axis_off()
     style.title(figure, lines, 13)
     return figure
 
 
 def deleting_layers(kept: np.ndarray, count: int = 4) -> list[int]:
-    """Up to `count` layers that delete tokens, evenly spread from the first to the last; the last layer if none do.
-
-    Args:
-        kept: bool [L, n], the tokens alive after each layer.
-    """
+    """Up to `count` layers that delete tokens, evenly spread from the first to the last; the last layer if none do. kept: bool [L, n]."""
     living = [kept.shape[1], *kept.sum(1).tolist()]
     deleting = [layer for layer in range(len(kept)) if living[layer + 1] < living[layer]] or [len(kept) - 1]
     count = min(count, len(deleting))

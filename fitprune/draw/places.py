@@ -1,8 +1,8 @@
-"""Where the visual tokens of a picture lie: a box on a canvas for every patch, in the order in which the model reads them.
+"""Where the visual tokens of an image lie: a box on a canvas for every patch, in the order in which the model reads them.
 
-The canvas shows the picture as the model reads it, at the model's resolution: LLaVA-1.5's and LLaVA-HR's padded square;
-for LLaVA-NeXT the whole picture, squashed to a square, beside its tiles joined and unpadded. A patch is equally large in
-both. Which views there are is the family's knowledge (`Pictures.views`); this module lays them out.
+The canvas shows the image as the model reads it, at the model's resolution: LLaVA-1.5's and LLaVA-HR's padded square; for LLaVA-NeXT
+the whole image, squashed to a square, beside its tiles joined and unpadded. A patch is equally large in both. Which views there are
+is the family's knowledge (`Images.views`); this module lays them out.
 
 A token that is no patch has no box. LLaVA-NeXT's newlines get a mark instead, a narrow strip at the end of their row.
 
@@ -28,11 +28,10 @@ PAPER = (255, 255, 255)
 
 @dataclass(frozen=True)
 class Places:
-    """A picture as the model reads it, and where each of its n visual tokens lies on it.
+    """An image as the model reads it, and where each of its n visual tokens lies on it.
 
-    canvas: all views side by side on white. views: the boxes of the views on it.
-    boxes: per token its patch, None for one that is no patch. marks: per token where such a one is shown, None for a
-    patch, and for tokens that belong nowhere (CLIP's class token).
+    canvas: all views side by side on white. views: the boxes of the views on it. boxes: per token its patch, None for one that is no
+    patch. marks: per token where such a one is shown, None for patches and for tokens that lie nowhere (CLIP's class token).
     """
 
     canvas: Image.Image = field(repr=False)
@@ -45,27 +44,27 @@ class Places:
         """n, the number of visual tokens."""
         return len(self.boxes)
 
+    def panel(self, side: float) -> tuple[float, float]:
+        """Width and height of a panel of a figure that shows the canvas, where a square one is that wide."""
+        aspect = self.canvas.width / self.canvas.height
+        wide = side * max(aspect, 1.0) ** 0.5
+        return wide, wide / aspect
+
 
 def places(vlm: VLM, image: Image.Image) -> Places:
-    """Where the visual tokens of a picture lie for a loaded checkpoint.
-
-    Args:
-        image: The picture as it was asked about, of any size.
-    Raises:
-        FitPruneError: if the family's views and its number of tokens disagree.
-    """
+    """Where the visual tokens of an image of any size lie; FitPruneError if the family's views and its number of tokens disagree."""
     image = image.convert("RGB")
     found = laid_out(vlm.images.views(image))
     if found.tokens != vlm.tokens_for(image):
         raise FitPruneError(
-            f"{vlm.name} has {vlm.tokens_for(image)} visual tokens for this picture, but its family's views have "
+            f"{vlm.name} has {vlm.tokens_for(image)} visual tokens for this image, but its family's views have "
             f"{found.tokens}: see docs/new_family.md"
         )
     return found
 
 
 def on_grid(image: Image.Image, rows: int, columns: int) -> Places:
-    """Places without a checkpoint: one grid over the picture, which is first padded to a square where the grid is one."""
+    """Places without a checkpoint: one grid over the image, which is first padded to a square where the grid is one."""
     image = image.convert("RGB")
     if rows == columns:
         image = pad_to_square(image, tuple(int(255 * mean) for mean in CLIP_MEAN))

@@ -1,8 +1,7 @@
-"""How every figure looks: matplotlib without pyplot, colours that colour-blind readers can tell apart, bytes that repeat.
+"""How every figure looks: matplotlib without pyplot, colours that colour-blind readers can tell apart, the same bytes every time.
 
-Figures have a white ground of their own and dark text, so that they read on a light page and on a dark one. They are
-made without pyplot: no window, no display, no state that outlives them. Colours are Okabe and Ito's; curves also differ
-in their marks.
+Figures have a white background and dark text, so that they read on a light page and on a dark one. They are made without pyplot: no
+window, no display, no global state. Colours are Okabe and Ito's; curves also differ in their marks.
 
     python -c "from fitprune.draw import style; style.save(style.figure(2, 1), '/tmp/empty.png')"
 """
@@ -33,11 +32,7 @@ EASTERN = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQua
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure of that many inches, drawn by Agg whatever the machine's default is.
-
-    Raises:
-        FitPruneError: no matplotlib.
-    """
+    """An empty figure of that many inches, drawn by Agg whatever the machine's default is; FitPruneError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -75,11 +70,7 @@ def quiet() -> Iterator[None]:
 
 
 def save(drawn: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure as PNG, without the version of what made it: the same bytes wherever the libraries are the same.
-
-    Raises:
-        FitPruneError: if the file cannot be written.
-    """
+    """Writes a figure as PNG, without matplotlib's version in it; FitPruneError if the file cannot be written."""
     data = io.BytesIO()
     with quiet():
         drawn.savefig(data, format="png", metadata={"Software": None})
@@ -92,7 +83,7 @@ def curve(index: int) -> dict[str, Any]:
 
 
 def style_axes(panel: Any, label: str | None = None) -> None:
-    """A panel of curves as all are: a light grid, no frame above and on the right, and what lies along it."""
+    """A panel of curves: a light grid, no frame above and on the right, and the label of its x axis."""
     panel.grid(alpha=0.3, linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
     if label is not None:
@@ -104,8 +95,8 @@ def legend(drawn: Figure, handles: Iterable[Any], labels: Iterable[str], columns
     drawn.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=8.5)
 
 
-def picture(panel: Any, shown: Any, **more: Any) -> Any:
-    """Shows a picture in a panel without ticks, within a thin border; further arguments as matplotlib's imshow."""
+def image(panel: Any, shown: Any, **more: Any) -> Any:
+    """Shows an image in a panel without ticks, within a thin border; further arguments as matplotlib's imshow."""
     drawn = panel.imshow(shown, **more)
     panel.set(xticks=[], yticks=[])
     for spine in panel.spines.values():

@@ -1,11 +1,11 @@
-"""What `--model_args` names: a checkpoint, a recipe to prune it with, and where it runs.
+"""`--model_args`: a checkpoint, a recipe to prune it with, and where it runs.
 
-The arguments are those of `fitprune eval` by the same names. The recipe comes from where every command's comes
-(`resolve.resolve`): the file named, else a published one, else one kept by an earlier run, else one fitted now. Questions
-to fit on have to be named then, as a task's own are not ours to look at; embedded models have an embedded set.
+The arguments are those of `fitprune eval` by the same names. The recipe is found as by every command (`resolve.resolve`): the file named,
+else a published one, else one kept by an earlier run, else one fitted now. Questions to fit on have to be named then, since a task's
+own must not be used; embedded models have an embedded set.
 
-With accelerate or torchrun every process has a model of its own on its own GPU. They observe together and prune with one
-recipe (ranks.py).
+With accelerate or torchrun every process has a model of its own on its own GPU. They observe together and prune with one recipe
+(distributed/workers.py).
 
     python -m lmms_eval --model fitprune --model_args pretrained=embedded,reduction_ratio=60,score=last --tasks …
 """
@@ -54,11 +54,7 @@ class Arguments:
 
     @classmethod
     def read(cls, given: dict[str, Any]) -> Arguments:
-        """The arguments as lmms-eval parsed them: numbers where a text looks like one.
-
-        Raises:
-            FitPruneError: unknown or missing names, values that cannot be.
-        """
+        """The arguments as lmms-eval parsed them (numbers where a text looks like one); FitPruneError for unknown names and bad values."""
         known = [item.name for item in fields(cls)]
         if unknown := sorted(set(given) - set(known)):
             raise FitPruneError(f"unknown model_args {', '.join(unknown)}: use {', '.join(known)}")
@@ -75,30 +71,17 @@ class Arguments:
         return arguments
 
     def load(self) -> VLM:
-        """The checkpoint, on a GPU of this process's own where there are several; errors as `families.load`.
-
-        Raises:
-            FitPruneError: for a device_map with several processes.
-        """
+        """The checkpoint, on this process's own GPU where there are several; errors as `families.load`, and a device_map for several."""
         if self.device_map is not None and started() > 1:
             raise FitPruneError(f"device_map spreads one model over the GPUs, but {started()} processes run: start one")
         return load(
-            str(self.pretrained),
-            model_base=self.model_base,
-            vision_tower=self.vision_tower,
-            template=self.conv_mode,
+            str(self.pretrained), model_base=self.model_base, vision_tower=self.vision_tower, template=self.conv_mode,
             device=self.device if self.device not in (None, "cuda") else own_device() or self.device,
-            dtype=self.dtype,
-            attn=self.attn,
-            device_map=self.device_map,
-        )
+            dtype=self.dtype, attn=self.attn, device_map=self.device_map,
+        )  # fmt: skip
 
     def resolve(self, vlm: VLM) -> Choice:
-        """The recipe, and a line that says where it came from; the same for every process.
-
-        Raises:
-            FitPruneError: as `resolve.resolve`; and if there is nothing named to fit on.
-        """
+        """The recipe, the same for every process; errors as `resolve.resolve`."""
         keep = self.keep_recipe
         return resolve(
             vlm, [parse_ratio(self.reduction_ratio)], self._calibration(), recipe_file=self.recipe,

@@ -1,9 +1,8 @@
-"""Their messages as a prompt in the checkpoint's own conversation template, with the pictures in order.
+"""lmms-eval's messages as a prompt in the checkpoint's own conversation template, with the images in order.
 
-A message is a role and a list of texts and pictures. Each picture becomes `<image>` and a line break where it stands, as in
-`VLM.ask`, so that a picture and a question give the prompt that `fitprune eval` gives. A message whose text has
-`<image>` itself says with it where its pictures belong. The system sentence stays the template's, which the checkpoint was
-trained with; a system message is put before the first question.
+A message is a role and a list of texts and images. Each image becomes `<image>` and a line break where it stands, as in `VLM.ask`, so
+that an image and a question give the prompt that `fitprune eval` gives. Where a message's text has `<image>` itself, its images go there.
+The system sentence stays the template's, which the checkpoint was trained with; a system message is put before the first question.
 
     pytest tests/lmms/test_lmms_eval.py
 """
@@ -24,19 +23,17 @@ from ..images.reading import read_image
 Message = Mapping[str, Any]
 
 
-def user_message(text: str, pictures: Sequence[Any]) -> Message:
-    """What a user says about pictures, these first."""
-    return {"role": "user", "content": [*({"type": "image", "url": picture} for picture in pictures), {"type": "text", "text": text}]}
+def user_message(text: str, images: Sequence[Any]) -> Message:
+    """A user's message of images, then text."""
+    return {"role": "user", "content": [*({"type": "image", "url": image} for image in images), {"type": "text", "text": text}]}
 
 
 def conversation(template: str, messages: Sequence[Message], answer: str | None = None) -> tuple[str, list[Image.Image]]:
-    """The whole prompt, ending where the model is to answer, or with the answer that is given; and its pictures.
+    """The whole prompt, ending where the model is to answer, or with the answer that is given; and its images.
 
-    Raises:
-        FitPruneError: messages that do not end with the user's, a picture that cannot be read, something other than text
-            and pictures.
+    Raises a FitPruneError for messages that do not end with the user's and for what is not text or a readable image.
     """
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     turns: list[tuple[str, str | None]] = []
     said: list[str] = []
     for message in messages:
@@ -48,33 +45,31 @@ def conversation(template: str, messages: Sequence[Message], answer: str | None 
             said = []
         else:
             raise FitPruneError("an assistant's message has to be text that answers a user's")
-        pictures += shown
+        images += shown
     if not said:
         raise FitPruneError("the last message has to be the user's: there is nothing to answer")
-    return build_prompt(template, [*turns, ("\n".join(said), answer)]), pictures
+    return build_prompt(template, [*turns, ("\n".join(said), answer)]), images
 
 
 def _spoken(content: str | Sequence[Mapping[str, Any]]) -> tuple[str, list[Image.Image]]:
-    """The text of one message, with `<image>` for each of its pictures, and these."""
+    """The text of one message, with `<image>` for each of its images, and these images."""
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
-    parts = [part["text"] if part["type"] == "text" else _picture(part) for part in content]
-    texts = [part for part in parts if isinstance(part, str)]
-    pictures = [part for part in parts if not isinstance(part, str)]
-    marks = sum(text.count(IMAGE) for text in texts)
-    if marks == 0:
-        return "".join(part if isinstance(part, str) else f"{IMAGE}\n" for part in parts), pictures
-    if marks != len(pictures):
-        raise FitPruneError(f"a message has {marks} {IMAGE} in its text, but {len(pictures)} picture(s)")
-    return "".join(texts), pictures
+    images = [_image(part) for part in content if part["type"] != "text"]
+    texts = [part["text"] if part["type"] == "text" else f"{IMAGE}\n" for part in content]
+    if marks := sum(part["text"].count(IMAGE) for part in content if part["type"] == "text"):
+        texts = [part["text"] for part in content if part["type"] == "text"]
+        if marks != len(images):
+            raise FitPruneError(f"a message has {marks} {IMAGE} in its text, but {len(images)} image(s)")
+    return "".join(texts), images
 
 
-def _picture(part: Mapping[str, Any]) -> Image.Image:
-    """The picture of a message's part: one that is open, or a file."""
-    given = part.get("url")
-    if part["type"] == "image" and isinstance(given, Image.Image):
-        return given
-    if part["type"] == "image" and isinstance(given, str):
-        return read_image(given)
-    kind = part["type"] if part["type"] != "image" else type(given).__name__
-    raise FitPruneError(f"fitprune reads text and pictures, not {kind}: leave this task out")
+def _image(part: Mapping[str, Any]) -> Image.Image:
+    """The image of a message's part: one that is open, or a file."""
+    found = part.get("url") if part["type"] == "image" else None
+    if isinstance(found, Image.Image):
+        return found
+    if isinstance(found, str):
+        return read_image(found)
+    other = part["type"] if part["type"] != "image" else type(part.get("url")).__name__
+    raise FitPruneError(f"fitprune reads text and images, not {other}: leave this task out")

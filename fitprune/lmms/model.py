@@ -1,12 +1,12 @@
-"""The two classes that lmms-eval runs: it hands over requests and takes back texts or likelihoods, in the same order.
+"""The two classes that lmms-eval runs: requests → texts or likelihoods, in the same order.
 
-Requests with equal generation settings are answered in batches; pictures are opened batch by batch. Pruning is attached
-for the length of a call and taken back after it. With several processes lmms-eval gives each its share of the documents.
+Requests with equal generation settings are answered in batches; images are opened batch by batch. Pruning is attached for the
+duration of a call. With several processes lmms-eval gives each its share of the documents.
 
-Likelihoods have the sign that lmms-eval's scoring expects: it picks the *smallest*, as its LLaVA adapters return the mean
-negative log-likelihood per token of the answer, end mark included, and so do these. The picture is pruned by what the
-question attends to; the answer is fed after it, so that all choices see the same picture. They are handed over in lmms-eval's
-own `GenerationResult`: a plain pair, which its documentation asks for, is made text of by its evaluator (0.7.3).
+lmms-eval's scoring picks the *smallest* likelihood, as its LLaVA adapters return the mean negative log-likelihood per token of the
+answer, end mark included; these classes do the same. The image is pruned by what the question attends to; the answer is fed after it,
+so that all choices see the same image. Likelihoods are returned as lmms-eval's `GenerationResult`, since its evaluator (0.7.3)
+turns a plain pair, which its documentation asks for, into text.
 
     pytest tests/lmms/test_lmms_eval.py
 """
@@ -37,7 +37,9 @@ log = logging.getLogger(__name__)
 
 
 class _FitPrune(lmms):
-    """What both kinds share; a kind says how a request is read (`_settings`, `_messages`)."""
+    """What both types share; each reads requests in its own way (`_messages`)."""
+
+    settings_at: int  # where a request has its generation settings
 
     def __init__(self, **given: Any) -> None:
         """Loads the checkpoint and chooses the recipe; given: see `Arguments`, whose errors are raised."""
@@ -54,11 +56,7 @@ class _FitPrune(lmms):
             print(f"fitprune: {choice.source}")
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """An answer to each request, generated until the model or one of the task's `until` texts ends it.
-
-        Raises:
-            FitPruneError: what a prompt cannot be made of; names the task and the document.
-        """
+        """An answer to each request, up to one of the task's `until` texts; a FitPruneError names the task and the document."""
         answers = [""] * len(requests)
         alike: dict[Settings, list[int]] = {}
         for index, request in enumerate(requests):
@@ -78,19 +76,17 @@ class _FitPrune(lmms):
         self.vlm = None
         super().clean()
 
-    def _settings(self, request: Any) -> Settings:
-        raise NotImplementedError
-
     def _messages(self, request: Any) -> Sequence[Message]:
         raise NotImplementedError
 
-    def _read(self, given: Any) -> Settings:
+    def _settings(self, request: Any) -> Settings:
+        given = request.args[self.settings_at]
         for name in sorted(set(given) - set(KNOWN) - self._reported):
             self._reported.add(name)
             log.warning("generation setting %s: %s is not known to fitprune and does nothing", name, given[name])
         return read_settings(given)
 
-    def _document(self, task: str, split: str, number: Any) -> Any:
+    def _document(self, number: Any, task: str, split: str) -> Any:
         return self.task_dict[task][split][number]
 
     def _prompt(self, vlm: VLM, request: Any, messages: Sequence[Message], answer: str | None = None) -> Any:
@@ -102,7 +98,7 @@ class _FitPrune(lmms):
     @contextmanager
     def _pruned(self) -> Iterator[VLM]:
         if self.vlm is None:
-            raise FitPruneError("the model was given back (clean): make another")
+            raise FitPruneError("the model's memory was given back (clean): make another")
         recipe, score = self.recipe, self.arguments.score
         attached: AbstractContextManager[Any] = prune(self.vlm.model, recipe, score=score) if recipe else nullcontext()
         with attached:
@@ -119,6 +115,7 @@ class FitPruneChat(_FitPrune):
     """Requests are (context, document → messages, settings, document, task, split); the context is not used."""
 
     is_simple = False
+    settings_at = -4  # some versions of lmms-eval leave out the context
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """For each request the answers of all rounds; the task writes each round's messages from the answers so far."""
@@ -130,15 +127,14 @@ class FitPruneChat(_FitPrune):
         return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
-        """Not in this kind: lmms-eval has multiple choice by likelihood for simple models only."""
-        raise FitPruneError("multiple choice by likelihood needs lmms-eval's simple kind of model: add --force_simple")
+        """lmms-eval has multiple choice by likelihood for simple models only."""
+        raise FitPruneError("multiple choice by likelihood needs a simple model of lmms-eval: add --force_simple")
 
     def _rounds(self, vlm: VLM, request: Any) -> list[str]:
         """The answers of all rounds; from the second on the task says (messages, ended, …, what it wants to be told)."""
-        settings, (write, *where) = self._settings(request), self._where(request)
-        document, told = self._document(*where), None
+        settings, (write, document) = self._settings(request), self._asked(request)
         answers: list[str] = []
-        messages, ended = write(document), False
+        messages, ended, told = write(document), False, None
         while not ended:
             prompt = self._prompt(vlm, request, messages)
             answers.append(settings.cut(vlm.generate(vlm.encode([prompt]), **settings.generation)[0]))
@@ -146,31 +142,25 @@ class FitPruneChat(_FitPrune):
             messages, ended, _, told = written if isinstance(written, tuple) else (None, True, None, None)
         return answers
 
-    def _settings(self, request: Any) -> Settings:
-        return self._read(request.args[-4])
-
     def _messages(self, request: Any) -> Sequence[Message]:
-        write, *where = self._where(request)
-        found: Sequence[Message] = write(self._document(*where))
+        write, document = self._asked(request)
+        found: Sequence[Message] = write(document)
         return found
 
-    def _where(self, request: Any) -> tuple[Any, str, str, Any]:
-        """What writes the messages; task, split, document. Some versions put the context before."""
-        write, _, number, task, split = request.args[-5:]
-        return write, task, split, number
+    def _asked(self, request: Any) -> tuple[Any, Any]:
+        """The task's function that writes messages, and the document."""
+        write, _, *where = request.args[-5:]
+        return write, self._document(*where)
 
 
 class FitPruneSimple(_FitPrune):
-    """Requests are (text, settings or answer, document → pictures, document, task, split)."""
+    """Requests are (text, settings or answer, document → images, document, task, split)."""
 
     is_simple = True
+    settings_at = 1
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
-        """For each request the mean negative log-likelihood per token of its answer, and whether greedy decoding gives it.
-
-        Raises:
-            FitPruneError: what a prompt cannot be made of; names the task and the document.
-        """
+        """For each request the mean negative log-likelihood per token of its answer, and whether greedy decoding gives it."""
         results: list[tuple[float, bool]] = []
         with self._pruned() as vlm, self._bar(len(requests)) as bar:
             for batch in self._batches(range(len(requests))):
@@ -183,33 +173,26 @@ class FitPruneSimple(_FitPrune):
         return [GenerationResult(text=pair) for pair in results]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
-        """Not in this kind: the messages of each round come with the other one."""
-        raise FitPruneError("several rounds need lmms-eval's chat kind of model: leave out --force_simple")
-
-    def _settings(self, request: Any) -> Settings:
-        return self._read(request.args[1])
+        """lmms-eval has rounds for chat models only."""
+        raise FitPruneError("several rounds need a chat model of lmms-eval: leave out --force_simple")
 
     def _messages(self, request: Any) -> Sequence[Message]:
         text, _, *rest = request.args
-        pictures: Any = ()
-        if rest:
-            show, number, task, split = rest
-            pictures = show(self._document(task, split, number)) or ()
-        return [user_message(text, pictures)]
+        images = rest[0](self._document(*rest[1:])) if rest else None
+        return [user_message(text, images or ())]
 
     def _choice(self, vlm: VLM, request: Any) -> tuple[Any, list[int]]:
-        """The prompt with its pictures, and the token ids of the answer as the template writes it after it."""
+        """The prompt with its images, and the token ids of the answer as the template writes it after it."""
         answer = request.args[1]
         if callable(answer):
-            _, _, _, number, task, split = request.args
-            answer = answer(self._document(task, split, number))
+            answer = answer(self._document(*request.args[3:]))
         messages = self._messages(request)
-        prompt, pictures = self._prompt(vlm, request, messages)
+        prompt, images = self._prompt(vlm, request, messages)
         whole, _ = self._prompt(vlm, request, messages, str(answer).strip())
-        before, ids = vlm.token_ids(prompt, pictures), vlm.token_ids(whole, pictures)
+        before, ids = vlm.token_ids(prompt, images), vlm.token_ids(whole, images)
         if ids[: len(before)] != before:
             raise FitPruneError(f"this tokenizer joins the question and the answer {answer!r}: generate instead")
-        return (prompt, pictures), ids[len(before) :]
+        return (prompt, images), ids[len(before) :]
 
 
 def _likelihood(logits: Tensor, answer: Tensor) -> tuple[float, bool]:

@@ -1,9 +1,9 @@
 """A task's `generation_kwargs` as arguments of `VLM.generate`, and where an answer is to be cut.
 
-A task says `temperature: 0` or `do_sample: false` for greedy decoding, often both, and may name a temperature that
-greedy decoding then ignores; `do_sample: true` alone means temperature 1, as in transformers. Where a task sets no
-length, lmms-eval's own LLaVA adapters generate up to 1024 tokens, and so does this one. A name that is not known here
-(`repetition_penalty`, `image_aspect_ratio`) changes nothing and is reported.
+A task says `temperature: 0` or `do_sample: false` for greedy decoding, often both, and may name a temperature that greedy decoding then
+ignores; `do_sample: true` alone means temperature 1, as in transformers. Where a task sets no length, up to 1024 tokens are generated,
+as by lmms-eval's own LLaVA adapters. A name that is not known here (`repetition_penalty`, `image_aspect_ratio`) changes nothing and is
+reported.
 
     python -c "from fitprune.lmms.settings import *; print(read_settings({'do_sample': False, 'temperature': 0.7}))"
 """
@@ -41,11 +41,7 @@ class Settings:
 
 
 def read_settings(given: Mapping[str, Any]) -> Settings:
-    """Settings from a task's generation_kwargs; names other than `KNOWN` are left out.
-
-    Raises:
-        FitPruneError: for a value that cannot be one.
-    """
+    """Settings from a task's generation_kwargs; names other than `KNOWN` are left out, a bad value raises a FitPruneError."""
     given = {name: value for name, value in given.items() if value is not None}
     samples = given.get("do_sample")
     temperature = given.get("temperature", 1 if samples else 0) if samples is not False else 0

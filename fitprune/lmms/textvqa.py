@@ -1,4 +1,4 @@
-"""The picture of an embedded TextVQA question, for tasks/fitprune_textvqa.yaml.
+"""The image of an embedded TextVQA question, for tasks/fitprune_textvqa.yaml.
 
 python -m lmms_eval --tasks list --include_path "$(python -m fitprune.lmms)"
 """
@@ -14,6 +14,6 @@ from ..embedded import embedded
 from ..images.reading import read_image
 
 
-def pictures(document: Mapping[str, Any]) -> list[Image.Image]:
-    """The one picture that the question is about; a damaged installation raises FitPruneError."""
+def images(document: Mapping[str, Any]) -> list[Image.Image]:
+    """The one image that the question is about; a damaged installation raises FitPruneError."""
     return [read_image(embedded().images / f"{document['image_id']}.jpg")]

@@ -1,4 +1,4 @@
-"""`fitprune bench`: shapes and recipes, what a run's figures say, that each flag reaches what it should. Not speed."""
+"""`fitprune bench`: shapes and recipes, what a run's results say, that each flag reaches what it should. Not speed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-import fitprune.bench as bench
-from fitprune.bench import SHAPES, Shape, measure, plot, recipe_for, variants
+from fitprune import bench
+from fitprune.bench import variants
 from fitprune.bench.clock import Spread
+from fitprune.bench.measure import measure
+from fitprune.bench.plot import plot
 from fitprune.bench.report import report
-from fitprune.bench.shapes import Tower
+from fitprune.bench.shapes import SHAPES, Shape, Tower, recipe_for
 from fitprune.cli import main
 from fitprune.cost import CostModel
 from fitprune.errors import FitPruneError
@@ -29,7 +31,7 @@ QUICK: dict[str, Any] = {"repeats": 2, "device": "cpu", "decode_tokens": 2}
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command's default shape, made so small that a test may run it."""
-    monkeypatch.setitem(bench.SHAPES, "small", SHAPE)
+    monkeypatch.setitem(SHAPES, "small", SHAPE)
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen.update(shape=shape, ratios=ratios, **given)
         raise FitPruneError("enough seen")
 
-    monkeypatch.setattr(bench, "measure", stop)
+    monkeypatch.setattr("fitprune.bench.measure.measure", stop)
     return seen
 
 
@@ -88,7 +90,7 @@ def test_a_recipe_for_other_sizes_is_refused(tmp_path: Path) -> None:
 # One run.
 
 
-def test_a_run_fills_every_figure() -> None:
+def test_a_run_fills_every_result() -> None:
     figures = measure(SHAPE, [0.5, 0.5, 0.3], baselines=["eager-maps"], find_break_even=True, batch=2, **QUICK)
     assert [row["name"] for row in figures["recipes"]] == ["50%", "30%"]
     assert figures["dense"].keys() == {"dense"}
@@ -99,10 +101,10 @@ def test_a_run_fills_every_figure() -> None:
         assert row["alive"] == 30 - sum(row["deletions"])
         assert row["ideal_speedup"] == pytest.approx(1 / (1 - row["prefill_reduction"]))
         assert row["prefill"].keys() == {"pruned", "bare", "eager-maps"}
-        for kind in row["prefill"].values():
-            assert len(kind["times"]) == 2
-            assert kind["share_of_ideal"]["dense"] == pytest.approx(kind["speedup"]["dense"]["median"] / row["ideal_speedup"])
-            assert kind["cache_bytes"] == row["cache_bytes_by_cost"] < figures["dense_cache_bytes_by_cost"]
+        for variant in row["prefill"].values():
+            assert len(variant["times"]) == 2
+            assert variant["share_of_ideal"]["dense"] == pytest.approx(variant["speedup"]["dense"]["median"] / row["ideal_speedup"])
+            assert variant["cache_bytes"] == row["cache_bytes_by_cost"] < figures["dense_cache_bytes_by_cost"]
         cost = row["overhead"]
         assert cost["total"]["median"] > cost["scoring"]["median"] > 0
         assert cost["step"]["token_layers"] > 0
@@ -117,13 +119,13 @@ def test_a_run_fills_every_figure() -> None:
     assert "pays on this device" in text or "does not pay" in text
 
 
-def test_speed_ups_are_against_the_best_dense_kind_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_ups_are_against_the_best_dense_variant_too(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"dense": 4.0, "compiled": 3.0, "pruned": 2.0, "bare": 1.5, "eager-maps": 5.0}
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
     monkeypatch.setattr(
         "fitprune.bench.measure.alternate", lambda variants, rounds, device: {key: [seconds[key[1]]] * rounds for key in variants}
     )
-    figures = measure(SHAPE, [0.5], baselines=["compiled", "eager-maps"], skip=bench.PARTS, **QUICK)
+    figures = measure(SHAPE, [0.5], baselines=["compiled", "eager-maps"], skip=bench.BREAKDOWN, **QUICK)
     pruned = figures["recipes"][0]["prefill"]["pruned"]
     assert figures["best_dense"] == "compiled"
     assert {base: gain["median"] for base, gain in pruned["speedup"].items()} == {"dense": 2.0, "compiled": 1.5}
@@ -196,7 +198,7 @@ def test_flash_runs_the_flash_kernel_and_no_other() -> None:
     assert seen == [(True, False), (True, True)]
 
 
-def test_on_a_gpu_every_dense_kind_is_the_default() -> None:
+def test_on_a_gpu_every_dense_variant_is_the_default() -> None:
     assert variants.default_baselines(torch.device("cuda")) == ("dense", "flash", "compiled")
     assert variants.default_baselines(torch.device("cpu")) == ("dense",)
 
@@ -209,7 +211,7 @@ def test_a_baseline_that_cannot_run_is_an_error_if_asked_for_else_a_note(monkeyp
     with pytest.raises(FitPruneError, match=r"^baseline compiled cannot run here: no compiler here$"):
         measure(SHAPE, [0.5], baselines=["compiled"], **QUICK)
     monkeypatch.setattr(variants, "default_baselines", lambda device: ("dense", "compiled"))
-    figures = measure(SHAPE, [0.5], skip=bench.PARTS, **QUICK)
+    figures = measure(SHAPE, [0.5], skip=bench.BREAKDOWN, **QUICK)
     assert figures["notes"] == ["baseline compiled cannot run here: no compiler here"]
 
 
@@ -218,7 +220,7 @@ def test_whole_maps_that_do_not_fit_are_a_note(monkeypatch: pytest.MonkeyPatch) 
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("fitprune.bench.eager_maps.prefill", out_of_memory)
-    figures = measure(SHAPE, [0.5], baselines=["eager-maps"], skip=bench.PARTS, **QUICK)
+    figures = measure(SHAPE, [0.5], baselines=["eager-maps"], skip=bench.BREAKDOWN, **QUICK)
     assert figures["notes"] == ["baseline eager-maps, 50%: out of memory"]
     assert "eager-maps" not in figures["recipes"][0]["prefill"]
 
@@ -311,10 +313,10 @@ def test_tables_are_aligned_and_empty_columns_go() -> None:
     assert lines == ["kind     median  gain", "------  -------  ----", "a       10.0 ms", "longer   9.0 ms  2.0x"]
 
 
-def test_the_picture_has_a_bar_for_every_kind_and_the_ideal_across_each_recipe() -> None:
+def test_the_plot_has_a_bar_for_every_variant_and_the_ideal_across_each_recipe() -> None:
     pytest.importorskip("matplotlib")
-    figures = {"shape": "tiny", **measure(SHAPE, [0.5, 0.3], baselines=["eager-maps"], skip=bench.PARTS, **QUICK)}
-    panel = plot.prefill(figures).axes[0]
+    figures = {"shape": "tiny", **measure(SHAPE, [0.5, 0.3], baselines=["eager-maps"], skip=bench.BREAKDOWN, **QUICK)}
+    panel = plot(figures).axes[0]
     assert [label.get_text() for label in panel.get_xticklabels()] == ["dense", *["pruned", "bare", "eager-maps"] * 2]
     heights = [patch.get_height() for patch in panel.patches]
     rows = [figures["dense"]["dense"], *(row for recipe in figures["recipes"] for row in recipe["prefill"].values())]

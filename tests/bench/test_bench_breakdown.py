@@ -1,4 +1,4 @@
-"""Parts of the benchmark: the cache's bytes, decoding, what pruning adds, the break-even length, the vision tower."""
+"""The breakdown: the cache's bytes, decoding, what pruning adds, the break-even length, the vision tower."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ def test_overhead_is_measured_where_it_arises(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(breakdown, "Stopwatch", Counting)
     with torch.no_grad():
         spent = breakdown.overhead(work, RECIPE, 2)
-    assert {part: len(each) for part, each in spent.items()} == {"scoring": 2, "selection": 2, "gather": 2}
+    assert {label: len(each) for label, each in spent.items()} == {"scoring": 2, "selection": 2, "gather": 2}
     assert all(seconds > 0 for each in spent.values() for seconds in each)
     steps, prefills = breakdown.steps(work, RECIPE), 3  # two and a warm one
     assert steps == 3
     assert [label for label, _ in calls].count("scoring") == steps * prefills
-    assert calls.count(("selection", "heard")) == steps * prefills
+    assert calls.count(("selection", "on_attention")) == steps * prefills
     assert all("forward" not in layer.__dict__ for layer in work.model.model.layers)  # the model itself was left alone
 
 
@@ -135,8 +135,8 @@ def test_the_search_finds_the_length_from_which_it_pays(threshold: int) -> None:
 def test_break_even_runs_the_scaled_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[tuple[int, int]] = []
 
-    def alternate(kinds: dict[str, Any], rounds: int, device: torch.device) -> dict[str, list[float]]:
-        dense, pruned = (kinds[name]().layers[-1].get_seq_length() for name in ("dense", "pruned"))
+    def alternate(variants: dict[str, Any], rounds: int, device: torch.device) -> dict[str, list[float]]:
+        dense, pruned = (variants[name]().layers[-1].get_seq_length() for name in ("dense", "pruned"))
         lengths.append((dense, pruned))
         return {"dense": [1.0] * rounds, "pruned": [0.9 if dense > 30 else 1.1] * rounds}
 
@@ -150,7 +150,7 @@ def test_break_even_runs_the_scaled_recipe(monkeypatch: pytest.MonkeyPatch) -> N
         assert dense - pruned == sum(RECIPE.deletions(dense - 8)[:-1])
 
 
-def test_a_recipe_that_deletes_nothing_of_a_small_picture_cannot_pay() -> None:
+def test_a_recipe_that_deletes_nothing_of_a_small_image_cannot_pay() -> None:
     assert not deletes(RECIPE, 3, 4)
     assert deletes(RECIPE, 16, 4)
     budget = Recipe((12, 0, 0, 0), 16, scaling="budget", num_layers=4, reduction_ratio=0.95, cost=COST)

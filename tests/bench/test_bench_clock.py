@@ -39,21 +39,21 @@ def test_a_speed_up_compares_times_of_the_same_round() -> None:
     assert (gain.low, gain.high) == (2.5, 3.5)
 
 
-def test_kinds_take_turns_in_an_order_that_every_round_draws_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variants_take_turns_in_an_order_that_every_round_draws_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     time, order = Clock(monkeypatch), ""
 
-    def kind(name: str, seconds: float) -> None:
+    def variant(name: str, seconds: float) -> None:
         nonlocal order
         order += name
         time.passes(seconds)
 
-    kinds = {"a": lambda: kind("a", 1), "b": lambda: kind("b", 2), "c": lambda: kind("c", 4)}
-    assert alternate(kinds, 4, CPU) == {"a": [1] * 4, "b": [2] * 4, "c": [4] * 4}
+    variants = {"a": lambda: variant("a", 1), "b": lambda: variant("b", 2), "c": lambda: variant("c", 4)}
+    assert alternate(variants, 4, CPU) == {"a": [1] * 4, "b": [2] * 4, "c": [4] * 4}
     turns = [order[start : start + 3] for start in range(0, 12, 3)]
     assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)  # each once in every round
     assert len({follower for turn in turns for follower in pairwise(turn)}) > 2  # not always after the same
     again, order = order, ""
-    alternate(kinds, 4, CPU)
+    alternate(variants, 4, CPU)
     assert order == again  # the same in every run
 
 

@@ -35,7 +35,7 @@ def test_survivors_titles_and_panels(trace, image, tmp_path):
     assert Image.open(tmp_path / "out.png").width > 500
 
 
-def test_a_grid_that_is_not_square_leaves_the_picture_as_it_is(trace, image):
+def test_a_grid_that_is_not_square_leaves_the_image_as_it_is(trace, image):
     figure = draw.survivors(image, trace, layers=[3], grid=(2, 8))
     shown = np.asarray(figure.axes[1].images[0].get_array())
     assert shown.shape[1] == 2 * shown.shape[0]
@@ -46,7 +46,7 @@ def test_a_checkpoint_says_where_its_tokens_lie():
     llava, image = fitprune.load("embedded-next", device="cpu", dtype="float32"), Image.new("RGB", (300, 100), "red")
     with torch.inference_mode(), fitprune.prune(llava.model, Recipe.step(layer=3, keep=0.25)) as trace:
         llava.model(**llava.encode([(llava.prompt("What?"), [image])]))
-    figure, where = draw.survivors(image, trace, vlm=llava), places(llava, image)
+    figure, where = draw.survivors(image, trace, loaded=llava), places(llava, image)
     shown = np.asarray(figure.axes[1].images[0].get_array())
     assert shown.shape[1] / shown.shape[0] == where.canvas.width / where.canvas.height
     assert figure.axes[1].get_title() == f"after layer 3\n{where.tokens // 4} of {where.tokens} tokens"
@@ -74,7 +74,7 @@ def test_layers_are_those_that_delete_and_many_make_rows(trace, image):
         ({"layers": [4]}, "no layer 4.*0 to 3"),
         ({"layers": [-1]}, "no layer -1"),
         ({"row": 1}, "no row 1"),
-        ({"picture": 1}, "no picture 1"),
+        ({"picture": 1}, "no image 1"),
         ({"grid": (5, 5)}, "16 visual tokens do not make a grid of 5 × 5"),
         ({"grid": (2, 2)}, "2 × 2"),
     ],
@@ -119,7 +119,7 @@ def test_recipes_of_different_references_are_drawn_as_shares():
     assert figure.axes[1].get_ylim()[1] > 100
 
 
-def test_recipes_for_a_picture_of_another_size():
+def test_recipes_for_an_image_of_another_size():
     figure = draw.recipes([Recipe.from_deletions([4, 0, 4], visual_tokens=16)], ["ours"], visual_tokens=32)
     assert curves(figure)["ours"] == [24, 24, 16]
 

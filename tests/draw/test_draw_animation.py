@@ -1,4 +1,4 @@
-"""The film: as many frames as layers and one, shown long enough to be read, looping, the same bytes each time."""
+"""The GIF: as many frames as layers and one, shown long enough to be read, looping, the same bytes each time."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_durations_are_what_gif_can_hold(count):
     assert sum(made) < 60_000
 
 
-def test_pictures_and_counts_must_agree(shown, tmp_path):
-    for pictures, alive in ((shown, [1]), ([], [])):
-        with pytest.raises(FitPruneError, match="one count per picture"):
-            animation.save(pictures, alive, tmp_path / "d.gif")
+def test_images_and_counts_must_agree(shown, tmp_path):
+    for images, alive in ((shown, [1]), ([], [])):
+        with pytest.raises(FitPruneError, match="one count per image"):
+            animation.save(images, alive, tmp_path / "d.gif")

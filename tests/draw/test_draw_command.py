@@ -27,9 +27,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
+def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Not square, so that LLaVA-NeXT cuts it into tiles."""
-    path = tmp_path_factory.mktemp("picture") / "p.png"
+    path = tmp_path_factory.mktemp("image") / "p.png"
     Image.open(embedded().images / "5eed000000000006.jpg").resize((330, 150)).save(path)
     return str(path)
 
@@ -39,11 +39,11 @@ def drawn(*arguments: str) -> int:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_everything_of_every_family(model, recipe, picture, tmp_path, monkeypatch, capsys):
+def test_everything_of_every_family(model, recipe, image, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(draw.style, "DPI", 60)  # quicker
     question = "What number is <b>written</b>?"
     code = drawn(
-        "--model-path", model, "--image", picture, "--question", question, "--recipe", recipe, "--output",
+        "--model-path", model, "--image", image, "--question", question, "--recipe", recipe, "--output",
         str(tmp_path / "new" / "folder"), "--max-new-tokens", "4", "--layers", "8",
     )  # fmt: skip
     assert code == 0
@@ -52,15 +52,15 @@ def test_everything_of_every_family(model, recipe, picture, tmp_path, monkeypatc
     folder = tmp_path / "new" / "folder"
     assert sorted(path.name for path in folder.iterdir()) == sorted(draw.FILES.values())
     for name in ("survivors.png", "heat.png", "recipe.png"):
-        with Image.open(folder / name) as image:
-            assert image.convert("RGB").getpixel((1, 1)) == (255, 255, 255)  # its own ground
-            assert "Software" not in image.info
+        with Image.open(folder / name) as figure:
+            assert figure.convert("RGB").getpixel((1, 1)) == (255, 255, 255)  # its own background
+            assert "Software" not in figure.info
     with Image.open(folder / "survivors.gif") as film:
         assert film.n_frames == 10
     page = (folder / "survivors.html").read_text()
     assert "&lt;b&gt;written&lt;/b&gt;" in page
     assert ("newline token" in page) == (model == "embedded-next")
-    tokens = fitprune.load(model, device="cpu").tokens_for(Image.open(picture))
+    tokens = fitprune.load(model, device="cpu").tokens_for(Image.open(image))
     assert f"visual tokens alive: {tokens} " in said
     assert page.count("data-gone=") == tokens
 
@@ -107,10 +107,10 @@ def test_recipes_over_one_another(recipe, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--image", "nowhere.png", "--question", "?"], "no picture nowhere.png"),
-        (["--image", "TEXT", "--question", "?"], "not a picture that can be read"),
-        (["--image", "FOLDER", "--question", "?"], "no picture"),
-        (["--image", "PICTURE"], "give one with --question"),
+        (["--image", "nowhere.png", "--question", "?"], "no image nowhere.png"),
+        (["--image", "TEXT", "--question", "?"], "not an image that can be read"),
+        (["--image", "FOLDER", "--question", "?"], "no image"),
+        (["--image", "IMAGE"], "give one with --question"),
         (["--question", " "], "give --question a text"),
         (["--reduction-ratio", "0"], "deletes nothing"),
         (["--recipe", "TEXT"], "t.txt"),
@@ -129,15 +129,15 @@ def test_recipes_over_one_another(recipe, tmp_path, capsys):
         (["--recipes", "llava-v1.5-7b:much"], "much"),
         (["--recipes", "nobody:0.6"], "nobody"),
         (["--recipes", "nothing"], "nothing"),
-        (["--recipes", "llava-v1.5-7b:0.6", "--image", "PICTURE"], "leave out --image"),
+        (["--recipes", "llava-v1.5-7b:0.6", "--image", "IMAGE"], "leave out --image"),
         (["--recipes", "llava-v1.5-7b:0.6", "--formats", "gif"], "leave out --formats"),
     ],
 )
-def test_bad_input_is_one_line(arguments, says, recipe, picture, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_line(arguments, says, recipe, image, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.txt").write_text("no picture")
     (tmp_path / "folder").mkdir()
-    places = {"TEXT": "t.txt", "FOLDER": "folder", "PICTURE": picture, "RECIPE": recipe, "TEXT/sub": "t.txt/sub"}
+    places = {"TEXT": "t.txt", "FOLDER": "folder", "IMAGE": image, "RECIPE": recipe, "TEXT/sub": "t.txt/sub"}
     assert drawn(*(places.get(word, word) for word in arguments)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert says in error
@@ -146,18 +146,18 @@ def test_bad_input_is_one_line(arguments, says, recipe, picture, tmp_path, monke
 
 
 def test_a_layer_that_there_is_not_is_found_before_a_recipe_is_fitted_and_the_model_asked(tmp_path, monkeypatch, capsys):
-    for name in ("choose", "ask", "watch"):
-        monkeypatch.setattr(draw, name, lambda *args, name=name, **options: pytest.fail(name))
+    for name in ("resolve.resolve", "draw.asked.ask", "draw.asked.watch"):  # imported by `run` when it starts
+        monkeypatch.setattr(f"fitprune.{name}", lambda *args, name=name, **options: pytest.fail(name))
     assert drawn("--layers", "0", "99", "--output", str(tmp_path)) == 2
     assert "no layer 99: embedded has layers 0 to 8" in capsys.readouterr().err
 
 
-def test_a_real_checkpoint_is_never_fitted_on_drawn_shapes(picture, tmp_path, monkeypatch, capsys):
+def test_a_real_checkpoint_is_never_fitted_on_drawn_shapes(image, tmp_path, monkeypatch, capsys):
     """A copy of the embedded model stands for it: known by its folder, it is a model like any other."""
     checkpoint = tmp_path / "llava-v1.5-7b"
     shutil.copytree(embedded().model, checkpoint)
-    monkeypatch.setattr(draw, "ask", lambda *args: pytest.fail("asked"))
-    asked = ("--model-path", str(checkpoint), "--image", picture, "--question", "What?", "--output", str(tmp_path / "o"))
+    monkeypatch.setattr("fitprune.draw.asked.ask", lambda *args: pytest.fail("asked"))
+    asked = ("--model-path", str(checkpoint), "--image", image, "--question", "What?", "--output", str(tmp_path / "o"))
     assert drawn(*asked) == 2  # a recipe of that name is published, but it is of a deeper model
     assert "name one with --recipe" in capsys.readouterr().err
     assert drawn(*asked, "--calibration-file", str(tmp_path / "none.jsonl")) == 2

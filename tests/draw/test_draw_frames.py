@@ -1,4 +1,4 @@
-"""Frames: that what is faded is what was deleted, on the picture itself."""
+"""Frames: that what is faded is what was deleted, on the image itself."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_first_token_is_found_even_when_it_was_deleted(trace):
         assert alive(moved, 16).tolist() == [[False] + [True] * 15]
 
 
-def test_several_pictures_and_one_of_a_later_turn(llava):
+def test_several_images_and_one_of_a_later_turn(llava):
     with torch.no_grad(), fitprune.prune(llava, tiny.RECIPE) as trace:
         llava(**tiny.prompt(2, "image", 3, "image", 4))
     both = [alive(trace, 16, picture=number) for number in (0, 1)]
@@ -77,7 +77,7 @@ def test_frames_of_every_family(model):
             if mark is not None:
                 at = ((mark[0] + mark[2]) * times // 2, (mark[1] + mark[3]) * times // 2)
                 assert (frame.getpixel(at) == ImageColor.getrgb(MARK)) == stays
-    with pytest.raises(FitPruneError, match="picture that was asked about"):
+    with pytest.raises(FitPruneError, match="image that was asked about"):
         frames(vlm, Image.new("RGB", (700, 100)), trace, row=1) if model.endswith("next") else alive(trace, 100, 1)
 
 
@@ -112,7 +112,7 @@ def test_the_outline_crosses_every_line_as_often_as_what_is_kept_changes(rows, c
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"row": 1}, "no row 1.*rows 0 to 0"), ({"row": -1}, "no row -1"), ({"picture": 1}, "no picture 1")]
+    ("options", "says"), [({"row": 1}, "no row 1.*rows 0 to 0"), ({"row": -1}, "no row -1"), ({"picture": 1}, "no image 1")]
 )
 def test_what_the_trace_does_not_have(trace, options, says):
     with pytest.raises(FitPruneError, match=says):

@@ -100,5 +100,5 @@ def test_what_does_not_fit_says_so(stats, where):
         heat(where, stats, layers=[3])
     with pytest.raises(FitPruneError, match="nothing to draw"):
         heat(where, stats, layers=[])
-    with pytest.raises(FitPruneError, match="8 visual tokens for a picture of 6"):
+    with pytest.raises(FitPruneError, match="8 visual tokens for an image of 6"):
         heat(where, stats, sample=1)

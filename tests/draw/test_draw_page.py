@@ -20,7 +20,7 @@ from fitprune.families.protocols import View
 
 KEPT = np.array([[1, 1, 0, 1, 1, 1], [1, 0, 0, 1, 1, 0], [1, 0, 0, 1, 1, 0]], dtype=bool)
 VOID = {"meta", "input", "br", "image", "rect", "path"}
-EVIL = "<script>alert('1')</script> & \"quotes\" </title> {{dense}} <img src=//evil>"
+EVIL = "<script>alert('1')</script> & \"quotes\" </title> {{dense}} {{ asked.dense }} {% raw %} {# <img src=//evil>"
 
 
 class Reader(HTMLParser):
@@ -91,7 +91,7 @@ def test_tokens_know_when_they_went(asked):
     assert bars == pytest.approx([100, 83.33, 50, 50], abs=0.01)
 
 
-def test_the_picture_is_inside_to_the_byte(asked):
+def test_the_image_is_inside_to_the_byte(asked):
     (image,) = Reader(page(asked)).all("image")
     kind, content = str(image["href"]).split(",")
     assert kind == "data:image/png;base64"

@@ -17,7 +17,7 @@ from fitprune.embedded import MODELS, embedded
 from fitprune.errors import FitPruneError
 from fitprune.families import VLM
 from fitprune.families.clip import CLIP_MEAN
-from fitprune.families.protocols import Pictures, View
+from fitprune.families.protocols import Images, View
 
 SIZES = [(168, 168), (420, 170), (170, 420), (333, 301), (60, 31)]
 PADDING = tuple(int(255 * mean) for mean in CLIP_MEAN)
@@ -176,12 +176,12 @@ def test_a_grid_without_a_checkpoint() -> None:
 
 def test_a_family_whose_views_do_not_add_up_is_told_so() -> None:
     llava = fitprune.load("embedded", device="cpu")
-    llava.pictures = Pictures(llava.pictures.prepare, llava.pictures.tokens_for, lambda image: [])
+    llava.images = Images(llava.images.prepare, llava.images.tokens_for, lambda image: [])
     with pytest.raises(FitPruneError, match=r"144 visual tokens .* views have 0"):
         places(llava, Image.new("RGB", (8, 8)))
 
 
-def test_a_picture_of_the_models_own_size_comes_back_to_the_byte(vlm: VLM) -> None:
+def test_an_image_of_the_models_own_size_comes_back_to_the_byte(vlm: VLM) -> None:
     side = vlm.model.config.vision_config.image_size  # type: ignore[union-attr]
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     where = places(vlm, Image.fromarray(noise))

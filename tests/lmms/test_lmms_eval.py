@@ -27,7 +27,7 @@ from PIL import Image
 from processes import together
 
 import fitprune
-from fitprune.calibrate import Calibration, observe_questions
+from fitprune.calibrate import observe_questions
 from fitprune.decoder.attach import attachment_of
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
@@ -39,7 +39,8 @@ from fitprune.lmms import TASKS, arguments, manifest
 from fitprune.lmms.arguments import Arguments
 from fitprune.lmms.conversation import conversation, user_message
 from fitprune.lmms.settings import MAX_NEW_TOKENS, Settings, read_settings
-from fitprune.questions import Question, open_image, read_questions
+from fitprune.questions import Calibration, Question, open_image, read_questions
+from fitprune.resolve import Choice
 
 LAUNCHED = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 ROOT = Path(__file__).parents[2]
@@ -176,7 +177,7 @@ def test_sampling_is_sampling(adapter: Any) -> None:
     assert len(set(made.generate_until([request(made, 0, hot | {"do_sample": False})] * 9))) == 1
 
 
-def test_several_pictures_and_none(adapter: Any, small: VLM) -> None:
+def test_several_images_and_none(adapter: Any, small: VLM) -> None:
     pictures = [shown(QUESTIONS[0])[0], shown(QUESTIONS[-1])[0]]
     asked = "What number is written?"
     made = model(adapter.FitPruneChat, QUESTIONS, batch_size=3)
@@ -189,7 +190,7 @@ def test_several_pictures_and_none(adapter: Any, small: VLM) -> None:
     assert made.generate_until(requests) == ours
 
 
-def test_simple_requests_without_pictures(adapter: Any, small: VLM) -> None:
+def test_simple_requests_without_images(adapter: Any, small: VLM) -> None:
     made = model(adapter.FitPruneSimple, QUESTIONS)
     for nothing in ([], None):
         args = ("Which?", GREEDY, lambda q, nothing=nothing: nothing, 0, "task", "test")
@@ -246,7 +247,7 @@ def test_likelihoods_under_pruning_rank_the_pruned_answer_first(adapter: Any, re
     assert made.loglikelihood([unseen])[0].text[0] > 0
 
 
-def test_what_a_kind_cannot_do_names_the_other(adapter: Any) -> None:
+def test_what_one_type_cannot_do_names_the_other(adapter: Any) -> None:
     with pytest.raises(FitPruneError, match="add --force_simple"):
         model(adapter.FitPruneChat, QUESTIONS).loglikelihood([])
     with pytest.raises(FitPruneError, match="leave out --force_simple"):
@@ -265,7 +266,7 @@ def test_unknown_settings_are_reported_once(adapter: Any, caplog: pytest.LogCapt
 def test_errors_name_the_document_and_leave_nothing_attached(adapter: Any, recipe: Path) -> None:
     made = model(adapter.FitPruneChat, QUESTIONS, recipe=str(recipe))
     video = [{"role": "user", "content": [{"type": "video", "url": "film.mp4"}]}]
-    with pytest.raises(FitPruneError, match=r"^task, document 3: fitprune reads text and pictures, not video"):
+    with pytest.raises(FitPruneError, match=r"^task, document 3: fitprune reads text and images, not video"):
         made.generate_until([request(made, 0), request(made, 3, messages=lambda q: video)])
     assert attachment_of(made.vlm.model) is None
     made.clean()
@@ -328,13 +329,13 @@ def test_a_cut_answer_is_a_beginning_without_its_ends(text: str, until: list[str
         assert cut == text.strip()
 
 
-def test_a_picture_and_a_question_are_our_prompt(small: VLM) -> None:
+def test_an_image_and_a_question_are_our_prompt(small: VLM) -> None:
     picture = Image.new("RGB", (4, 4))
     assert conversation(small.template, [user_message("Why?", [picture])]) == (small.prompt("Why?"), [picture])
     assert conversation(small.template, [user_message("Why?", [])]) == (small.prompt("Why?", image=False), [])
 
 
-def test_pictures_stand_where_they_are_or_where_the_text_says() -> None:
+def test_images_stand_where_they_are_or_where_the_text_says() -> None:
     red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
 
     def user_text(*content: Any) -> tuple[str, list[Image.Image]]:
@@ -345,7 +346,7 @@ def test_pictures_stand_where_they_are_or_where_the_text_says() -> None:
     assert user_text(red, blue, "Why?") == ("<image>\n<image>\nWhy?", [red, blue])
     assert user_text("First ", red, "then ", blue, "?") == ("First <image>\nthen <image>\n?", [red, blue])
     assert user_text(red, blue, "Is <image> or <image>?") == ("Is <image> or <image>?", [red, blue])
-    with pytest.raises(FitPruneError, match="has 1 <image> in its text, but 2 picture"):
+    with pytest.raises(FitPruneError, match="has 1 <image> in its text, but 2 image"):
         user_text(red, blue, "Is <image>?")
 
 
@@ -399,21 +400,21 @@ def test_arguments_that_cannot_be(given: dict[str, Any], said: str) -> None:
 def test_a_recipe_is_fitted_on_the_embedded_set_and_kept(small: VLM, tmp_path: Path) -> None:
     kept = tmp_path / "kept.json"
     given = Arguments.read({"pretrained": "embedded", "reduction_ratio": "60%", "samples": 4, "keep_recipe": str(kept)})
-    chosen, source = given.choose(small)
-    assert source.startswith("recipe fitted now on 4 samples")
-    assert given.choose(small) == (chosen, f"recipe fitted earlier on 4 samples, {kept}")
-    assert chosen is not None
-    assert chosen.samples == 4
+    first, second = given.resolve(small), given.resolve(small)
+    assert first.source.startswith("recipe fitted now on 4 samples")
+    assert (second.recipe, second.source) == (first.recipe, f"recipe fitted earlier on 4 samples, {kept}")
+    assert first.recipe is not None
+    assert first.recipe.samples == 4
 
 
 def test_other_models_need_questions_to_fit_on(small: VLM) -> None:
     alone = {"pretrained": "./mine", "reduction_ratio": 0.6}
     with pytest.raises(FitPruneError, match=r"no recipe of \./mine is published for 0.6: name one with recipe=FILE"):
-        Arguments.read(alone).choose(small)
+        Arguments.read(alone).resolve(small)
     data = embedded()
     named = {"calibration_file": str(data.calibration), "calibration_images": str(data.calibration_images), "samples": 2}
-    assert Arguments.read(alone | named).choose(small)[1].startswith("recipe fitted now on 2 samples")
-    assert Arguments.read(alone | {"reduction_ratio": 0}).choose(small)[0] is None
+    assert Arguments.read(alone | named).resolve(small).source.startswith("recipe fitted now on 2 samples")
+    assert Arguments.read(alone | {"reduction_ratio": 0}).resolve(small).recipe is None
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,17 +441,17 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 def test_processes_prune_with_one_recipe(tmp_path: Path) -> None:
     alone = {"pretrained": "embedded", "reduction_ratio": 60, "samples": 3, "device": "cpu"}
 
-    def choose(rank: int) -> tuple[Any, str]:
+    def resolved(rank: int) -> Choice:
         torch.distributed.init_process_group("gloo")  # as lmms-eval does, in its own way
         given = Arguments.read(alone | {"keep_recipe": str(tmp_path / "kept.json")})
-        return given.choose(given.load())
+        return given.resolve(given.load())
 
     one = Arguments.read(alone)
-    recipe, _ = one.choose(one.load())
-    for found, source in together(2, choose):
-        assert found == recipe
-        assert "fitted now on 3 samples" in source
-    assert together(2, choose)[1][1].startswith("recipe fitted earlier")
+    recipe = one.resolve(one.load()).recipe
+    for found in together(2, resolved):
+        assert found.recipe == recipe
+        assert "fitted now on 3 samples" in found.source
+    assert together(2, resolved)[1].source.startswith("recipe fitted earlier")
 
 
 def test_the_folder_of_tasks_is_printed_and_has_its_data(capsys: pytest.CaptureFixture[str]) -> None:
