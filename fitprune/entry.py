@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, redirect_stderr, redirect_stdout
 
-from .distributed.launch import joined, own_rank, says, started
+from .distributed.launch import joined, own_rank, should_print, started
 from .errors import FitPruneError
 
 
@@ -45,7 +45,7 @@ def guarded(
                 args.workers = stack.enter_context(joined(getattr(args, "tensor_parallel", False)))
             return run(args)
         except FitPruneError as error:
-            if says(error):
+            if should_print(error):
                 print(f"{parser.prog}: error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

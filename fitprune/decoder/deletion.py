@@ -1,7 +1,7 @@
 """What a recipe makes of one prefill: the state that deletes, and the policy that makes such states.
 
 Counts and shapes of all layers are fixed here before the first layer runs, from the recipe and the images' places, so
-no layer has a word with the host: that is what lets a whole prefill be recorded (graphs.py).
+no layer synchronises with the host: that is what lets a whole prefill be recorded (graphs.py).
 
     pytest tests/test_prune.py
 """

@@ -263,7 +263,7 @@ class Graphs:
         except RuntimeError as error:
             raise UnsupportedError(
                 f"this prefill cannot be recorded as a CUDA graph ({str(error).splitlines()[0]}): leave graphs out, or use "
-                "a score that does not ask the host"
+                "a score that does not synchronise with the host"
             ) from error
 
     def _handed_out(self, made: Outputs, state: DeletionState, spare: int, cache: Any) -> Any:

@@ -125,7 +125,7 @@ class LayerForward:
         return tensor[:, -count:] if count else tensor
 
     def _check_heard(self, here: LayerPass) -> None:
-        if not here.heard:
+        if not here.attention_seen:
             raise UnsupportedError(
                 f"{type(self.layer).__name__} or its attention does not hand keyword arguments on, so nothing was pruned; "
                 "see docs/new_family.md"

@@ -5,7 +5,7 @@ knows which tokens are still carried and gives each layer the rows and columns t
 decoder and travels as an argument, so forwards never share state.
 
 A layer on its way through has a `LayerPass`, which owns what is known only while it runs: what its cache held, whom it
-will carry on, whether its attention was heard. decoder/__init__.py shows the way as ten lines.
+will carry on, whether its attention was seen. decoder/__init__.py shows the way as ten lines.
 
 What a layer deletes is decided by subclasses: by a recipe (deletion.py), by a threshold (studies/replay.py), nothing but with every
 layer watched (observe.py), or nothing more, after a prefill that was pruned before (this class).
@@ -172,7 +172,7 @@ class LayerPass:
     def __init__(self, state: PrefillState, index: int, cached: tuple[Tensor, Tensor | None] | None) -> None:
         self.state, self.index, self.cached = state, index, cached
         self.survivors: Tensor | None = None
-        self.heard = False
+        self.attention_seen = False
         self._keys_before: tuple[Tensor, Tensor | None] | None = None
 
     def on_attention(
@@ -186,7 +186,7 @@ class LayerPass:
     ) -> None:
         """Called by the attention function of a layer that needs scores: who survives is decided here."""
         state = self.state
-        self.heard = True
+        self.attention_seen = True
         if state.token_index is not None:
             self._keys_before = self.keys()  # this layer's cache keeps what it deletes
         seen = Attended(

@@ -102,7 +102,7 @@ def joined(one_model: bool = False) -> Iterator[WorkerGroup]:
         raise FitPruneError(f"the processes of this run cannot meet: {str(error).splitlines()[0]}") from None
     try:
         met = WorkerGroup(dist.get_rank(), dist.get_world_size(), one_model, lockstep=bool(stage), group=group)
-        if one_model:  # who draws lots over the same logits has to draw the same
+        if one_model:  # all sample the same token from the same logits
             torch.manual_seed(met.first(torch.initial_seed))
         yield met
     finally:
@@ -110,7 +110,7 @@ def joined(one_model: bool = False) -> Iterator[WorkerGroup]:
             dist.destroy_process_group()
 
 
-def company() -> WorkerGroup:
+def existing_group() -> WorkerGroup:
     """The processes that another library brought together, over a gloo group of their own; alone where nobody did.
 
     All of them have to call it.
@@ -124,7 +124,7 @@ def company() -> WorkerGroup:
     return WorkerGroup(dist.get_rank(), dist.get_world_size(), group=dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
-def says(error: FitPruneError) -> bool:
+def should_print(error: FitPruneError) -> bool:
     """Whether this process is the one that prints an error: the first of those that met the same one."""
     if started() == 1:
         return True

@@ -1,4 +1,4 @@
-"""Which tokens a layer deletes, given scores and counts: a few small sorts, no word with the host.
+"""Which tokens a layer deletes, given scores and counts: a few small sorts, no synchronisation with the host.
 
 The recipe fixes every count before the forward starts, so every shape is known in advance and nothing here waits for
 the device. Rows of a batch may delete different numbers; the rectangle is kept by *pad slots*, tokens that are still

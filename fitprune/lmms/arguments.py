@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..distributed.launch import company, own_device, started
+from ..distributed.launch import existing_group, own_device, started
 from ..embedded import MODELS
 from ..errors import FitPruneError
 from ..families import VLM, load
@@ -85,7 +85,7 @@ class Arguments:
         keep = self.keep_recipe
         return resolve(
             vlm, [parse_ratio(self.reduction_ratio)], self._calibration(), recipe_file=self.recipe,
-            keep_at=None if keep is None else lambda _: keep, workers=company(),
+            keep_at=None if keep is None else lambda _: keep, workers=existing_group(),
         )[0]  # fmt: skip
 
     def _calibration(self) -> Calibration:

@@ -15,8 +15,8 @@ from fitprune.errors import FitPruneError
 
 def test_an_error_that_all_meet_is_said_once_and_other_ones_too() -> None:
     def work(met: WorkerGroup) -> list[bool]:
-        found = [launch.says(FitPruneError("no such file"))]
-        found.append(launch.says(FitPruneError(f"no device {met.rank}")))
+        found = [launch.should_print(FitPruneError("no such file"))]
+        found.append(launch.should_print(FitPruneError(f"no device {met.rank}")))
         met.gather(b"")  # the store is the first one's
         return found
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from processes import shared, together
 
-from fitprune.distributed.launch import joined, says
+from fitprune.distributed.launch import joined, should_print
 from fitprune.distributed.workers import SINGLE, LostError, WorkerGroup, detect_lost_peer
 from fitprune.errors import FitPruneError
 
@@ -120,7 +120,7 @@ def test_a_killed_process_is_noticed(gone: int, tmp_path: Path) -> None:
             for result in met.in_order(range(9), int, run):
                 came.append(result)
         except LostError as error:
-            return came, str(error), says(error)
+            return came, str(error), should_print(error)
         return None
 
     found = together(2, shared(work))
