@@ -32,7 +32,7 @@ from .schedule.budget import rescaled
 from .schedule.merge import merge
 from .schedule.ratio import parse_ratio
 from .schedule.validation import checked, number
-from .tables import bar
+from .tables import falling
 from .version import __version__
 
 __all__ = ["Recipe", "published_names", "published_ratios"]
@@ -293,12 +293,7 @@ class Recipe:
             facts.append(f"asked {self.reduction_ratio:.1%}")
         if self.achieved is not None:
             facts.append(f"saves {self.achieved:.1%} of visual compute")
-        width = len(str(tokens))
         depth = f"{len(alive)} layers" if self.num_layers else "any model"
         steps = sum(map(bool, deletions))
-        lines = [", ".join(facts), f"{depth}, {steps} delete, {tokens} visual tokens, {alive[-1]} alive at the end"]
-        lines += [
-            f"{layer:4d} {count:{width}d} {f'-{gone}' if gone else '':>{width + 1}} {bar(count / tokens)}"
-            for layer, (count, gone) in enumerate(zip(alive, deletions, strict=True))
-        ]
-        return "\n".join(line.rstrip() for line in lines)
+        head = f"{depth}, {steps} delete, {tokens} visual tokens, {alive[-1]} alive at the end"
+        return "\n".join([", ".join(facts), head, *falling(alive, deletions, tokens)])

@@ -27,7 +27,17 @@ def format_counts(values: Sequence[float]) -> str:
     return " ".join(f"{value:.0f}" if abs(value - round(value)) < 0.05 else f"{value:.1f}" for value in values)
 
 
-def bar(share: float) -> str:
+def falling(alive: Sequence[int], deletions: Sequence[int], whole: int) -> list[str]:
+    """A line per layer: its number, how many of the whole are alive after it, how many it deletes, and a bar."""
+    width = len(str(whole))
+    lines = [
+        f"{layer:4d} {count:{width}d} {f'-{gone}' if gone else '':>{width + 1}} {_bar(count / whole)}"
+        for layer, (count, gone) in enumerate(zip(alive, deletions, strict=True))
+    ]
+    return [line.rstrip() for line in lines]
+
+
+def _bar(share: float) -> str:
     """A bar of block characters, in eighths of a character; a share of 1 is `BAR` characters."""
     eighths = round(share * BAR * 8)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
