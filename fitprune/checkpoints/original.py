@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -111,9 +111,6 @@ class OriginalLayout(Protocol):
     def model_class(self) -> Any:
         """The transformers class, such as LlavaForConditionalGeneration."""
 
-    def claims(self, config: Mapping[str, Any]) -> bool:
-        """Whether an original config.json is of this family, by fields of its own; one that two families claim is refused."""
-
     def configure(self, original: Original) -> Any:
         """The transformers config of an original checkpoint.
 
@@ -122,18 +119,16 @@ class OriginalLayout(Protocol):
         """
 
 
-Layout = TypeVar("Layout", bound=OriginalLayout)
-
-
 @dataclass
-class OriginalCheckpoint(Generic[Layout]):
+class OriginalCheckpoint:
     """All of an original checkpoint but its weights' values.
 
-    config: transformers config; vocabulary: rows of the embeddings in the files; eos: token or tokens that end an answer.
+    kind: transformers class of the model; config: its config; vocabulary: rows of the embeddings in the files;
+    eos: token or tokens that end an answer.
     """
 
     name: str
-    family: Layout
+    kind: Any
     config: Any
     tokenizer: Any
     parts: list[Part]
@@ -153,7 +148,7 @@ class OriginalCheckpoint(Generic[Layout]):
         from transformers import GenerationConfig
 
         dtype = dtype or self.dtype
-        model: Any = empty(self.family.model_class(), self.config, attn)
+        model: Any = empty(self.kind, self.config, attn)
         plan = match(model, self.parts, self.name, self.vocabulary)
         places = placement(model, device_map, dtype) if device_map is not None else {"": device}
         try:
@@ -180,8 +175,8 @@ class OriginalCheckpoint(Generic[Layout]):
 
 
 def read_original(
-    source: Source, config: Mapping[str, Any], family: Layout, base: str | None = None, vision_tower: str | None = None
-) -> OriginalCheckpoint[Layout]:
+    source: Source, config: Mapping[str, Any], family: OriginalLayout, base: str | None = None, vision_tower: str | None = None
+) -> OriginalCheckpoint:
     """Reads everything but the weights' values of a checkpoint in original layout.
 
     Args:
@@ -207,14 +202,15 @@ def read_original(
         text = text_config(config, rows_for(tokenizer, vocabulary))
         clip = clip_config(tower, str(config["mm_vision_tower"]))
         made = family.configure(Original(config, text, clip, tokenizer.convert_tokens_to_ids(IMAGE), shapes))
-        made.architectures = [family.model_class().__name__]
+        kind = family.model_class()
+        made.architectures = [kind.__name__]
         if config.get("tokenizer_model_max_length"):
             made.tokenizer_model_max_length = int(config["tokenizer_model_max_length"])
     generation = source.get("generation_config.json")
     eos = (read_json(generation).get("eos_token_id") if generation else None) or config.get("eos_token_id")
     embeddings = next(part.weights for part in parts if "model.embed_tokens.weight" in part.weights.shapes)
     return OriginalCheckpoint(
-        source.name, family, made, tokenizer, parts, vocabulary,
+        source.name, kind, made, tokenizer, parts, vocabulary,
         tokenizer.eos_token_id if eos is None else eos, embeddings.dtype("model.embed_tokens.weight"),
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ fitprune/checkpoints/, asking in vlm.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -79,7 +79,10 @@ class Family(Protocol):
 
 
 class OriginalFamily(Family, OriginalLayout, Protocol):
-    """What a family with checkpoints in its authors' own layout has beside: see `OriginalLayout`, and what it converts to."""
+    """What a family with checkpoints in its authors' own layout has beside: `OriginalLayout`, which they are, what they become."""
+
+    def claims(self, config: Mapping[str, Any]) -> bool:
+        """Whether an original config.json is of this family, by fields of its own; one that two families claim is refused."""
 
     def processor(self, config: Any, image_processor: Any, tokenizer: Any) -> Any:
         """The transformers processor (images and text) that `fitprune convert` saves."""

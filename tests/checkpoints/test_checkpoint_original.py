@@ -12,10 +12,10 @@ import torch
 from multimodal import PARITY, Recorded
 
 import fitprune
-from fitprune.checkpoints.original import OriginalCheckpoint, is_original
+from fitprune.checkpoints.original import OriginalCheckpoint, is_original, read_original
 from fitprune.checkpoints.source import Source
 from fitprune.errors import FitPruneError
-from fitprune.families.loading import original
+from fitprune.families.loading import original_family
 
 ORIGINAL = PARITY / "llava15" / "checkpoint"
 
@@ -33,7 +33,8 @@ def copy(folder: Path, tower: bool = True, **fields: Any) -> Path:
 
 def read(path: Path, **options: str) -> OriginalCheckpoint:
     source = Source(path)
-    return original(source, source.json("config.json"), **options)
+    config = source.json("config.json")
+    return read_original(source, config, original_family(config, source), **options)
 
 
 def test_the_layout_is_told_by_its_fields() -> None:
@@ -182,9 +183,3 @@ def test_pictures_are_cropped_where_the_checkpoint_was_not_trained_on_squares(tm
     assert difference.abs().mean() < 0.1  # the crop of the resized picture is the resized crop, up to its edges
     squared = fitprune.load(str(ORIGINAL), device="cpu")
     assert (plain.prepare(wide)["pixel_values"] - squared.prepare(wide)["pixel_values"]).abs().mean() > 0.3
-
-
-def test_a_family_that_nobody_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fitprune.families.FAMILIES", {})
-    with pytest.raises(FitPruneError, match="of no family known here"):
-        read(ORIGINAL)
