@@ -1,11 +1,10 @@
 """The tokenizer of an original checkpoint, with a token for `<image>` and one for padding.
 
-Traps that are kept out. AutoTokenizer takes an original folder's `model_type` for transformers' own LLaVA and builds a
-tokenizer without the dummy prefix, so the kind is chosen here by the files. transformers' Llama tokenizer leaves the
-prefix out where a text begins with a space and adds it where the sentencepiece model says that there is none; here texts
-are split as sentencepiece does. Text after a special token gets the prefix or not by `legacy`, whose default transformers
-changed, as it did BOS's: the file's value holds, else the one of the time. And `<image>` is not in the vocabulary: it is
-added behind it, as in the llava-hf conversions, and padding after that.
+Traps that are kept out. AutoTokenizer takes an original folder's `model_type` for transformers' own LLaVA and builds a tokenizer without
+the dummy prefix, so the kind is chosen here by the files. transformers' Llama tokenizer leaves the prefix out where a text begins with a
+space and adds it where the sentencepiece model says that there is none; here texts are split as sentencepiece does. Text after a special
+token gets the prefix or not by `legacy`, whose default transformers changed, as it did BOS's: the file's value holds, else the one of the
+time. And `<image>` is not in the vocabulary: it is added behind it, as in the llava-hf conversions, and padding after that.
 
 One case is left: with `legacy` false, a space right after a special token makes one token too many.
 

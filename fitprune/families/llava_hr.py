@@ -1,9 +1,8 @@
 """LLaVA-HR: CLIP and a ConvNeXt look at one large square image, then as LLaVA-1.5.
 
-transformers has no such model, so it is in fitprune/llava_hr/; this module says what is peculiar to its checkpoints:
-names, sizes, images. An image is padded to a square with the mean colour and resized once; the smaller copy for CLIP
-is made inside the model. Prompts are those of LLaVA-1.5 (`vicuna_v1`). Left out: checkpoints of the first training
-stage, which hold a projector and no towers.
+transformers has no such model, so it is in fitprune/llava_hr/; this module says what is peculiar to its checkpoints: names, sizes, images.
+An image is padded to a square with the mean colour and resized once; the smaller copy for CLIP is made inside the model. Prompts are those
+of LLaVA-1.5 (`vicuna_v1`). Left out: checkpoints of the first training stage, which hold a projector and no towers.
 
     pytest tests/families/test_llava_hr_family.py
 """
@@ -32,9 +31,7 @@ _NEW_BLOCK = r"model.vision_tower.high_res.stages.\1.layers.\2."
 RULES = (
     # CLIP, less what the two-tower forward never uses
     (_CLIP + r"(embeddings\.(class_embedding|position_ids)|post_layernorm\.)", ""),
-    (_CLIP + r"embeddings\.", "model.vision_tower.low_res."),
-    (_CLIP + r"encoder\.", "model.vision_tower.low_res."),
-    (_CLIP, "model.vision_tower.low_res."),
+    (_CLIP + r"(embeddings\.|encoder\.)?", "model.vision_tower.low_res."),
     # ConvNeXt, from timm's names to transformers', without its classifier
     (_CONVNEXT + r"head\.", ""),
     (_CONVNEXT + r"stem\.0\.", "model.vision_tower.high_res.embeddings.patch_embeddings."),
@@ -101,19 +98,17 @@ def configure(original: Original) -> Any:
 
 def _convnext_sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[int], list[int]]:
     """Blocks and channels of every stage."""
-    blocks: dict[int, int] = {}
-    widths: dict[int, int] = {}
+    widths: dict[int, list[int]] = {}  # of each block
     for name, shape in shapes.items():
         if found := re.match(_BLOCK + r"conv_dw\.weight$", name):
-            stage = int(found[1])
-            blocks[stage] = blocks.get(stage, 0) + 1
-            widths[stage] = shape[0]
-    if not blocks:
+            widths.setdefault(int(found[1]), []).append(shape[0])
+    if not widths:
         raise FitPruneError(
             "the checkpoint holds no weights of its high-resolution tower (vision_tower_slow): "
             "use one that was trained to the end, such as llava-hr-7b-sft-1024"
         )
-    return [blocks[stage] for stage in sorted(blocks)], [widths[stage] for stage in sorted(widths)]
+    stages = [widths[stage] for stage in sorted(widths)]
+    return [len(stage) for stage in stages], [stage[0] for stage in stages]
 
 
 def image_processor(config: Any, source: str | None) -> Any:

@@ -153,7 +153,7 @@ def test_a_tower_that_is_a_missing_path_asks_for_a_copy(tmp_path: Path) -> None:
         read(path)
 
 
-def test_the_picture_is_never_answered_where_the_file_has_spare_rows(tmp_path: Path) -> None:
+def test_the_image_is_never_answered_where_the_file_has_spare_rows(tmp_path: Path) -> None:
     """As Qwen's: more rows than tokens, so that `<image>` gets one of the file's own."""
     tensors = Recorded("llava15").tensors()
     for key in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -175,11 +175,11 @@ def test_answers_end_where_the_generation_config_says(tmp_path: Path) -> None:
     assert read(path).eos == 2
 
 
-def test_pictures_are_cropped_where_the_checkpoint_was_not_trained_on_squares(tmp_path: Path) -> None:
+def test_images_are_cropped_where_the_checkpoint_was_not_trained_on_squares(tmp_path: Path) -> None:
     wide = Recorded("llava15").pictures("wide")[0]
     plain = fitprune.load(str(copy(tmp_path, image_aspect_ratio="square")), device="cpu")
     middle = wide.crop(((wide.width - wide.height) // 2, 0, (wide.width + wide.height) // 2, wide.height))
     difference = plain.prepare(wide)["pixel_values"] - plain.prepare(middle)["pixel_values"]
-    assert difference.abs().mean() < 0.1  # the crop of the resized picture is the resized crop, up to its edges
+    assert difference.abs().mean() < 0.1  # the crop of the resized image is the resized crop, up to its edges
     squared = fitprune.load(str(ORIGINAL), device="cpu")
     assert (plain.prepare(wide)["pixel_values"] - squared.prepare(wide)["pixel_values"]).abs().mean() > 0.3

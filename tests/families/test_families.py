@@ -1,4 +1,4 @@
-"""Every family on the same walk: load → observe → fit → prune → generate, one by one and in batches of unlike pictures.
+"""Every family on the same walk: load → observe → fit → prune → generate, one by one and in batches of unlike images.
 
 The checkpoints are the recorded miniatures of the original layout, made deep enough for a ratio of 0.9. What pruning
 keeps is compared with the independent implementation in tiny.py, which masks deleted tokens in the unmodified model.
@@ -66,17 +66,17 @@ def vlm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def asked(vlm: VLM) -> list[tuple[str, list[Image.Image]]]:
-    """Three questions about three pictures of unlike shapes."""
+    """Three questions about three images of unlike shapes."""
     noise = np.random.default_rng(0)
-    pictures = [Image.fromarray(noise.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
-    return [(vlm.prompt(text), [picture]) for text, picture in zip(TEXTS, pictures, strict=True)]
+    images = [Image.fromarray(noise.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
+    return [(vlm.prompt(text), [image]) for text, image in zip(TEXTS, images, strict=True)]
 
 
 @pytest.fixture(scope="module")
 def recipes(vlm: VLM, asked: list[tuple[str, list[Image.Image]]]) -> dict[float, fitprune.Recipe]:
     stats = fitprune.observe(vlm.model, [vlm.encode(asked, "right")], progress=False)
     assert stats.samples == len(asked)
-    assert stats.visual_tokens.tolist() == [vlm.tokens_for(pictures[0]) for _, pictures in asked]
+    assert stats.visual_tokens.tolist() == [vlm.tokens_for(images[0]) for _, images in asked]
     return fitprune.fit_all(stats, None, RATIOS)
 
 
@@ -87,7 +87,7 @@ def last_logits(vlm: VLM, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def spans(vlm: VLM, ids: Tensor) -> list[tuple[int, int]]:
-    """The one picture of a row."""
+    """The one image of a row."""
     at = (ids == vlm.image_token).nonzero().flatten().tolist()
     return [(at[0], at[-1] + 1)]
 
@@ -116,7 +116,7 @@ def test_a_recipe_that_deletes_nothing_changes_nothing(vlm: VLM, asked: list[tup
     dense = last_logits(vlm, inputs)
     with fitprune.prune(vlm.model, fitprune.Recipe.none(vlm.cost.layers)) as trace:
         assert torch.equal(last_logits(vlm, inputs), dense)
-    assert trace.visual_tokens == [vlm.tokens_for(pictures[0]) for _, pictures in asked]
+    assert trace.visual_tokens == [vlm.tokens_for(images[0]) for _, images in asked]
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -154,17 +154,17 @@ def test_survivors_and_logits_are_those_of_a_masked_dense_model(
     torch.testing.assert_close(ours, expected.logits[-1], atol=1e-4, rtol=0)
 
 
-def test_several_pictures_in_one_prompt_have_a_budget_each(
+def test_several_images_in_one_prompt_have_a_budget_each(
     vlm: VLM, asked: list[tuple[str, list[Image.Image]]], recipes: dict[float, fitprune.Recipe]
 ) -> None:
-    pictures = [one for _, (one,) in asked]
+    images = [one for _, (one,) in asked]
     adjacent = vlm.prompt("Compare.").replace("<image>", "<image><image><image>")
     with fitprune.prune(vlm.model, recipes[0.6]) as trace:
-        last_logits(vlm, vlm.encode([(adjacent, pictures)]))
-    kept, ids = trace.alive[-1][0], vlm.encode([(adjacent, pictures)])["input_ids"][0]
+        last_logits(vlm, vlm.encode([(adjacent, images)]))
+    kept, ids = trace.alive[-1][0], vlm.encode([(adjacent, images)])["input_ids"][0]
     start = int((ids == vlm.image_token).nonzero()[0])
-    for picture in pictures:
-        tokens = vlm.tokens_for(picture)
+    for image in images:
+        tokens = vlm.tokens_for(image)
         alive = ((kept >= start) & (kept < start + tokens)).sum()
         assert alive == recipes[0.6].alive(tokens, vlm.cost.layers)[-1]
         start += tokens
