@@ -1,4 +1,4 @@
-"""An original checkpoint, put together: which family it is, its transformers config, its weights, its tokenizer.
+"""An original checkpoint, put together: its transformers config, its weights, its tokenizer.
 
 Original folders say `model_type: llava` like transformers' own but mean a flat config with the language model's sizes
 and `mm_…` fields; AutoConfig reads them without an error, and wrongly. So config.json is read here, and detected by
@@ -191,7 +191,7 @@ def read_original(
     shapes = {plain_name(name): shape for part in reversed(parts) for name, shape in part.weights.shapes.items()}
     tower = find_tower(source, named, vision_tower)
     if not any(name.startswith(TOWER) for name in shapes):
-        parts.append(tower_part(tower, vision_tower or named))
+        parts.append(tower_part(tower or Source(named)))
     tokenizer = original_tokenizer(text_source)
     vocabulary = int(config["vocab_size"])
     with explained(f"{source}: config.json makes no model"):

@@ -48,13 +48,12 @@ def find_tower(source: Source, named: str, override: str | None) -> Source | Non
     return tower if tower.folder is not None or named not in OPENAI_CLIP else None
 
 
-def tower_part(tower: Source | None, name: str) -> Part:
+def tower_part(tower: Source) -> Part:
     """The tower's weights, from its own files.
 
     Raises:
         FitPruneError: when there are none.
     """
-    tower = tower or Source(name)
     if (weights := Weights.find(tower)) is None:
         raise FitPruneError(f"the vision tower {tower} has no weights here: give a folder that has them with --vision-tower")
     return Part(weights, lambda key: rename(key, (), CLIP))

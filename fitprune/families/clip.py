@@ -67,16 +67,15 @@ def config_fields(original: Original) -> dict[str, Any]:
 
 def processor_fields(config: Any) -> dict[str, Any]:
     """What transformers' LLaVA processors share: how they count visual tokens."""
-    strategy = config.vision_feature_select_strategy
     return {
         "patch_size": config.vision_config.patch_size,
-        "vision_feature_select_strategy": strategy,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
         "num_additional_image_tokens": 1,  # CLIP's class token
     }
 
 
 def pillow_processor(model: str, name: str) -> Any:
-    """transformers' image processor of that model, in the implementation that uses Pillow whatever else is installed."""
+    """The class of transformers' image processor of that model, in the implementation that uses Pillow whatever else is installed."""
     folder = f"transformers.models.{model}"
     try:
         return getattr(import_module(f"{folder}.image_processing_pil_{model}"), f"{name}Pil")
@@ -86,12 +85,8 @@ def pillow_processor(model: str, name: str) -> Any:
 
 def image_settings(side: int) -> dict[str, Any]:
     """Arguments of transformers' image processors for CLIP squares of that many pixels along an edge."""
-    return {
-        "size": {"shortest_edge": side},
-        "crop_size": {"height": side, "width": side},
-        "image_mean": list(CLIP_MEAN),
-        "image_std": list(CLIP_STD),
-    }
+    size, crop = {"shortest_edge": side}, {"height": side, "width": side}
+    return {"size": size, "crop_size": crop, "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
 
 
 def squared(config: Any) -> bool:

@@ -24,10 +24,8 @@ def convert(path: str | Path, target: str | Path, *, model_base: str | None = No
     """Writes a checkpoint of the original layout, its LoRA adapter merged, as a folder in transformers layout.
 
     Args:
-        path: Folder or hub name.
+        path, model_base, vision_tower: As `fitprune.load`.
         target: The folder to make; must not exist, or be empty.
-        model_base: As `fitprune.load`.
-        vision_tower: As `fitprune.load`.
     Raises:
         FitPruneError: for a source that is not of the original layout or is damaged, and a target that is taken.
     """

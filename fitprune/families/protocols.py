@@ -63,8 +63,7 @@ class Family(Protocol):
         """The Pillow-backed image processor of a model with this transformers config.
 
         Args:
-            source: Folder or hub name with preprocessor_config.json in transformers layout; None to make one from the
-                config, as for a checkpoint of the original layout.
+            source: Folder or hub name with a preprocessor_config.json; None to make one from the config, as for an original layout.
         """
 
     def images(self, config: Any, image_processor: Any) -> Images:

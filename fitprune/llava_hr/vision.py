@@ -42,10 +42,8 @@ def align(features: Tensor, side: int) -> Tensor:
         FitPruneError: a finer map whose side is no multiple of `side`.
     """
     here = features.shape[-1]
-    if here == side:
-        return features
-    if here < side:
-        return _interpolate(features, side)
+    if here <= side:
+        return features if here == side else _interpolate(features, side)
     if here % side:
         raise FitPruneError(f"a {here}x{here} map cannot be averaged to {side}x{side}: give an image_size that divides")
     return F.avg_pool2d(features, here // side)
