@@ -88,11 +88,9 @@ def find_adapter(source: Source) -> Adapter | None:
     """
     if source.get(CONFIG) is None:
         return None
-    config = source.json(CONFIG)
-    weights = Weights.find(source, ADAPTERS)
-    if weights is None:
+    if (weights := Weights.find(source, ADAPTERS)) is None:
         raise FitPruneError(f"{source} is incomplete: {CONFIG} is there but no {' or '.join(ADAPTERS)}; download it")
-    return Adapter(config, weights, source.name)
+    return Adapter(source.json(CONFIG), weights, source.name)
 
 
 def plain_name(key: str) -> str:

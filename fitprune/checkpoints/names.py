@@ -38,7 +38,9 @@ def rename(name: str, rules: Sequence[tuple[str, str]], common: Sequence[tuple[s
     return None
 
 
-def in_model(name: str, names: Collection[str]) -> str:
+def in_model(name: str | None, names: Collection[str]) -> str | None:
     """`name`, or how the installed transformers spells it, if the model has only that."""
+    if name is None:
+        return None
     deeper = name.replace(TOWER, f"{TOWER}vision_model.", 1)
     return deeper if name not in names and deeper in names else name

@@ -1,4 +1,4 @@
-"""An original checkpoint, put together: which family it is, its transformers config, its weights, its tokenizer.
+"""An original checkpoint, put together: its transformers config, its weights, its tokenizer.
 
 Original folders say `model_type: llava` like transformers' own but mean a flat config with the language model's sizes
 and `mm_…` fields; AutoConfig reads them without an error, and wrongly. So config.json is read here, and detected by
@@ -11,23 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ..errors import FitPruneError, explained, first_line
-from .fill import Part, empty, fill, match
+from .fill import Part, devices_by_module, empty, fill, match
 from .lora import ADAPTERS, CONFIG, TRAINED_WHOLE, Adapter, find_adapter, plain_name
 from .names import TOWER, rename
-from .places import device_of, placement
 from .source import Source, read_json
-from .tokens import IMAGE, PADDING, original_tokenizer, rows_for
+from .tokenize import IMAGE
+from .tokenizer import PADDING, original_tokenizer, rows_for
 from .tower import NOT_SIZES, clip_config, find_tower, tower_part
 from .weights import Weights
 
 LANGUAGES = {"mistral": "MistralConfig", "qwen": "Qwen2Config", "llama": "LlamaConfig"}
 NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+EMBEDDINGS = "model.embed_tokens.weight"
 PROJECTOR = ("mm_projector.safetensors", "mm_projector.bin")
 
 
@@ -68,17 +69,14 @@ def check_transformers(config: Mapping[str, Any], source: Source) -> None:
     """Refuses a config.json of neither layout, of which transformers would make a default model of 7B.
 
     Raises:
-        FitPruneError: if it has no text_config, or the weights beside it have the original's names.
+        FitPruneError: if it has no text_config, or the weights beside it are damaged, missing or of the original's names.
     """
     if "text_config" not in config:
         raise FitPruneError(
             f"{source}: config.json has neither mm_vision_tower, as in the original layout, nor text_config, as in "
             "transformers': download it again"
         )
-    weights = Weights.find(source) if source.folder is not None else None  # which finds damaged files, too
-    if source.folder is not None and weights is None:
-        raise FitPruneError(f"{source} has no weights (model.safetensors, pytorch_model.bin or shards): download them")
-    if weights is not None and any(name.startswith("model.mm_projector.") for name in weights.shapes):
+    if source.folder is not None and any(name.startswith("model.mm_projector.") for name in Weights.need(source).shapes):
         raise FitPruneError(f"{source}: the weights are of the original layout, config.json is not: download it again")
 
 
@@ -86,11 +84,8 @@ def check_transformers(config: Mapping[str, Any], source: Source) -> None:
 class Original:
     """A checkpoint in its authors' layout, as far as it is needed to write its transformers config.
 
-    config: config.json as it is, with the original field names.
-    text: transformers config of its language model, the vocabulary already grown by `<image>`.
-    clip: transformers config of its CLIP tower (CLIPVisionConfig).
-    image_token: Id of `<image>`.
-    shapes: Shape of every tensor in the weight files, by original name.
+    config: config.json as it is. text: transformers config of its language model, the vocabulary already grown by `<image>`.
+    clip: CLIPVisionConfig of its tower. image_token: id of `<image>`. shapes: of every tensor in the files, by original name.
     """
 
     config: Mapping[str, Any]
@@ -111,9 +106,6 @@ class OriginalLayout(Protocol):
     def model_class(self) -> Any:
         """The transformers class, such as LlavaForConditionalGeneration."""
 
-    def claims(self, config: Mapping[str, Any]) -> bool:
-        """Whether an original config.json is of this family, by fields of its own; one that two families claim is refused."""
-
     def configure(self, original: Original) -> Any:
         """The transformers config of an original checkpoint.
 
@@ -122,18 +114,16 @@ class OriginalLayout(Protocol):
         """
 
 
-Layout = TypeVar("Layout", bound=OriginalLayout)
-
-
 @dataclass
-class OriginalCheckpoint(Generic[Layout]):
+class OriginalCheckpoint:
     """All of an original checkpoint but its weights' values.
 
-    config: transformers config; vocabulary: rows of the embeddings in the files; eos: token or tokens that end an answer.
+    kind: transformers class of the model; config: its config; vocabulary: rows of the embeddings in the files;
+    eos: token or tokens that end an answer.
     """
 
     name: str
-    family: Layout
+    kind: Any
     config: Any
     tokenizer: Any
     parts: list[Part]
@@ -153,17 +143,17 @@ class OriginalCheckpoint(Generic[Layout]):
         from transformers import GenerationConfig
 
         dtype = dtype or self.dtype
-        model: Any = empty(self.family.model_class(), self.config, attn)
+        model: Any = empty(self.kind, self.config, attn)
         plan = match(model, self.parts, self.name, self.vocabulary)
-        places = placement(model, device_map, dtype) if device_map is not None else {"": device}
+        devices = {"": device} if device_map is None else devices_by_module(model, device_map, dtype)
         try:
-            fill(model, self.parts, plan, dtype, lambda name: device_of(name, places))
+            fill(model, self.parts, plan, dtype, devices)
             if device_map is None:
                 model.to(device)  # buffers
             else:
                 from accelerate import dispatch_model
 
-                dispatch_model(model, places)
+                dispatch_model(model, devices)
         except (RuntimeError, AssertionError) as error:
             raise FitPruneError(f"cannot use device {device_map or device!r}: {first_line(error)}") from None
         for part in self.parts:
@@ -180,8 +170,8 @@ class OriginalCheckpoint(Generic[Layout]):
 
 
 def read_original(
-    source: Source, config: Mapping[str, Any], family: Layout, base: str | None = None, vision_tower: str | None = None
-) -> OriginalCheckpoint[Layout]:
+    source: Source, config: Mapping[str, Any], family: OriginalLayout, base: str | None = None, vision_tower: str | None = None
+) -> OriginalCheckpoint:
     """Reads everything but the weights' values of a checkpoint in original layout.
 
     Args:
@@ -195,28 +185,27 @@ def read_original(
         raise FitPruneError(f"{source}: config.json has a quantization_config: quantised checkpoints are not supported")
     if lost := [field for field in NEEDED if not isinstance(config.get(field), int)]:
         raise FitPruneError(f"{source}: config.json lacks {', '.join(lost)}: download it again")
+    named = str(config["mm_vision_tower"])
     text_source = Source(base) if base else source
     parts = _parts(source, text_source, family)
     shapes = {plain_name(name): shape for part in reversed(parts) for name, shape in part.weights.shapes.items()}
-    tower = find_tower(source, str(config["mm_vision_tower"]), vision_tower)
+    tower = find_tower(source, named, vision_tower)
     if not any(name.startswith(TOWER) for name in shapes):
-        parts.append(tower_part(tower, vision_tower or str(config["mm_vision_tower"])))
+        parts.append(tower_part(tower or Source(named)))
     tokenizer = original_tokenizer(text_source)
     vocabulary = int(config["vocab_size"])
     with explained(f"{source}: config.json makes no model"):
         text = text_config(config, rows_for(tokenizer, vocabulary))
-        clip = clip_config(tower, str(config["mm_vision_tower"]))
+        clip = clip_config(tower, named)
         made = family.configure(Original(config, text, clip, tokenizer.convert_tokens_to_ids(IMAGE), shapes))
-        made.architectures = [family.model_class().__name__]
+        kind = family.model_class()
+        made.architectures = [kind.__name__]
         if config.get("tokenizer_model_max_length"):
             made.tokenizer_model_max_length = int(config["tokenizer_model_max_length"])
     generation = source.get("generation_config.json")
     eos = (read_json(generation).get("eos_token_id") if generation else None) or config.get("eos_token_id")
-    embeddings = next(part.weights for part in parts if "model.embed_tokens.weight" in part.weights.shapes)
-    return OriginalCheckpoint(
-        source.name, family, made, tokenizer, parts, vocabulary,
-        tokenizer.eos_token_id if eos is None else eos, embeddings.dtype("model.embed_tokens.weight"),
-    )  # fmt: skip
+    dtype = next(part.weights.dtype(EMBEDDINGS) for part in parts if EMBEDDINGS in part.weights.shapes)
+    return OriginalCheckpoint(source.name, kind, made, tokenizer, parts, vocabulary, tokenizer.eos_token_id if eos is None else eos, dtype)
 
 
 def _parts(source: Source, base: Source, family: OriginalLayout) -> list[Part]:
@@ -225,31 +214,24 @@ def _parts(source: Source, base: Source, family: OriginalLayout) -> list[Part]:
     def known(name: str) -> str | None:
         return rename(name, family.RULES)
 
-    own = Weights.find(source)
-    adapter = find_adapter(source)
+    own, adapter = Weights.find(source), find_adapter(source)
     if base is source:
         if adapter is not None:
             named = source.json(CONFIG).get("base_model_name_or_path") or "the model that it was trained on"
             raise FitPruneError(f"{source} is a LoRA adapter: give its base with --model-base ({CONFIG} names {named})")
-        if own is None:
-            if source.get(PROJECTOR[0]) or source.get(PROJECTOR[1]):
-                raise FitPruneError(f"{source} holds a projector only: give its language model with --model-base")
-            raise FitPruneError(f"{source} has no weights (model.safetensors, pytorch_model.bin or shards): download it")
-        _need_embeddings(own, source)
-        return [Part(own, known)]
+        if own is None and any(source.get(file) for file in PROJECTOR):
+            raise FitPruneError(f"{source} holds a projector only: give its language model with --model-base")
+        return [Part(_language_model(source, own or Weights.need(source)), known)]
     if own is not None:
         raise FitPruneError(f"{source} has a language model of its own: leave out --model-base {base}")
-    language = Weights.find(base)
-    if language is None:
-        raise FitPruneError(f"the base {base} has no weights (model.safetensors, pytorch_model.bin or shards)")
-    _need_embeddings(language, base)
     names = TRAINED_WHOLE if adapter is not None else PROJECTOR
     extra = Weights.find(source, names)
     if extra is None:
         raise FitPruneError(f"{source} is incomplete: {' or '.join(names)} is missing ({', '.join(ADAPTERS)} alone will not do)")
-    return [Part(extra, lambda name: known(plain_name(name))), Part(language, known, adapter)]
+    return [Part(extra, lambda name: known(plain_name(name))), Part(_language_model(base, Weights.need(base)), known, adapter)]
 
 
-def _need_embeddings(weights: Weights, source: Source) -> None:
-    if "model.embed_tokens.weight" not in weights.shapes:
-        raise FitPruneError(f"{source} lacks model.embed_tokens.weight: its weights are no LLaVA's of the original layout")
+def _language_model(source: Source, weights: Weights) -> Weights:
+    if EMBEDDINGS not in weights.shapes:
+        raise FitPruneError(f"{source} lacks {EMBEDDINGS}: its weights are no LLaVA's of the original layout")
+    return weights

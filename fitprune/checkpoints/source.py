@@ -58,25 +58,17 @@ class Source:
         except (OSError, ValueError) as error:
             raise FitPruneError(f"cannot load {self.name}: no such folder, and the hub says: {first_line(error)}") from None
 
-    def need(self, file: str) -> Path:
-        """As `get`, for a file that must be there.
-
-        Raises:
-            FitPruneError: when it is not.
-        """
-        path = self.get(file)
-        if path is None:
-            where = "is not in this folder" if self.folder else "is neither in the local cache nor can it be fetched"
-            raise FitPruneError(f"{self.name} is no complete checkpoint: {file} {where}")
-        return path
-
     def json(self, file: str) -> dict[str, Any]:
         """A JSON object that must be there.
 
         Raises:
             FitPruneError: when it is missing, torn or not an object.
         """
-        return read_json(self.need(file))
+        path = self.get(file)
+        if path is None:
+            where = "is not in this folder" if self.folder else "is neither in the local cache nor can it be fetched"
+            raise FitPruneError(f"{self.name} is no complete checkpoint: {file} {where}")
+        return read_json(path)
 
     def folders(self) -> list[Path]:
         """Folders inside this one (none for a hub repository), sorted."""

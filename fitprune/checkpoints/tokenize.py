@@ -1,8 +1,7 @@
-"""Prompts with pictures as token ids, tokenised in pieces as LLaVA does.
+"""Prompts with images as token ids, tokenised in pieces as LLaVA does.
 
-The text is split at `<image>`, every piece is tokenised on its own with its BOS, only the first keeps it, and image
-tokens go between. In one pass a tokenizer would join what LLaVA keeps apart: the text after a picture starts with the
-dummy prefix "▁" and then the line break.
+The text is split at `<image>`, every piece is tokenised on its own with its BOS, only the first keeps it, and image tokens go between. In
+one pass a tokenizer would join what LLaVA keeps apart: the text after an image starts with the dummy prefix "▁" and then the line break.
 
     pytest tests/checkpoints/test_tokenize.py
 """

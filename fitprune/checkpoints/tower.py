@@ -8,12 +8,13 @@ The sizes of OpenAI's two towers are known here, so that no hub is asked for the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import FitPruneError
 from .fill import Part
 from .names import CLIP, rename
-from .source import Source, read_json
+from .source import Source
 from .weights import Weights
 
 OPENAI_CLIP = {  # sizes of the towers that published checkpoints name, known without asking the hub
@@ -33,10 +34,9 @@ def find_tower(source: Source, named: str, override: str | None) -> Source | Non
     name (from here or from the checkpoint), else the hub. None for a well-known one that lies nowhere here."""
     if override is not None:
         return Source(override)
-    for folder in source.folders():
-        file = folder / "config.json"
-        if file.is_file() and str(read_json(file).get("model_type", "")).startswith("clip"):
-            return Source(folder)
+    for folder in map(Source, source.folders()):
+        if folder.get("config.json") and _is_clip(folder.json("config.json")):
+            return folder
     if source.folder is not None and (source.folder / named).is_dir():
         return Source(source.folder / named)
     try:
@@ -48,15 +48,13 @@ def find_tower(source: Source, named: str, override: str | None) -> Source | Non
     return tower if tower.folder is not None or named not in OPENAI_CLIP else None
 
 
-def tower_part(tower: Source | None, name: str) -> Part:
+def tower_part(tower: Source) -> Part:
     """The tower's weights, from its own files.
 
     Raises:
         FitPruneError: when there are none.
     """
-    tower = tower or Source(name)
-    weights = Weights.find(tower)
-    if weights is None:
+    if (weights := Weights.find(tower)) is None:
         raise FitPruneError(f"the vision tower {tower} has no weights here: give a folder that has them with --vision-tower")
     return Part(weights, lambda key: rename(key, (), CLIP))
 
@@ -72,8 +70,12 @@ def clip_config(tower: Source | None, named: str) -> Any:
     if tower is None:
         return CLIPVisionConfig(**OPENAI_CLIP[named])
     config = tower.json("config.json")
-    if not str(config.get("model_type", "")).startswith("clip"):
+    if not _is_clip(config):
         raise FitPruneError(f"the vision tower {tower} is a {config.get('model_type')!r}: only CLIP is supported")
     sizes = dict(config.get("vision_config") or config)
     known = CLIPVisionConfig().to_dict().keys()
     return CLIPVisionConfig(**{key: value for key, value in sizes.items() if key in known and key not in NOT_SIZES})
+
+
+def _is_clip(config: Mapping[str, Any]) -> bool:
+    return str(config.get("model_type", "")).startswith("clip")

@@ -13,9 +13,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -44,7 +43,7 @@ class Weights:
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for path, promised in paths.items():
-            shapes = _open(path).shapes()
+            shapes, _ = _open(path)
             for name, shape in shapes.items():
                 if not promised or name in promised:  # what an index leaves out may be there twice
                     self.files[name], self.shapes[name] = path, shape
@@ -59,27 +58,37 @@ class Weights:
             FitPruneError: as the class, and for an index that is torn or names a missing shard.
         """
         for name in names:
-            index = source.get(f"{name}.index.json")
-            if index is not None:
+            if (index := source.get(f"{name}.index.json")) is not None:
                 return cls(_shards(source, index))
-            file = source.get(name)
-            if file is not None:
+            if (file := source.get(name)) is not None:
                 return cls({file: set()})
             stem, _, ending = name.rpartition(".")
             if source.folder is not None and any(source.folder.glob(f"{stem}-*-of-*.{ending}")):
                 raise FitPruneError(f"{source} is incomplete: it has shards but no {name}.index.json; download it")
         return None
 
+    @classmethod
+    def need(cls, source: Source) -> Weights:
+        """As `find`, for a checkpoint that must have weights.
+
+        Raises:
+            FitPruneError: also when it has none.
+        """
+        weights = cls.find(source)
+        if weights is None:
+            raise FitPruneError(f"{source} has no weights (model.safetensors, pytorch_model.bin or shards): download them")
+        return weights
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with its name, file by file; a file is closed before the next one is opened."""
         for path in dict.fromkeys(self.files.values()):
-            shard = _open(path)
+            _, read = _open(path)
             for name in [name for name, file in self.files.items() if file == path]:
-                yield name, shard.tensor(name)
+                yield name, read(name)
 
     def dtype(self, name: str) -> torch.dtype:
         """Precision of one tensor."""
-        return _open(self.files[name]).tensor(name).dtype
+        return _open(self.files[name])[1](name).dtype
 
 
 def _shards(source: Source, index: Path) -> dict[Path, set[str]]:
@@ -102,43 +111,6 @@ def _shards(source: Source, index: Path) -> dict[Path, set[str]]:
     return shards
 
 
-class _Safetensors:
-    def __init__(self, path: Path) -> None:
-        self.file = safe_open(path, framework="pt")
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(self.file.get_slice(name).get_shape()) for name in self.file.keys()}  # noqa: SIM118
-
-    def tensor(self, name: str) -> Tensor:
-        return self.file.get_tensor(name)
-
-
-class _Pickled:
-    """A `.bin` file: tensors by name, read without running what else a pickle can hold."""
-
-    def __init__(self, path: Path) -> None:
-        mapped = zipfile.is_zipfile(path)  # files of PyTorch before 1.6 cannot be mapped
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle's age: it is read or refused
-            values = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
-        if not isinstance(values, dict):
-            raise FitPruneError(f"{path} holds a {type(values).__name__}, not tensors by name: not a checkpoint")
-        for name, value in values.items():
-            if not isinstance(name, str):
-                raise FitPruneError(f"{path} has {name!r} where a tensor's name is expected: not a checkpoint")
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-                if not (isinstance(value, Tensor) and name.endswith("position_ids")):
-                    raise FitPruneError(f"{path}: {name} is {kind}, not a tensor of real numbers")
-        self.values: dict[str, Tensor] = values
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(value.shape) for name, value in self.values.items()}
-
-    def tensor(self, name: str) -> Tensor:
-        return self.values[name]
-
-
 def check_pointer(path: Path) -> None:
     """Raises FitPruneError for what `git clone` leaves in a large file's place without git-lfs."""
     with path.open("rb") as file:
@@ -146,15 +118,19 @@ def check_pointer(path: Path) -> None:
             raise FitPruneError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its folder")
 
 
-def _open(path: Path) -> Any:
-    """A weight file, checked as far as opening it does.
+def _open(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
+    """The shapes in a weight file, and what reads a tensor of it.
 
     Raises:
-        FitPruneError: naming the file and what is wrong with it.
+        FitPruneError: naming the file and what is wrong with it, as far as opening it shows.
     """
     try:
         check_pointer(path)
-        return _Safetensors(path) if path.suffix == ".safetensors" else _Pickled(path)
+        if path.suffix == ".safetensors":
+            file = safe_open(path, framework="pt")
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.get_tensor  # noqa: SIM118
+        values = _unpickled(path)
+        return {name: tuple(value.shape) for name, value in values.items()}, values.__getitem__
     except FitPruneError:
         raise
     except pickle.UnpicklingError as error:
@@ -165,3 +141,20 @@ def _open(path: Path) -> Any:
         ) from None
     except Exception as error:  # a torn file can make a reader fail in any way
         raise FitPruneError(f"{path} is damaged or only partly downloaded ({first_line(error)}): download it again") from error
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """A `.bin` file: tensors by name, read without running what else a pickle can hold."""
+    mapped = zipfile.is_zipfile(path)  # files of PyTorch before 1.6 cannot be mapped
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the pickle's age: it is read or refused
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
+    if not isinstance(values, dict):
+        raise FitPruneError(f"{path} holds a {type(values).__name__}, not tensors by name: not a checkpoint")
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise FitPruneError(f"{path} has {name!r} where a tensor's name is expected: not a checkpoint")
+        if not isinstance(value, Tensor) or not (value.is_floating_point() or name.endswith("position_ids")):
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise FitPruneError(f"{path}: {name} is {kind}, not a tensor of real numbers")
+    return values

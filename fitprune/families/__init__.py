@@ -18,6 +18,7 @@ Names are loaded when they are first used: a list of templates must not cost an 
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,14 +33,8 @@ FAMILIES = {  # model_type of a config.json in transformers layout → module of
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from .loading import load
-
-        return load
-    if name == "VLM":
-        from .vlm import VLM
-
-        return VLM
+    if name in (places := {"load": "loading", "VLM": "vlm"}):
+        return getattr(import_module(f"{__name__}.{places[name]}"), name)
     raise AttributeError(name)
 
 

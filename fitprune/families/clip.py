@@ -5,7 +5,8 @@ pytest tests/families/test_llava.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..checkpoints.original import Original
 from ..errors import FitPruneError
+from .protocols import Images, View
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ASPECTS = (None, "square", "pad")  # image_aspect_ratio of one image that is cropped, cropped, squared
@@ -41,52 +43,59 @@ def check_supported(config: Mapping[str, Any], **more: tuple[Any, ...]) -> None:
             raise FitPruneError(f"config.json has {field} {value!r}, which is not supported (only {wanted})")
 
 
-def selection(original: Original) -> dict[str, Any]:
-    """Which of CLIP's outputs become visual tokens: transformers' fields for an original config.
+def config_fields(original: Original) -> dict[str, Any]:
+    """What transformers' LLaVA configs share: the parts, and which of CLIP's outputs become visual tokens.
 
     Raises:
         FitPruneError: for a layer that CLIP does not have.
     """
-    layer, layers = original.config.get("mm_vision_select_layer", -2), original.clip.num_hidden_layers
+    clip = original.clip
+    layer, layers = original.config.get("mm_vision_select_layer", -2), clip.num_hidden_layers
     if not isinstance(layer, int) or not -layers - 1 <= layer <= layers:
         raise FitPruneError(f"config.json has mm_vision_select_layer {layer!r}, but CLIP has {layers} layers")
     strategy = STRATEGIES[original.config.get("mm_vision_select_feature") or "patch"]
-    return {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy}
-
-
-def clip_processor(side: int | None, source: str | None) -> Any:
-    """CLIP's image processor, in the implementation that uses Pillow whatever else is installed.
-
-    Args:
-        side: Pixels along an edge, where no source says it.
-        source: Folder or hub name with a preprocessor_config.json; None to use CLIP's own mean and deviation.
-    """
-    try:
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as Kind
-    except ImportError:  # before the implementations were renamed
-        from transformers.models.clip.image_processing_clip import CLIPImageProcessor as Kind
-    if source is not None:
-        return Kind.from_pretrained(source)
-    return Kind(**image_settings(side))
-
-
-def image_settings(side: int | None) -> dict[str, Any]:
-    """Arguments of transformers' image processors for CLIP pictures of that many pixels along an edge."""
     return {
-        "size": {"shortest_edge": side},
-        "crop_size": {"height": side, "width": side},
-        "image_mean": list(CLIP_MEAN),
-        "image_std": list(CLIP_STD),
+        "vision_config": clip,
+        "text_config": original.text,
+        "image_token_index": original.image_token,
+        "image_seq_length": (clip.image_size // clip.patch_size) ** 2 + (strategy == "full"),
+        "tie_word_embeddings": original.text.tie_word_embeddings,
+        "vision_feature_layer": layer,
+        "vision_feature_select_strategy": strategy,
     }
 
 
+def processor_fields(config: Any) -> dict[str, Any]:
+    """What transformers' LLaVA processors share: how they count visual tokens."""
+    return {
+        "patch_size": config.vision_config.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": 1,  # CLIP's class token
+    }
+
+
+def pillow_processor(model: str, name: str) -> Any:
+    """The class of transformers' image processor of that model, in the implementation that uses Pillow whatever else is installed."""
+    folder = f"transformers.models.{model}"
+    try:
+        return getattr(import_module(f"{folder}.image_processing_pil_{model}"), f"{name}Pil")
+    except ImportError:  # before the implementations were renamed
+        return getattr(import_module(f"{folder}.image_processing_{model}"), name)
+
+
+def image_settings(side: int) -> dict[str, Any]:
+    """Arguments of transformers' image processors for CLIP squares of that many pixels along an edge."""
+    size, crop = {"shortest_edge": side}, {"height": side, "width": side}
+    return {"size": size, "crop_size": crop, "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
+
+
 def squared(config: Any) -> bool:
-    """Whether pictures are padded to a square: as every LLaVA-1.5 was evaluated, unless the original config said no."""
+    """Whether images are padded to a square: as every LLaVA-1.5 was evaluated, unless the original config said no."""
     return getattr(config, "image_aspect_ratio", "pad") == "pad"
 
 
 def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """The picture in the middle of a square of its longer side."""
+    """The image in the middle of a square of its longer side."""
     side = max(image.size)
     if image.size == (side, side):
         return image
@@ -96,11 +105,25 @@ def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
 
 
 def as_read(pixels: Tensor, image_processor: Any) -> Image.Image:
-    """A prepared square as the picture that it was before it was normalised.
-
-    Args:
-        pixels: [3, height, width] as the image processor made them.
-    """
+    """A prepared square, pixels [3, height, width], as the image that it was before it was normalised."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (image_processor.image_mean, image_processor.image_std))
     levels = (pixels.float().cpu() * std + mean) / image_processor.rescale_factor
     return Image.fromarray(levels.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+
+
+def square_images(image_processor: Any, side: int, before: int = 0, pad: Callable[[Image.Image], Image.Image] | None = None) -> Images:
+    """Images that all become one square: pixel_values [1, 3, …], and the same number of tokens.
+
+    Args:
+        side: Of the square in patches, each a token.
+        before: Tokens ahead of them.
+        pad: What is done to an image before the processor has it.
+    """
+
+    def prepare(image: Image.Image) -> dict[str, Tensor]:
+        return {"pixel_values": image_processor(pad(image) if pad else image, return_tensors="pt")["pixel_values"]}
+
+    def views(image: Image.Image) -> list[View]:
+        return [View(as_read(prepare(image)["pixel_values"][0], image_processor), side, side, before)]
+
+    return Images(prepare, lambda image: before + side**2, views)

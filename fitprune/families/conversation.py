@@ -137,27 +137,20 @@ def build_prompt(template: str, turns: Sequence[tuple[str, str | None]]) -> str:
     if frame.style == "llama_2":
         return _llama_2(frame, turns)
     colon = "" if frame.style == "chatml" else ": "
-    opening = frame.system + frame.sep + frame.gap if frame.system else ""
-    parts = [opening]
-    for text, answer in turns:
-        parts.append(frame.user + colon + text + frame.sep + frame.gap)
-        if answer is None:
-            parts.append(frame.assistant + colon.rstrip())
-        else:
-            parts.append(frame.assistant + colon + answer + (frame.sep2 or frame.sep) + frame.gap)
-    return "".join(parts)
+    text = frame.system + frame.sep + frame.gap if frame.system else ""
+    for asked, answer in turns:
+        text += frame.user + colon + asked + frame.sep + frame.gap + frame.assistant
+        text += colon.rstrip() if answer is None else colon + answer + (frame.sep2 or frame.sep) + frame.gap
+    return text
 
 
 def _llama_2(frame: Template, turns: Sequence[tuple[str, str | None]]) -> str:
     """Users speak inside [INST]; the system text stands inside the first of them, unless it is empty."""
-    parts = []
-    for index, (text, answer) in enumerate(turns):
-        if index == 0 and frame.system:
-            text = f"<<SYS>>\n{frame.system}\n<</SYS>>\n\n{text}"
-        parts.append(f"{frame.sep if index else ''}[INST] {text} [/INST]")
-        if answer is not None:
-            parts.append(f" {answer} {frame.sep2}")
-    return "".join(parts)
+    system, text = f"<<SYS>>\n{frame.system}\n<</SYS>>\n\n" if frame.system else "", ""
+    for asked, answer in turns:
+        text += f"{frame.sep if text else ''}[INST] {'' if text else system}{asked} [/INST]"
+        text += "" if answer is None else f" {answer} {frame.sep2}"
+    return text
 
 
 def _template(name: str) -> Template:

@@ -11,29 +11,24 @@ that comes from a repository of its own is rounded to it, as the original rounds
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from ..checkpoints.original import is_original
+from ..checkpoints.original import is_original, read_original
 from ..checkpoints.source import Source
 from ..errors import FitPruneError
-from ..files import current_umask
+from .loading import original_family
 
 
 def convert(path: str | Path, target: str | Path, *, model_base: str | None = None, vision_tower: str | None = None) -> Path:
     """Writes a checkpoint of the original layout, its LoRA adapter merged, as a folder in transformers layout.
 
     Args:
-        path: Folder or hub name.
+        path, model_base, vision_tower: As `fitprune.load`.
         target: The folder to make; must not exist, or be empty.
-        model_base: As `fitprune.load`.
-        vision_tower: As `fitprune.load`.
     Raises:
         FitPruneError: for a source that is not of the original layout or is damaged, and a target that is taken.
     """
-    from .loading import original
-
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FitPruneError(f"{target} exists already: name a new folder")
@@ -41,23 +36,20 @@ def convert(path: str | Path, target: str | Path, *, model_base: str | None = No
     config = source.json("config.json")
     if not is_original(config):
         raise FitPruneError(f"{path} is no checkpoint of the original layout (no mm_vision_tower): nothing to convert")
-    checkpoint = original(source, config, model_base, vision_tower)
+    family = original_family(config, source)
+    checkpoint = read_original(source, config, family, model_base, vision_tower)
     model = checkpoint.model(None, None, "cpu")
-    processor = checkpoint.family.processor(model.config, checkpoint.family.image_processor(model.config, None), checkpoint.tokenizer)
+    processor = family.processor(model.config, family.image_processor(model.config, None), checkpoint.tokenizer)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.")
+        with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as unfinished:
+            whole = Path(unfinished) / "whole"
+            whole.mkdir()
+            model.save_pretrained(whole)  # type: ignore[operator]
+            processor.save_pretrained(whole)
+            if target.exists():
+                target.rmdir()
+            os.replace(whole, target)
     except OSError as error:
         raise FitPruneError(f"cannot write {target}: {error.strerror or error}") from None
-    try:
-        model.save_pretrained(unfinished)  # type: ignore[operator]
-        processor.save_pretrained(unfinished)
-        os.chmod(unfinished, 0o777 & ~current_umask())
-        if target.exists():
-            target.rmdir()
-        os.replace(unfinished, target)
-    except OSError as error:
-        raise FitPruneError(f"cannot write {target}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return target

@@ -25,19 +25,15 @@ if TYPE_CHECKING:
 
 
 def token_ids(vlm: VLM, prompt: str, images: Sequence[Image.Image]) -> list[int]:
-    """Token ids of a prompt whose n-th `<image>` stands for the n-th image.
-
-    Raises:
-        FitPruneError: if the prompt has another number of `<image>`, or is too long for the checkpoint.
-    """
+    """As `VLM.token_ids`. A prompt that is too long for the checkpoint is cut, as in the original, but never in an image."""
     counts = [vlm.tokens_for(image) for image in images]
     ids = tokenize_with_images(vlm.tokenizer, prompt, counts, vlm.image_token)
     longest = getattr(vlm.model.config, "tokenizer_model_max_length", None)
     if longest is not None and len(ids) > longest:  # as the original does with checkpoints that say so
         if vlm.image_token in ids[longest:]:
             raise FitPruneError(
-                f"the prompt takes {len(ids)} tokens, the checkpoint {longest}, and the end of a picture would be cut "
-                "off: ask about fewer or smaller pictures"
+                f"the prompt takes {len(ids)} tokens, the checkpoint {longest}, and the end of an image would be cut "
+                "off: ask about fewer or smaller images"
             )
         warnings.warn(f"prompt of {len(ids)} tokens cut to the checkpoint's {longest}", stacklevel=2)
         ids = ids[:longest]
@@ -45,7 +41,7 @@ def token_ids(vlm: VLM, prompt: str, images: Sequence[Image.Image]) -> list[int]
 
 
 def encode(vlm: VLM, questions: Sequence[tuple[str, Sequence[Image.Image]]], padding_side: str) -> dict[str, Tensor]:
-    """Model inputs, on the CPU, for a batch of (whole prompt, its images): ids and mask [B, S], pixels of all images."""
+    """As `VLM.encode`, on the CPU: ids and mask [B, S], pixels of all images."""
     rows = [vlm.token_ids(prompt, images) for prompt, images in questions]
     longest = max(map(len, rows))
     pad = vlm.tokenizer.pad_token_id if vlm.tokenizer.pad_token_id is not None else 0

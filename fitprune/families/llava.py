@@ -1,7 +1,7 @@
-"""LLaVA-1.5: CLIP patches of one square picture, a two-layer projector, a Llama decoder.
+"""LLaVA-1.5: CLIP patches of one square image, a two-layer projector, a Llama decoder.
 
 Checkpoints come in transformers' layout (`llava-hf/llava-1.5-7b-hf`) and in the original one (`liuhaotian/llava-v1.5-7b`).
-Where transformers' own processor differs from the original, the original is followed: the picture is padded to a square
+Where transformers' own processor differs from the original, the original is followed: the image is padded to a square
 with the mean colour (the processor crops the edges away) unless the checkpoint was trained on cropped ones.
 
     fitprune eval --model-path llava-hf/llava-1.5-7b-hf --help
@@ -12,13 +12,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-from torch import Tensor
-
 from ..checkpoints.original import Original
-from .clip import ASPECTS, as_read, check_supported, clip_processor, image_settings, pad_to_square, selection, squared
+from .clip import (
+    ASPECTS,
+    check_supported,
+    config_fields,
+    image_settings,
+    pad_to_square,
+    pillow_processor,
+    processor_fields,
+    square_images,
+    squared,
+)
 from .encoding import encode, token_ids
-from .protocols import Images, View
+from .protocols import Images
 
 __all__ = ["RULES", "claims", "configure", "encode", "image_processor", "images", "model_class", "processor", "token_ids"]
 
@@ -42,44 +49,22 @@ def configure(original: Original) -> Any:
     from transformers import LlavaConfig
 
     check_supported(original.config, image_aspect_ratio=ASPECTS)
-    chosen = selection(original)
-    patches = (original.clip.image_size // original.clip.patch_size) ** 2
-    config = LlavaConfig(
-        vision_config=original.clip,
-        text_config=original.text,
-        image_token_index=original.image_token,
-        image_seq_length=patches + (chosen["vision_feature_select_strategy"] == "full"),
-        tie_word_embeddings=original.text.tie_word_embeddings,
-        **chosen,
-    )
+    config = LlavaConfig(**config_fields(original))
     config.image_aspect_ratio = original.config.get("image_aspect_ratio") or "square"
     return config
 
 
 def image_processor(config: Any, source: str | None) -> Any:
-    return clip_processor(config.vision_config.image_size, source)
-
-
-def squaring_processor(side: int, squared: bool) -> Any:
-    """transformers' LLaVA image processor, which pads to a square by itself: for folders that `fitprune convert` writes."""
-    try:
-        from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil as Kind
-    except ImportError:
-        from transformers.models.llava.image_processing_llava import LlavaImageProcessor as Kind
-    return Kind(**image_settings(side), do_pad=squared)
+    kind = pillow_processor("clip", "CLIPImageProcessor")
+    return kind(**image_settings(config.vision_config.image_size)) if source is None else kind.from_pretrained(source)
 
 
 def processor(config: Any, image_processor: Any, tokenizer: Any) -> Any:
     from transformers import LlavaProcessor
 
-    vision = config.vision_config
-    return LlavaProcessor(
-        squaring_processor(vision.image_size, squared(config)),
-        tokenizer,
-        patch_size=vision.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1,  # CLIP's class token
-    )
+    kind = pillow_processor("llava", "LlavaImageProcessor")  # which pads to a square by itself
+    squaring = kind(**image_settings(config.vision_config.image_size), do_pad=squared(config))
+    return LlavaProcessor(squaring, tokenizer, **processor_fields(config))
 
 
 def images(config: Any, image_processor: Any) -> Images:
@@ -87,12 +72,4 @@ def images(config: Any, image_processor: Any) -> Images:
     side = config.vision_config.image_size // config.vision_config.patch_size  # in patches
     before = int(config.vision_feature_select_strategy == "full")  # CLIP's class token
     colour = tuple(int(mean * 255) for mean in image_processor.image_mean)
-
-    def prepare(image: Image.Image) -> dict[str, Tensor]:
-        whole = pad_to_square(image, colour) if squared(config) else image
-        return {"pixel_values": image_processor(whole, return_tensors="pt")["pixel_values"]}
-
-    def views(image: Image.Image) -> list[View]:
-        return [View(as_read(prepare(image)["pixel_values"][0], image_processor), side, side, before)]
-
-    return Images(prepare, lambda image: before + side**2, views)
+    return square_images(image_processor, side, before, (lambda image: pad_to_square(image, colour)) if squared(config) else None)

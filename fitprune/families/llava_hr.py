@@ -1,9 +1,8 @@
-"""LLaVA-HR: CLIP and a ConvNeXt look at one large square picture, then as LLaVA-1.5.
+"""LLaVA-HR: CLIP and a ConvNeXt look at one large square image, then as LLaVA-1.5.
 
-transformers has no such model, so it is in fitprune/llava_hr/; this module says what is peculiar to its checkpoints:
-names, sizes, pictures. A picture is padded to a square with the mean colour and resized once; the smaller copy for CLIP
-is made inside the model. Prompts are those of LLaVA-1.5 (`vicuna_v1`). Left out: checkpoints of the first training
-stage, which hold a projector and no towers.
+transformers has no such model, so it is in fitprune/llava_hr/; this module says what is peculiar to its checkpoints: names, sizes, images.
+An image is padded to a square with the mean colour and resized once; the smaller copy for CLIP is made inside the model. Prompts are those
+of LLaVA-1.5 (`vicuna_v1`). Left out: checkpoints of the first training stage, which hold a projector and no towers.
 
     pytest tests/families/test_llava_hr_family.py
 """
@@ -15,14 +14,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image
-from torch import Tensor
-
 from ..checkpoints.original import Original
 from ..errors import FitPruneError
-from .clip import ASPECTS, as_read, check_supported, image_settings, squared
+from .clip import ASPECTS, check_supported, image_settings, square_images, squared
 from .encoding import encode, token_ids
-from .protocols import Images, View
+from .protocols import Images
 
 __all__ = ["RULES", "claims", "configure", "encode", "image_processor", "images", "model_class", "processor", "token_ids"]
 
@@ -35,9 +31,7 @@ _NEW_BLOCK = r"model.vision_tower.high_res.stages.\1.layers.\2."
 RULES = (
     # CLIP, less what the two-tower forward never uses
     (_CLIP + r"(embeddings\.(class_embedding|position_ids)|post_layernorm\.)", ""),
-    (_CLIP + r"embeddings\.", "model.vision_tower.low_res."),
-    (_CLIP + r"encoder\.", "model.vision_tower.low_res."),
-    (_CLIP, "model.vision_tower.low_res."),
+    (_CLIP + r"(embeddings\.|encoder\.)?", "model.vision_tower.low_res."),
     # ConvNeXt, from timm's names to transformers', without its classifier
     (_CONVNEXT + r"head\.", ""),
     (_CONVNEXT + r"stem\.0\.", "model.vision_tower.high_res.embeddings.patch_embeddings."),
@@ -81,7 +75,7 @@ def configure(original: Original) -> Any:
         raise FitPruneError(f"config.json has vision_tower_slow {fields['vision_tower_slow']!r}: only a ConvNeXt is supported")
     side = fields.get("input_image_size")
     if not isinstance(side, int):
-        raise FitPruneError(f"input_image_size is {side!r} in config.json: expected the side of the picture in pixels")
+        raise FitPruneError(f"input_image_size is {side!r} in config.json: expected the side of the image in pixels")
     width = original.clip.hidden_size
     if fields.get("mm_hidden_size", width) != width:
         raise FitPruneError(f"mm_hidden_size {fields['mm_hidden_size']} is not supported: CLIP's tokens are {width} wide")
@@ -104,23 +98,21 @@ def configure(original: Original) -> Any:
 
 def _convnext_sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[int], list[int]]:
     """Blocks and channels of every stage."""
-    blocks: dict[int, int] = {}
-    widths: dict[int, int] = {}
+    widths: dict[int, list[int]] = {}  # of each block
     for name, shape in shapes.items():
         if found := re.match(_BLOCK + r"conv_dw\.weight$", name):
-            stage = int(found[1])
-            blocks[stage] = blocks.get(stage, 0) + 1
-            widths[stage] = shape[0]
-    if not blocks:
+            widths.setdefault(int(found[1]), []).append(shape[0])
+    if not widths:
         raise FitPruneError(
             "the checkpoint holds no weights of its high-resolution tower (vision_tower_slow): "
             "use one that was trained to the end, such as llava-hr-7b-sft-1024"
         )
-    return [blocks[stage] for stage in sorted(blocks)], [widths[stage] for stage in sorted(widths)]
+    stages = [widths[stage] for stage in sorted(widths)]
+    return [len(stage) for stage in stages], [stage[0] for stage in stages]
 
 
 def image_processor(config: Any, source: str | None) -> Any:
-    """Squares a picture by itself, resizes and normalises it; `source` is a folder that was saved with one."""
+    """Squares an image by itself, resizes and normalises it."""
     from ..llava_hr import LlavaHrImageProcessor
 
     if source is not None:
@@ -136,13 +128,5 @@ def processor(config: Any, image_processor: Any, tokenizer: Any) -> Any:
 
 
 def images(config: Any, image_processor: Any) -> Images:
-    """One square picture of a fixed size, and so a fixed number of tokens."""
-
-    def prepare(image: Image.Image) -> dict[str, Tensor]:
-        return {"pixel_values": image_processor(image, return_tensors="pt")["pixel_values"]}
-
-    def views(image: Image.Image) -> list[View]:
-        side = math.isqrt(config.image_seq_length)  # in tokens
-        return [View(as_read(prepare(image)["pixel_values"][0], image_processor), side, side)]
-
-    return Images(prepare, lambda image: config.image_seq_length, views)
+    """One square image of a fixed size, and so a fixed number of tokens."""
+    return square_images(image_processor, math.isqrt(config.image_seq_length))

@@ -1,11 +1,11 @@
-"""LLaVA-NeXT (1.6): the whole picture and its tiles, any resolution, packed to one run of visual tokens.
+"""LLaVA-NeXT (1.6): the whole image and its tiles, any resolution, packed to one run of visual tokens.
 
 Checkpoints come in transformers' layout (`llava-hf/llava-v1.6-vicuna-7b-hf`) and in the original one
 (`liuhaotian/llava-v1.6-vicuna-7b`, `-mistral-7b`, `-34b`); the language model is Llama, Mistral or Qwen2 alike. Which
-tiles a picture is cut into, and how many tokens it takes, is in fitprune/images/anyres.py.
+tiles an image is cut into, and how many tokens it takes, is in fitprune/images/anyres.py.
 
 One thing differs from transformers: its `image_grid_pinpoints` are (height, width), those of every released config
-(width, height). Read the wrong way round, a picture that fits several pinpoints equally gets another grid and up to
+(width, height). Read the wrong way round, an image that fits several pinpoints equally gets another grid and up to
 twice the tokens. So the list is turned, in the image processor and in the model's config, and the config is marked with
 `image_grid_order`, which is saved with it: a converted folder gives transformers' users the original's grids as well.
 Left out: `anyres_max_9`, other ways of merging tiles, and CLIP's class token, which a grid of tiles has no place for.
@@ -26,7 +26,7 @@ from torch import Tensor
 from ..checkpoints.original import Original
 from ..errors import FitPruneError
 from ..images import anyres
-from .clip import as_read, check_supported, image_settings, selection
+from .clip import as_read, check_supported, config_fields, image_settings, pillow_processor, processor_fields
 from .encoding import encode, token_ids
 from .protocols import Images, View
 
@@ -43,7 +43,7 @@ def model_class() -> Any:
 
 
 def claims(config: Mapping[str, Any]) -> bool:
-    """Whether an original config.json is of LLaVA-NeXT: it merges tiles, or cuts pictures into them."""
+    """Whether an original config.json is of LLaVA-NeXT: it merges tiles, or cuts images into them."""
     merged = str(config.get("mm_patch_merge_type")).startswith("spatial")
     tiled = str(config.get("image_aspect_ratio")).startswith("anyres")
     return merged or tiled
@@ -57,46 +57,30 @@ def configure(original: Original) -> Any:
     """
     from transformers import LlavaNextConfig
 
-    fields, clip = original.config, original.clip
+    fields = original.config
     check_supported(
         fields, mm_patch_merge_type=("spatial_unpad",), image_aspect_ratio=("anyres",), mm_vision_select_feature=(None, "patch")
     )
-    config = LlavaNextConfig(
-        vision_config=clip,
-        text_config=original.text,
-        image_token_index=original.image_token,
-        image_grid_pinpoints=anyres.turned(anyres.read_pinpoints(fields.get(anyres.FIELD))),
-        image_seq_length=(clip.image_size // clip.patch_size) ** 2,
-        tie_word_embeddings=original.text.tie_word_embeddings,
-        **selection(original),
-    )
+    pinpoints = anyres.turned(anyres.read_pinpoints(fields.get(anyres.FIELD)))
+    config = LlavaNextConfig(**config_fields(original), image_grid_pinpoints=pinpoints)
     config.image_grid_order = TURNED
     anyres.of_config(config)  # pinpoints that are no whole tiles are an error now
     return config
 
 
 def image_processor(config: Any, source: str | None) -> Any:
-    try:
-        from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil as Kind
-    except ImportError:  # before the implementations were renamed
-        from transformers.models.llava_next.image_processing_llava_next import LlavaNextImageProcessor as Kind
+    kind = pillow_processor("llava_next", "LlavaNextImageProcessor")
     settings = image_settings(config.vision_config.image_size)
     if source is not None:  # the tower's size rules: transformers' default is another
-        return Kind.from_pretrained(source, size=settings["size"], crop_size=settings["crop_size"])
-    return Kind(**settings, image_grid_pinpoints=config.image_grid_pinpoints)
+        return kind.from_pretrained(source, size=settings["size"], crop_size=settings["crop_size"])
+    return kind(**settings, image_grid_pinpoints=config.image_grid_pinpoints)
 
 
 def processor(config: Any, image_processor: Any, tokenizer: Any) -> Any:
     from transformers import LlavaNextProcessor
 
     turn(config, image_processor)
-    return LlavaNextProcessor(
-        image_processor,
-        tokenizer,
-        patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1,  # CLIP's class token
-    )
+    return LlavaNextProcessor(image_processor, tokenizer, **processor_fields(config))
 
 
 def turn(config: Any, image_processor: Any) -> None:
@@ -114,7 +98,7 @@ def turn(config: Any, image_processor: Any) -> None:
 
 
 def images(config: Any, image_processor: Any) -> Images:
-    """Pictures in tiles: pixel_values [1, views, 3, side, side], the whole one first, and image_sizes [1, 2].
+    """Images in tiles: pixel_values [1, views, 3, side, side], the whole one first, and image_sizes [1, 2].
 
     Raises:
         FitPruneError: if the config asks for the class token as well.
@@ -126,7 +110,7 @@ def images(config: Any, image_processor: Any) -> Images:
         raise FitPruneError(f"vision_feature_select_strategy {strategy!r} makes no map of tiles: only 'default' does")
 
     def prepare(image: Image.Image) -> dict[str, Tensor]:
-        colours = np.asarray(image.convert("RGB")).transpose(2, 0, 1)  # first: a thin picture's would be guessed
+        colours = np.asarray(image.convert("RGB")).transpose(2, 0, 1)  # first: a thin image's would be guessed
         made = image_processor(colours, input_data_format="channels_first", return_tensors="pt")
         width, height = grid.reported(image.size)
         return {"pixel_values": made["pixel_values"], "image_sizes": torch.tensor([[height, width]])}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, cast
 
-from ..checkpoints.original import OriginalCheckpoint, check_transformers, is_original, read_original
+from ..checkpoints.original import check_transformers, is_original, read_original
 from ..checkpoints.source import Source
 from ..distributed.launch import zero_stage
 from ..embedded import MODELS, model_path
@@ -58,15 +58,16 @@ def load(
             raise FitPruneError(
                 f"{path} has the original layout, of which every process reads the whole: convert it first (fitprune convert {path} FOLDER)"
             )
-        family: Family
-        checkpoint = original(source, config, model_base, vision_tower)
-        family, tokenizer, place = checkpoint.family, checkpoint.tokenizer, None
+        layout = original_family(config, source)
+        checkpoint = read_original(source, config, layout, model_base, vision_tower)
+        family: Family = layout
+        tokenizer, place = checkpoint.tokenizer, None
         model: Any = checkpoint.model(dtype_named(dtype), attn, device, device_map)
     else:
         for option, value in (("--model-base", model_base), ("--vision-tower", vision_tower)):
             if value:
                 raise FitPruneError(f"{path} is in transformers layout, whole in itself: leave out {option}")
-        family, place = by_type(str(config.get("model_type")), path), source.place
+        family, place = family_of(str(config.get("model_type")), path), source.place
         check_transformers(config, source)
         model, tokenizer = from_transformers(family.model_class(), source, device, dtype, attn, device_map, tensor_parallel)
     try:
@@ -77,24 +78,24 @@ def load(
     return VLM(name, model, tokenizer, template or usual, family, family.images(model.config, processor), usual)
 
 
-def original(
-    source: Source, config: Mapping[str, Any], model_base: str | None = None, vision_tower: str | None = None
-) -> OriginalCheckpoint[OriginalFamily]:
-    """A checkpoint of the original layout, before its weights are loaded; errors as `load`."""
-    layouts = {name: family_in(module) for name, module in FAMILIES.items()}
-    claiming = [name for name, family in layouts.items() if hasattr(family, "claims") and family.claims(config)]
+def original_family(config: Mapping[str, Any], source: Source) -> OriginalFamily:
+    """The one family that claims a config.json of the original layout.
+
+    Raises:
+        FitPruneError: if none does, naming those that are known, or several do, naming them.
+    """
+    layouts = {name: family for name, module in FAMILIES.items() if hasattr(family := family_in(module), "claims")}
+    claiming = [name for name, family in layouts.items() if family.claims(config)]
     if not claiming:
-        raise FitPruneError(
-            f"{source} has the original layout, but of no family known here ({', '.join(FAMILIES)}): see docs/new_family.md"
-        )
+        raise FitPruneError(f"{source} has the original layout, but of no family known here ({', '.join(layouts)}): see docs/new_family.md")
     if len(claiming) > 1:
         raise FitPruneError(
             f"{source}: config.json is claimed by {' and '.join(claiming)}, which no checkpoint is both of: correct its fields"
         )
-    return read_original(source, config, layouts[claiming[0]], model_base, vision_tower)
+    return layouts[claiming[0]]
 
 
-def by_type(model_type: str, path: str) -> Family:
+def family_of(model_type: str, path: str) -> Family:
     """The family of a config.json in transformers layout.
 
     Raises:
@@ -108,6 +109,6 @@ def by_type(model_type: str, path: str) -> Family:
     return family_in(FAMILIES[model_type])
 
 
-def family_in(name: str) -> OriginalFamily:
-    """The family that a module of this package defines; what has no original layout has only the names of a `Family`."""
-    return cast(OriginalFamily, import_module(f"{__package__}.{name}"))
+def family_in(module: str) -> OriginalFamily:
+    """The family that a module of this package defines; one without an original layout has only the names of a `Family`."""
+    return cast(OriginalFamily, import_module(f"{__package__}.{module}"))

@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from ..checkpoints.source import Source
-from ..errors import FitPruneError, explained, first_line
+from ..errors import FitPruneError, explained
 from .sharding import tensor_parallel, zero3
 
 
@@ -56,14 +55,10 @@ def from_transformers(
         with explained(f"cannot read the config of {path}"):
             options |= tensor_parallel(kind.config_class.from_pretrained(path), path)
     accelerator = zero3()
-    try:
+    with explained(f"cannot load the tokenizer of {path}"):
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, ImportError) as error:
-        raise FitPruneError(f"cannot load the tokenizer of {path}: {first_line(error)}") from None
-    try:
+    with explained(f"cannot load {path}"):
         model, report = kind.from_pretrained(path, dtype=dtype, device_map=device_map, output_loading_info=True, **options)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
-        raise FitPruneError(f"cannot load {path}: {first_line(error)}") from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise FitPruneError(f"{path} lacks {len(missing)} weights, such as {missing[0]}: download the checkpoint again")
@@ -72,8 +67,6 @@ def from_transformers(
             engine = accelerator.prepare(model.eval())
             return engine.module, tokenizer
     if device_map is None and not one_model:
-        try:
+        with explained(f"cannot use device {device!r}"):
             model = model.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise FitPruneError(f"cannot use device {device!r}: {first_line(error)}") from None
     return model.eval(), tokenizer

@@ -1,17 +1,16 @@
 """What differs between model families, in code: the names that a family's module has to define.
 
-A family is a module of this package, so that adding one is one file and one line in `FAMILIES`. There are two protocols: what
-asking a model needs (`Family`), and on top of it what a checkpoint of an original layout needs (`OriginalFamily`), which a
-family whose checkpoints are all in transformers layout leaves out. Whatever is the same in all of them (finding the files,
-reading weights, the vocabulary, templates, generation) is written elsewhere, once: loading in loading.py, original layouts in
-fitprune/checkpoints/, asking in vlm.py.
+A family is a module of this package, so that adding one is one file and one line in `FAMILIES`. There are two protocols: what asking a
+model needs (`Family`), and on top of it what a checkpoint of an original layout needs (`OriginalFamily`), which a family whose checkpoints
+are all in transformers layout leaves out. Whatever is the same in all of them (finding the files, reading weights, the vocabulary,
+templates, generation) is written elsewhere, once: loading in loading.py, original layouts in fitprune/checkpoints/, asking in vlm.py.
 
     pytest tests/families/test_families.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +22,7 @@ from ..checkpoints.original import OriginalLayout
 
 @dataclass(frozen=True)
 class View:
-    """A part of a picture as the model reads it, and which of its visual tokens lie there: rows of patches, in reading order.
+    """A part of an image as the model reads it, and which of its visual tokens lie there: rows of patches, in reading order.
 
     pixels: that part, at the model's resolution; rows and columns: of patches, which divide it evenly.
     before: tokens ahead of the first patch, newlines: whether each row ends with one more; neither is a patch.
@@ -44,7 +43,7 @@ class View:
 class Images:
     """How one image becomes model inputs.
 
-    prepare: its tensors, each with a first dimension of 1 (one picture), such as pixel_values [1, 3, side, side].
+    prepare: its tensors, each with a first dimension of 1 (one image), such as pixel_values [1, 3, side, side].
     tokens_for: how many visual tokens it takes.
     views: where these tokens lie, view by view in the order of the tokens, for drawing (fitprune/draw/).
     """
@@ -64,8 +63,7 @@ class Family(Protocol):
         """The Pillow-backed image processor of a model with this transformers config.
 
         Args:
-            source: Folder or hub name with preprocessor_config.json in transformers layout; None to make one from the
-                config, as for a checkpoint of the original layout.
+            source: Folder or hub name with a preprocessor_config.json; None to make one from the config, as for an original layout.
         """
 
     def images(self, config: Any, image_processor: Any) -> Images:
@@ -79,7 +77,10 @@ class Family(Protocol):
 
 
 class OriginalFamily(Family, OriginalLayout, Protocol):
-    """What a family with checkpoints in its authors' own layout has beside: see `OriginalLayout`, and what it converts to."""
+    """What a family with checkpoints in its authors' own layout has beside: `OriginalLayout`, which they are, what they become."""
+
+    def claims(self, config: Mapping[str, Any]) -> bool:
+        """Whether an original config.json is of this family, by fields of its own; one that two families claim is refused."""
 
     def processor(self, config: Any, image_processor: Any, tokenizer: Any) -> Any:
         """The transformers processor (images and text) that `fitprune convert` saves."""

@@ -54,11 +54,11 @@ class VLM:
         return CostModel.from_config(self.model.config)
 
     def tokens_for(self, image: Image.Image) -> int:
-        """How many visual tokens a picture takes; only its size matters."""
+        """How many visual tokens an image takes; only its size matters."""
         return self.images.tokens_for(image)
 
     def prepare(self, image: Image.Image) -> dict[str, Tensor]:
-        """A picture as model inputs, [1, …] each."""
+        """An image as model inputs, [1, …] each."""
         return self.images.prepare(image.convert("RGB"))
 
     def prompt(self, text: str, image: bool = True) -> str:
@@ -74,10 +74,10 @@ class VLM:
         return self.family.token_ids(self, prompt, images)
 
     def ask(self, question: str, *images: str | Path | Image.Image, **generation: Any) -> str:
-        """Answers one question about pictures (files or loaded ones); generation as `generate`.
+        """Answers one question about images (files or loaded ones); generation as `generate`.
 
         Raises:
-            FitPruneError: unreadable picture.
+            FitPruneError: unreadable image.
         """
         opened = [image if isinstance(image, Image.Image) else read_image(image) for image in images]
         prompt = build_prompt(self.template, [("\n".join([*[IMAGE] * len(opened), question]), None)])

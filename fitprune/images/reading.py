@@ -18,12 +18,12 @@ from ..errors import FitPruneError
 
 
 def read_image(path: str | Path, pixels: bool = True, content: bytes | None = None) -> Image.Image:
-    """An RGB picture; without pixels only its size is read, and can be asked for.
+    """An RGB image; without pixels only its size is read, and can be asked for.
 
-    With content, that is the picture's file and path no more than its name.
+    With content, that is the image's file and path no more than its name.
 
     Raises:
-        FitPruneError: missing, not a picture, damaged or absurdly large; names the file.
+        FitPruneError: missing, not an image, damaged or absurdly large; names the file.
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:

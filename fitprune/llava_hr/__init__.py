@@ -16,19 +16,13 @@ from .modeling import LlavaHrForConditionalGeneration, LlavaHrModel
 from .processing import LlavaHrImageProcessor, LlavaHrProcessor
 from .vision import LlavaHrVisionModel
 
-
-def register() -> None:
-    """Makes transformers' Auto classes know LLaVA-HR; a second call changes nothing."""
-    for kind in (LlavaHrVisionConfig, LlavaHrConfig):
-        AutoConfig.register(kind.model_type, kind, exist_ok=True)
-    AutoModel.register(LlavaHrVisionConfig, LlavaHrVisionModel, exist_ok=True)
-    AutoModel.register(LlavaHrConfig, LlavaHrModel, exist_ok=True)
-    AutoModelForImageTextToText.register(LlavaHrConfig, LlavaHrForConditionalGeneration, exist_ok=True)
-    AutoImageProcessor.register(LlavaHrConfig, slow_image_processor_class=LlavaHrImageProcessor, exist_ok=True)
-    AutoProcessor.register(LlavaHrConfig, LlavaHrProcessor, exist_ok=True)
-
-
-register()
+for _kind in (LlavaHrVisionConfig, LlavaHrConfig):
+    AutoConfig.register(_kind.model_type, _kind, exist_ok=True)
+AutoModel.register(LlavaHrVisionConfig, LlavaHrVisionModel, exist_ok=True)
+AutoModel.register(LlavaHrConfig, LlavaHrModel, exist_ok=True)
+AutoModelForImageTextToText.register(LlavaHrConfig, LlavaHrForConditionalGeneration, exist_ok=True)
+AutoImageProcessor.register(LlavaHrConfig, slow_image_processor_class=LlavaHrImageProcessor, exist_ok=True)
+AutoProcessor.register(LlavaHrConfig, LlavaHrProcessor, exist_ok=True)
 
 __all__ = [
     "LlavaHrConfig",
@@ -38,5 +32,4 @@ __all__ = [
     "LlavaHrProcessor",
     "LlavaHrVisionConfig",
     "LlavaHrVisionModel",
-    "register",
 ]

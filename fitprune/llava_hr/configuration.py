@@ -1,6 +1,6 @@
-"""Sizes of LLaVA-HR: two vision towers that look at one square picture, a projector, a Llama decoder.
+"""Sizes of LLaVA-HR: two vision towers that look at one square image, a projector, a Llama decoder.
 
-`LlavaHrVisionConfig` holds what the towers are built from; what follows from it (side of the low-resolution picture,
+`LlavaHrVisionConfig` holds what the towers are built from; what follows from it (side of the low-resolution image,
 number of visual tokens) is a property and never stored. `LlavaHrConfig` is transformers' `LlavaConfig` with that tower.
 Left out: the original's `mm_vision_select_layer` and `mm_vision_select_feature`, which its two-tower path never reads.
 
@@ -14,15 +14,9 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, LlavaConfig, PretrainedConfig
 
-VIT_L_336 = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-    "projection_dim": 768,
-}
+from ..checkpoints.tower import OPENAI_CLIP
+
+VIT_L_336 = OPENAI_CLIP["openai/clip-vit-large-patch14-336"]
 STEM = 4  # side of the patches that ConvNeXt begins with; every later stage halves the map
 
 
@@ -34,7 +28,7 @@ class LlavaHrVisionConfig(PretrainedConfig):
         depths: Blocks in each stage of the high-resolution tower (ConvNeXt).
         hidden_sizes: Channels of each of its stages.
         layer_norm_eps: Of all its layer norms.
-        image_size: Side S of the square picture that the model is given.
+        image_size: Side S of the square image that the model is given.
         adapters: Whether ConvNeXt's map is also mixed in between CLIP's layers (false where training froze the towers).
         initializer_range: Spread of newly drawn weights.
     """
@@ -69,12 +63,12 @@ class LlavaHrVisionConfig(PretrainedConfig):
 
     @property
     def stride(self) -> int:
-        """Pixels of the picture's side per cell of ConvNeXt's last map."""
+        """Pixels of the image's side per cell of ConvNeXt's last map."""
         return STEM * 2 ** (len(self.depths) - 1)
 
     @property
     def low_res_side(self) -> int:
-        """Side of the picture that CLIP sees: one patch per cell of ConvNeXt's map, but never less than CLIP's own."""
+        """Side of the image that CLIP sees: one patch per cell of ConvNeXt's map, but never less than CLIP's own."""
         return max(self.image_size * self.clip.patch_size // self.stride, self.clip.image_size)
 
     @property
@@ -83,13 +77,10 @@ class LlavaHrVisionConfig(PretrainedConfig):
 
 
 class LlavaHrConfig(LlavaConfig):
-    """transformers' `LlavaConfig` with the two-tower encoder.
+    """transformers' `LlavaConfig` with a LlavaHrVisionConfig (or its dict); `image_seq_length` follows from that.
 
     Args:
-        vision_config: LlavaHrVisionConfig (or its dict).
-        text_config: Config of the language model (or its dict), as in LlavaConfig.
-        image_aspect_ratio: "pad" squares a picture with the mean colour; anything else crops its longer side.
-        kwargs: As LlavaConfig. `image_seq_length` follows from the vision config, whatever is given.
+        image_aspect_ratio: "pad" squares an image with the mean colour; anything else crops its longer side.
     """
 
     model_type = "llava_hr"

@@ -31,10 +31,10 @@ class LlavaHrModel(LlavaModel):
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """
         Args:
-            pixel_values: [pictures, 3, S, S].
+            pixel_values: [images, 3, S, S].
             kwargs: Options of LLaVA's tower, without effect here.
         Returns:
-            last_hidden_state [pictures, N, d] as the tower gives it; pooler_output: projected, [N, H] per picture.
+            last_hidden_state [images, N, d] as the tower gives it; pooler_output: projected, [N, H] per image.
         """
         features = self.vision_tower(pixel_values).last_hidden_state
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=list(self.multi_modal_projector(features)))

@@ -1,7 +1,7 @@
-"""Pictures and text → inputs of a LLaVA-HR, as a transformers processor.
+"""Images and text → inputs of a LLaVA-HR, as a transformers processor.
 
-The text is tokenised in pieces, as LLaVA does (families/pieces.py), so that an original prompt gives the original ids.
-Pictures are squared with the mean colour and resized with Pillow, whether torchvision is installed or not: the image
+The text is tokenised in pieces, as LLaVA does (checkpoints/tokenize.py), so that an original prompt gives the original ids.
+Images are squared with the mean colour and resized with Pillow, whether torchvision is installed or not: the image
 processor is transformers' own for LLaVA under a name of ours, since transformers picks the backend by name.
 Left out: chat templates (families/conversation.py writes prompts) and truncation, which would cut images in two.
 
@@ -32,7 +32,7 @@ class LlavaHrProcessor(ProcessorMixin):
     """Image processor and tokenizer of one checkpoint.
 
     Args:
-        image_seq_length: Visual tokens per picture (`LlavaHrConfig.image_seq_length`).
+        image_seq_length: Visual tokens per image (`LlavaHrConfig.image_seq_length`).
     """
 
     def __init__(
@@ -46,28 +46,28 @@ class LlavaHrProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            images: A picture or a list of them, in the order of the texts' `<image>`.
+            images: An image or a list of them, in the order of the texts' `<image>`.
             text: A whole prompt or a list of them.
             padding: As a tokenizer's; on the side that the tokenizer is set to.
             return_tensors: "pt" for tensors.
         Returns:
-            input_ids and attention_mask [B, S] for texts, pixel_values [pictures, 3, side, side] for pictures.
+            input_ids and attention_mask [B, S] for texts, pixel_values [images, 3, side, side] for images.
         Raises:
-            FitPruneError: nothing given, texts with another number of `<image>` than there are pictures, a tokenizer
+            FitPruneError: nothing given, texts with another number of `<image>` than there are images, a tokenizer
                 without `<image>`.
         """
         if images is None and text is None:
             raise FitPruneError("nothing to process: give images, text, or both")
         data: dict[str, Any] = {}
-        pictures = 0
+        given = 0
         if images is not None:
             pixels = self.image_processor(images, return_tensors=return_tensors)["pixel_values"]
-            data["pixel_values"], pictures = pixels, len(pixels)
+            data["pixel_values"], given = pixels, len(pixels)
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
             wanted = [one.count(IMAGE) for one in texts]
-            if sum(wanted) != pictures:
-                raise FitPruneError(f"the texts have {sum(wanted)} {IMAGE} but there are {pictures} image(s)")
+            if sum(wanted) != given:
+                raise FitPruneError(f"the texts have {sum(wanted)} {IMAGE} but there are {given} image(s)")
             rows = [
                 tokenize_with_images(self.tokenizer, one, [self.image_seq_length] * count, self.image_token_id)
                 for one, count in zip(texts, wanted, strict=True)

@@ -1,6 +1,6 @@
-"""LLaVA-HR's vision tower: ConvNeXt looks at the whole picture, CLIP at a smaller copy, one token per CLIP patch.
+"""LLaVA-HR's vision tower: ConvNeXt looks at the whole image, CLIP at a smaller copy, one token per CLIP patch.
 
-Both get the same normalised picture x. CLIP's layers run in four equal parts; between two parts an `Adapter` mixes
+Both get the same normalised image x. CLIP's layers run in four equal parts; between two parts an `Adapter` mixes
 ConvNeXt's last map into CLIP's tokens, and a `Fusion` after the last part adds the two. What is peculiar:
 
 - the small copy is made here, from x, by bilinear interpolation with aligned corners;
@@ -42,10 +42,8 @@ def align(features: Tensor, side: int) -> Tensor:
         FitPruneError: a finer map whose side is no multiple of `side`.
     """
     here = features.shape[-1]
-    if here == side:
-        return features
-    if here < side:
-        return _interpolate(features, side)
+    if here <= side:
+        return features if here == side else _interpolate(features, side)
     if here % side:
         raise FitPruneError(f"a {here}x{here} map cannot be averaged to {side}x{side}: give an image_size that divides")
     return F.avg_pool2d(features, here // side)
@@ -78,12 +76,7 @@ def _to_tokens(features: Tensor) -> Tensor:
 
 
 class Adapter(nn.Module):
-    """Mixes the high-resolution map into CLIP's tokens, as much as one gate per picture allows.
-
-    Args:
-        low: Channels of CLIP's tokens.
-        high: Channels of ConvNeXt's map.
-    """
+    """Mixes ConvNeXt's map (`high` channels) into CLIP's tokens (`low` channels), as much as one gate per image allows."""
 
     def __init__(self, low: int, high: int) -> None:
         super().__init__()
@@ -94,13 +87,7 @@ class Adapter(nn.Module):
         self.gate = nn.Sequential(nn.Linear(2 * low, low // 2), nn.GELU(), nn.Linear(low // 2, 1))
 
     def forward(self, tokens: Tensor, high: Tensor) -> Tensor:
-        """
-        Args:
-            tokens: [B, N, low].
-            high: [B, high, h, h].
-        Returns:
-            [B, N, low].
-        """
+        """tokens [B, N, low], high [B, high, h, h] → [B, N, low]."""
         low = _to_map(tokens)  # [B, low, √N, √N]
         detail = align(self.high_proj(F.gelu(self.high_conv(high))), low.shape[-1])
         low = low + self.low_proj(F.gelu(self.low_conv(low)))
@@ -109,10 +96,7 @@ class Adapter(nn.Module):
 
 
 class Fusion(nn.Module):
-    """The last step: both towers' features, each through a linear layer, added.
-
-    Unlike in `Adapter` the map is aligned before its projection, not after it.
-    """
+    """The last step: both towers' features, each through a linear layer, added; the map is aligned first, unlike in `Adapter`."""
 
     def __init__(self, low: int, high: int) -> None:
         super().__init__()
@@ -149,15 +133,8 @@ class HighRes(nn.Module):
 
     def __init__(self, config: LlavaHrVisionConfig) -> None:
         super().__init__()
-        convnext = ConvNextModel(
-            ConvNextConfig(
-                patch_size=STEM,
-                num_stages=len(config.depths),
-                depths=config.depths,
-                hidden_sizes=config.hidden_sizes,
-                num_channels=config.clip.num_channels,
-            )
-        )
+        sizes = {"depths": config.depths, "hidden_sizes": config.hidden_sizes, "num_stages": len(config.depths)}
+        convnext = ConvNextModel(ConvNextConfig(patch_size=STEM, num_channels=config.clip.num_channels, **sizes))
         self.embeddings = convnext.embeddings
         self.stages = convnext.encoder.stages
         for module in self.modules():
@@ -212,31 +189,26 @@ class LlavaHrVisionModel(PreTrainedModel):
         """
         Args:
             pixel_values: [B, 3, S, S], normalised, S as configured.
-            kwargs: Taken for the sake of callers that pass transformers' options; none has an effect.
+            kwargs: transformers' options, without effect.
         Returns:
             last_hidden_state [B, N, d]: the visual tokens, row by row, before the projector.
         Raises:
-            FitPruneError: pictures of another size.
+            FitPruneError: images of another size.
         """
         side = self.config.image_size
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[-2:]) != (side, side):
             raise FitPruneError(
-                f"pixel_values have shape {tuple(pixel_values.shape)}, this model takes [pictures, channels, {side}, {side}]: "
+                f"pixel_values have shape {tuple(pixel_values.shape)}, this model takes [images, channels, {side}, {side}]: "
                 "use its own image processor"
             )
         pixels = pixel_values.to(self.low_res.patch_embedding.weight.dtype)
         high = self.high_res(pixels)
         tokens = self.low_res.pre_layrnorm(self.low_res.embed(_interpolate(pixels, self.config.low_res_side)))
-        self._follow_attention()
+        if self.low_res.config._attn_implementation != self.config._attn_implementation:  # an outer model's is not handed on in every 5.x
+            self.low_res.config._attn_implementation = self.config._attn_implementation
         part = len(self.low_res.layers) // PARTS
         for index, layer in enumerate(self.low_res.layers):
             if self.adapters and index and index % part == 0:
                 tokens = self.adapters[index // part - 1](tokens, high)
             tokens = layer(tokens, None)
         return BaseModelOutput(last_hidden_state=self.fusion(tokens, high))
-
-    def _follow_attention(self) -> None:
-        """CLIP's layers ask their own config, which `set_attn_implementation` of an outer model does not reach in every 5.x."""
-        wanted = self.config._attn_implementation
-        if self.low_res.config._attn_implementation != wanted:
-            self.low_res.config._attn_implementation = wanted

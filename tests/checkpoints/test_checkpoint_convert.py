@@ -60,7 +60,7 @@ def test_what_the_original_config_says_besides_sizes_is_kept(tmp_path: Path) -> 
     for vlm in (before, after):
         with pytest.warns(UserWarning, match="cut to the checkpoint's 90"):
             assert len(vlm.token_ids(recorded.cases["wide"]["prompt"], [wide])) == 90
-        with pytest.raises(FitPruneError, match="the end of a picture would be cut"):
+        with pytest.raises(FitPruneError, match="the end of an image would be cut"):
             vlm.token_ids(recorded.cases["two_images"]["prompt"], [wide, wide])
 
 

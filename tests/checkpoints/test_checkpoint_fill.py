@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fitprune
-from fitprune.checkpoints.places import kept_whole
+from fitprune.checkpoints.fill import kept_whole
 from fitprune.errors import FitPruneError
 
 RECORDED = Recorded("llava15")

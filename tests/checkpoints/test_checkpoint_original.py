@@ -12,10 +12,10 @@ import torch
 from multimodal import PARITY, Recorded
 
 import fitprune
-from fitprune.checkpoints.original import OriginalCheckpoint, is_original
+from fitprune.checkpoints.original import OriginalCheckpoint, is_original, read_original
 from fitprune.checkpoints.source import Source
 from fitprune.errors import FitPruneError
-from fitprune.families.loading import original
+from fitprune.families.loading import original_family
 
 ORIGINAL = PARITY / "llava15" / "checkpoint"
 
@@ -33,7 +33,8 @@ def copy(folder: Path, tower: bool = True, **fields: Any) -> Path:
 
 def read(path: Path, **options: str) -> OriginalCheckpoint:
     source = Source(path)
-    return original(source, source.json("config.json"), **options)
+    config = source.json("config.json")
+    return read_original(source, config, original_family(config, source), **options)
 
 
 def test_the_layout_is_told_by_its_fields() -> None:
@@ -152,7 +153,7 @@ def test_a_tower_that_is_a_missing_path_asks_for_a_copy(tmp_path: Path) -> None:
         read(path)
 
 
-def test_the_picture_is_never_answered_where_the_file_has_spare_rows(tmp_path: Path) -> None:
+def test_the_image_is_never_answered_where_the_file_has_spare_rows(tmp_path: Path) -> None:
     """As Qwen's: more rows than tokens, so that `<image>` gets one of the file's own."""
     tensors = Recorded("llava15").tensors()
     for key in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -174,17 +175,11 @@ def test_answers_end_where_the_generation_config_says(tmp_path: Path) -> None:
     assert read(path).eos == 2
 
 
-def test_pictures_are_cropped_where_the_checkpoint_was_not_trained_on_squares(tmp_path: Path) -> None:
+def test_images_are_cropped_where_the_checkpoint_was_not_trained_on_squares(tmp_path: Path) -> None:
     wide = Recorded("llava15").pictures("wide")[0]
     plain = fitprune.load(str(copy(tmp_path, image_aspect_ratio="square")), device="cpu")
     middle = wide.crop(((wide.width - wide.height) // 2, 0, (wide.width + wide.height) // 2, wide.height))
     difference = plain.prepare(wide)["pixel_values"] - plain.prepare(middle)["pixel_values"]
-    assert difference.abs().mean() < 0.1  # the crop of the resized picture is the resized crop, up to its edges
+    assert difference.abs().mean() < 0.1  # the crop of the resized image is the resized crop, up to its edges
     squared = fitprune.load(str(ORIGINAL), device="cpu")
     assert (plain.prepare(wide)["pixel_values"] - squared.prepare(wide)["pixel_values"]).abs().mean() > 0.3
-
-
-def test_a_family_that_nobody_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fitprune.families.FAMILIES", {})
-    with pytest.raises(FitPruneError, match="of no family known here"):
-        read(ORIGINAL)

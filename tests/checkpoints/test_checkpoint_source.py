@@ -19,7 +19,7 @@ def test_a_folder_gives_its_files(tmp_path: Path) -> None:
     assert source.folders() == [tmp_path / "tower"]
     assert source.place == str(tmp_path)
     with pytest.raises(FitPruneError, match=r"no complete checkpoint: other\.json is not in this folder"):
-        source.need("other.json")
+        source.json("other.json")
 
 
 def test_a_folder_goes_before_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_the_hub_cache_is_used_and_misses_are_named(tmp_path: Path, monkeypatch:
     assert source.json("config.json") == {}
     assert source.get("optional.json") is None
     with pytest.raises(FitPruneError, match="neither in the local cache nor can it be fetched"):
-        source.need("model.bin")
+        source.json("other.json")
     with pytest.raises(FitPruneError, match="the hub says: 404 Client Error") as error:
         source.get("gone")
     assert "\n" not in str(error.value)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from fitprune.checkpoints.source import Source
-from fitprune.checkpoints.tokens import original_tokenizer, rows_for
+from fitprune.checkpoints.tokenizer import original_tokenizer, rows_for
 from fitprune.errors import FitPruneError
 
 ORIGINAL = PARITY / "llava15" / "checkpoint"

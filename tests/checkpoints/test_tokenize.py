@@ -1,4 +1,4 @@
-"""Prompts with pictures as token ids."""
+"""Prompts with images as token ids."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Letters:
 
 @pytest.mark.parametrize("bos", [None, 0])
 @given(pieces=st.lists(st.text("ab", max_size=3), min_size=1, max_size=4), count=st.integers(1, 3))
-def test_one_bos_all_letters_and_every_picture_in_its_place(bos: int | None, pieces: list[str], count: int) -> None:
+def test_one_bos_all_letters_and_every_image_in_its_place(bos: int | None, pieces: list[str], count: int) -> None:
     ids = tokenize_with_images(Letters(bos), "<image>".join(pieces), [count] * (len(pieces) - 1), IMAGE)
     expected = [] if bos is None else [bos]
     for number, piece in enumerate(pieces):
@@ -47,7 +47,7 @@ def test_a_template_that_writes_the_bos_gets_one() -> None:
     assert tokenize_with_images(Twice(0), "^a<image>b", [1], IMAGE) == [0, ord("a"), IMAGE, ord("b")]
 
 
-def test_the_text_after_a_picture_keeps_its_dummy_prefix() -> None:
+def test_the_text_after_an_image_keeps_its_dummy_prefix() -> None:
     tokenizer = LlamaTokenizer.from_pretrained(PARITY / "llava15" / "checkpoint")
     ids = tokenize_with_images(tokenizer, "USER: <image>\nWhy?", [2], IMAGE)
     after = tokenizer.convert_ids_to_tokens(ids[ids.index(IMAGE) + 2 :])
@@ -55,6 +55,6 @@ def test_the_text_after_a_picture_keeps_its_dummy_prefix() -> None:
 
 
 @pytest.mark.parametrize("counts", [[], [1, 1]])
-def test_the_number_of_pictures_must_fit(counts: list[int]) -> None:
+def test_the_number_of_images_must_fit(counts: list[int]) -> None:
     with pytest.raises(FitPruneError, match=rf"the prompt has 1 <image> but there are {len(counts)} image"):
         tokenize_with_images(Letters(0), "a<image>b", counts, IMAGE)

@@ -1,4 +1,4 @@
-"""Every family on the same walk: load → observe → fit → prune → generate, one by one and in batches of unlike pictures.
+"""Every family on the same walk: load → observe → fit → prune → generate, one by one and in batches of unlike images.
 
 The checkpoints are the recorded miniatures of the original layout, made deep enough for a ratio of 0.9. What pruning
 keeps is compared with the independent implementation in tiny.py, which masks deleted tokens in the unmodified model.
@@ -10,22 +10,32 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from multimodal import Recorded
+from multimodal import PARITY, Recorded
 from PIL import Image
 from tiny import DECODERS, dense_pruned, sharpen
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaTokenizer, LlavaNextConfig, LlavaNextForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+)
 
 import fitprune
 from fitprune.errors import FitPruneError
 from fitprune.families import FAMILIES, llava, llava_next
+from fitprune.families.convert import convert
+from fitprune.families.loading import family_in
 from fitprune.families.protocols import Family, OriginalFamily
 from fitprune.families.vlm import VLM
 
@@ -56,17 +66,17 @@ def vlm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def asked(vlm: VLM) -> list[tuple[str, list[Image.Image]]]:
-    """Three questions about three pictures of unlike shapes."""
+    """Three questions about three images of unlike shapes."""
     noise = np.random.default_rng(0)
-    pictures = [Image.fromarray(noise.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
-    return [(vlm.prompt(text), [picture]) for text, picture in zip(TEXTS, pictures, strict=True)]
+    images = [Image.fromarray(noise.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
+    return [(vlm.prompt(text), [image]) for text, image in zip(TEXTS, images, strict=True)]
 
 
 @pytest.fixture(scope="module")
 def recipes(vlm: VLM, asked: list[tuple[str, list[Image.Image]]]) -> dict[float, fitprune.Recipe]:
     stats = fitprune.observe(vlm.model, [vlm.encode(asked, "right")], progress=False)
     assert stats.samples == len(asked)
-    assert stats.visual_tokens.tolist() == [vlm.tokens_for(pictures[0]) for _, pictures in asked]
+    assert stats.visual_tokens.tolist() == [vlm.tokens_for(images[0]) for _, images in asked]
     return fitprune.fit_all(stats, None, RATIOS)
 
 
@@ -77,7 +87,7 @@ def last_logits(vlm: VLM, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def spans(vlm: VLM, ids: Tensor) -> list[tuple[int, int]]:
-    """The one picture of a row."""
+    """The one image of a row."""
     at = (ids == vlm.image_token).nonzero().flatten().tolist()
     return [(at[0], at[-1] + 1)]
 
@@ -106,7 +116,7 @@ def test_a_recipe_that_deletes_nothing_changes_nothing(vlm: VLM, asked: list[tup
     dense = last_logits(vlm, inputs)
     with fitprune.prune(vlm.model, fitprune.Recipe.none(vlm.cost.layers)) as trace:
         assert torch.equal(last_logits(vlm, inputs), dense)
-    assert trace.visual_tokens == [vlm.tokens_for(pictures[0]) for _, pictures in asked]
+    assert trace.visual_tokens == [vlm.tokens_for(images[0]) for _, images in asked]
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -144,37 +154,100 @@ def test_survivors_and_logits_are_those_of_a_masked_dense_model(
     torch.testing.assert_close(ours, expected.logits[-1], atol=1e-4, rtol=0)
 
 
-def test_several_pictures_in_one_prompt_have_a_budget_each(
+def test_several_images_in_one_prompt_have_a_budget_each(
     vlm: VLM, asked: list[tuple[str, list[Image.Image]]], recipes: dict[float, fitprune.Recipe]
 ) -> None:
-    pictures = [one for _, (one,) in asked]
+    images = [one for _, (one,) in asked]
     adjacent = vlm.prompt("Compare.").replace("<image>", "<image><image><image>")
     with fitprune.prune(vlm.model, recipes[0.6]) as trace:
-        last_logits(vlm, vlm.encode([(adjacent, pictures)]))
-    kept, ids = trace.alive[-1][0], vlm.encode([(adjacent, pictures)])["input_ids"][0]
+        last_logits(vlm, vlm.encode([(adjacent, images)]))
+    kept, ids = trace.alive[-1][0], vlm.encode([(adjacent, images)])["input_ids"][0]
     start = int((ids == vlm.image_token).nonzero()[0])
-    for picture in pictures:
-        tokens = vlm.tokens_for(picture)
+    for image in images:
+        tokens = vlm.tokens_for(image)
         alive = ((kept >= start) & (kept < start + tokens)).sum()
         assert alive == recipes[0.6].alive(tokens, vlm.cost.layers)[-1]
         start += tokens
 
 
-def test_a_new_family_is_one_module_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    newcomer = ModuleType("fitprune.families.newcomer")
-    vars(newcomer).update({name: value for name, value in vars(llava).items() if not name.startswith("__")})
-    newcomer.claims = lambda config: "newcomer" in config  # type: ignore[attr-defined]
-    newcomer.RULES = ((r"model\.new_projector\.", "model.multi_modal_projector.linear_"),)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, newcomer.__name__, newcomer)
-    path = tmp_path / "newcomer-7b"
-    shutil.copytree(Recorded("llava15").checkpoint, path)
-    config = json.loads((path / "config.json").read_text()) | {"newcomer": True, "image_aspect_ratio": "anyres"}
-    (path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(FitPruneError, match="mm_patch_merge_type"):  # taken for the nearest relative
-        fitprune.load(str(path), device="cpu")
-    monkeypatch.setattr("fitprune.families.FAMILIES", {"newcomer": "newcomer", **FAMILIES})
-    (path / "config.json").write_text(json.dumps(config | {"image_aspect_ratio": "pad"}))
-    Recorded("llava15").check_forward(fitprune.load(str(path), device="cpu"), "wide")
+# ---- which family a checkpoint is of --------------------------------------------------------------------------------
+
+
+def added(monkeypatch: pytest.MonkeyPatch, **names: object) -> None:
+    """A family "newcomer": one module with these names and one line in `FAMILIES`."""
+    module = ModuleType("fitprune.families.newcomer")
+    vars(module).update(names)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(FAMILIES, "newcomer", "newcomer")
+
+
+def changed(name: str, path: Path, **fields: object) -> str:
+    """A recorded checkpoint with other fields in its config.json."""
+    shutil.copytree(Recorded(name).checkpoint, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | fields))
+    return str(path)
+
+
+class NewcomerConfig(LlavaConfig):
+    model_type = "newcomer"
+
+
+class Newcomer(LlavaForConditionalGeneration):
+    config_class = NewcomerConfig
+
+
+def test_a_family_without_an_original_layout_is_one_module_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asking = {name: value for name, value in vars(llava).items() if name in names(Family)}
+    source, folder = fitprune.load(str(Recorded("llava15").checkpoint), device="cpu"), tmp_path / "newcomer-hf"
+    model = Newcomer(NewcomerConfig.from_dict(source.model.config.to_dict() | {"model_type": "newcomer"}))
+    model.load_state_dict(source.model.state_dict())
+    for part in (model, source.tokenizer, llava.image_processor(model.config, None)):
+        part.save_pretrained(folder)
+    with pytest.raises(FitPruneError, match="'newcomer' model, families known here: llava, llava_next, llava_hr"):
+        fitprune.load(str(folder), device="cpu")
+    added(monkeypatch, **asking | {"model_class": lambda: Newcomer})
+    vlm = fitprune.load(str(folder), device="cpu")
+    assert type(vlm.model) is Newcomer
+    Recorded("llava15").check_forward(vlm, "wide")
+    with fitprune.prune(vlm.model, fitprune.Recipe.from_deletions([4, 4, 0], visual_tokens=16)) as trace:
+        assert isinstance(vlm.ask("Why?", Image.new("RGB", (30, 20)), max_new_tokens=2), str)
+    assert len(trace.visual[-1][0]) == 8
+    Recorded("llava15").check_forward(fitprune.load(str(Recorded("llava15").checkpoint), device="cpu"), "wide")
+    with pytest.raises(FitPruneError, match=r"no family known here \(llava, llava_next, llava_hr\)"):  # it has nothing original
+        fitprune.load(changed("llava15", tmp_path / "strange", mm_patch_merge_type="strange"), device="cpu")
+
+
+def test_a_family_with_an_original_layout_is_one_module_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = changed("llava15", tmp_path / "newcomer-7b", mm_patch_merge_type="newcomer")
+    with pytest.raises(FitPruneError, match=r"no family known here \(llava, llava_next, llava_hr\): see docs/new_family\.md"):
+        fitprune.load(path, device="cpu")
+    added(
+        monkeypatch,
+        **{name: value for name, value in vars(llava).items() if name in names(OriginalFamily)}
+        | {
+            "claims": lambda config: config.get("mm_patch_merge_type") == "newcomer",
+            "RULES": ((r"model\.new_projector\.", "model.multi_modal_projector.linear_"),),
+        },
+    )
+    Recorded("llava15").check_forward(fitprune.load(path, device="cpu"), "wide")
+    tensors = {key.replace("mm_projector.0", "new_projector.1"): value for key, value in Recorded("llava15").tensors().items()}
+    renamed = Recorded("llava15").rewritten(tmp_path / "renamed", tensors, mm_patch_merge_type="newcomer")
+    Recorded("llava15").check_forward(fitprune.load(str(renamed), device="cpu"), "wide")
+
+
+@pytest.mark.parametrize("use", [lambda path, target: fitprune.load(path, device="cpu"), convert], ids=["load", "convert"])
+def test_a_config_that_two_families_claim_is_refused_with_both_names(tmp_path: Path, use: Callable[[str, Path], object]) -> None:
+    path = changed("llava_hr", tmp_path / "both", image_aspect_ratio="anyres")
+    with pytest.raises(FitPruneError, match="is claimed by llava_next and llava_hr, which no checkpoint is both of"):
+        use(path, tmp_path / "target")
+
+
+@pytest.mark.parametrize("file", sorted(PARITY.glob("*/checkpoint/config.json")), ids=lambda file: file.parts[-3])
+def test_one_family_claims_each_recorded_checkpoint(file: Path) -> None:
+    config = json.loads(file.read_text())
+    claiming = [name for name, module in FAMILIES.items() if family_in(module).claims(config)]
+    assert [RECORDED[name] for name in claiming] == [file.parts[-3]]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""LLaVA-HR's family: original configs told apart and read, names of weights, pictures."""
+"""LLaVA-HR's family: original configs told apart and read, names of weights, images."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_checkpoint_without_towers_is_refused() -> None:
 
 @pytest.mark.parametrize(("aspect", "squared"), [("pad", True), (None, False), ("square", False)])
 @pytest.mark.parametrize("size", [(150, 64), (40, 90), (70, 70), (700, 500)])
-def test_pictures_are_squared_as_configured(size: tuple[int, int], aspect: str | None, squared: bool) -> None:
+def test_images_are_squared_as_configured(size: tuple[int, int], aspect: str | None, squared: bool) -> None:
     """Against the steps one by one: square with the mean colour, then CLIP's own processor."""
     config = family.configure(original("large", input_image_size=384, image_aspect_ratio=aspect))
     images = family.images(config, family.image_processor(config, None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -29,9 +30,10 @@ from transformers import (
 )
 
 import fitprune
+from fitprune.checkpoints.original import Original
 from fitprune.errors import FitPruneError
 from fitprune.families import llava_next
-from fitprune.families.protocols import Original, Pictures
+from fitprune.families.protocols import Images
 from fitprune.images.anyres import AnyRes, read_pinpoints, turned
 
 FOLDER = Path(__file__).parents[1] / "parity" / "llava_next"
@@ -69,7 +71,7 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module")
-def pictures(model: Any) -> Pictures:
+def images(model: Any) -> Images:
     return llava_next.images(model.config, llava_next.image_processor(model.config, None))
 
 
@@ -82,14 +84,14 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("case", SINGLE, ids=lambda case: case["name"])
-def test_pixels_are_those_of_the_original(pictures: Pictures, case: dict) -> None:
+def test_pixels_are_those_of_the_original(images: Images, case: dict) -> None:
     expected = load_file(FOLDER / case["file"])["pixel_values"]
     with Image.open(FOLDER / case["images"][0]) as file:
         image = file.convert("RGB")
-    made = pictures.prepare(image)
+    made = images.prepare(image)
     views = made["pixel_values"][0]
     assert torch.equal(views[: len(expected)], expected)  # single_view has the first one only
-    assert len(views) == GRID.views(image.size) == (case["num_views"][0] if case["name"] != "single_view" else 5)
+    assert len(views) == 1 + math.prod(GRID.tiles(image.size)) == (case["num_views"][0] if case["name"] != "single_view" else 5)
     assert made["image_sizes"].tolist() == [[image.height, image.width]]
 
 
@@ -113,42 +115,42 @@ ODD = [(1, 1), (1, 500), (500, 1), (3, 7), (7, 3), (3, 3), (4, 1), (1, 4), (200,
 
 
 @pytest.mark.parametrize("size", ODD)
-def test_pixels_of_odd_sizes(pictures: Pictures, size: tuple[int, int]) -> None:
+def test_pixels_of_odd_sizes(images: Images, size: tuple[int, int]) -> None:
     """Slivers too, whose array could be taken for one with the colours first."""
     image = noise(*size)
-    views = pictures.prepare(image)["pixel_values"][0].double().numpy()
+    views = images.prepare(image)["pixel_values"][0].double().numpy()
     np.testing.assert_allclose(views, views_by_hand(image), atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
-def test_any_picture_becomes_rgb(pictures: Pictures, mode: str) -> None:
+def test_any_image_becomes_rgb(images: Images, mode: str) -> None:
     image = noise(40, 3).convert(mode)
-    assert torch.equal(pictures.prepare(image)["pixel_values"], pictures.prepare(image.convert("RGB"))["pixel_values"])
+    assert torch.equal(images.prepare(image)["pixel_values"], images.prepare(image.convert("RGB"))["pixel_values"])
 
 
 # ---- counts ---------------------------------------------------------------------------------------------------------
 
 
-def features(model: Any, pictures: Pictures, image: Image.Image) -> int:
+def features(model: Any, images: Images, image: Image.Image) -> int:
     with torch.no_grad():
-        made = model.get_image_features(**pictures.prepare(image))
+        made = model.get_image_features(**images.prepare(image))
     return len(getattr(made, "pooler_output", made)[0])
 
 
 @pytest.mark.parametrize("size", ODD)
-def test_as_many_tokens_as_the_model_makes(model: Any, pictures: Pictures, size: tuple[int, int]) -> None:
-    assert features(model, pictures, noise(*size)) == pictures.tokens_for(noise(*size)) == GRID.tokens(size)
+def test_as_many_tokens_as_the_model_makes(model: Any, images: Images, size: tuple[int, int]) -> None:
+    assert features(model, images, noise(*size)) == images.tokens_for(noise(*size)) == GRID.tokens(size)
 
 
 @given(st.tuples(st.integers(1, 300), st.integers(1, 300)))
-def test_as_many_tokens_as_the_model_makes_of_any_size(model: Any, pictures: Pictures, size: tuple[int, int]) -> None:
-    assert features(model, pictures, noise(*size)) == pictures.tokens_for(noise(*size)) == GRID.tokens(size)
+def test_as_many_tokens_as_the_model_makes_of_any_size(model: Any, images: Images, size: tuple[int, int]) -> None:
+    assert features(model, images, noise(*size)) == images.tokens_for(noise(*size)) == GRID.tokens(size)
 
 
-def test_a_tie_goes_to_the_originals_first_pinpoint(model: Any, pictures: Pictures) -> None:
-    """Without turning, transformers would lay this picture into another grid."""
+def test_a_tie_goes_to_the_originals_first_pinpoint(model: Any, images: Images) -> None:
+    """Without turning, transformers would lay this image into another grid."""
     assert AnyRes(tuple((h, w) for w, h in PINPOINTS), SIDE, PATCH).tokens((20, 12)) != GRID.tokens((20, 12)) == 26
-    assert features(model, pictures, noise(20, 12)) == 26
+    assert features(model, images, noise(20, 12)) == 26
 
 
 # ---- the order of the pinpoints -------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def test_the_towers_size_rules(tmp_path: Path) -> None:
     for source in (None, str(tmp_path)):
         processor = llava_next.image_processor(config, source)
         views = llava_next.images(config, processor).prepare(noise(30, 90))["pixel_values"]
-        assert views.shape == (1, GRID.views((30, 90)), 3, SIDE, SIDE)
+        assert views.shape == (1, 1 + math.prod(GRID.tiles((30, 90))), 3, SIDE, SIDE)
 
 
 def test_the_class_token_is_refused() -> None:
@@ -204,15 +206,15 @@ def test_the_processor_that_is_saved_counts_alike(tmp_path: Path) -> None:
     config = released()
     image_processor = llava_next.image_processor(config, None)
     llava_next.processor(config, image_processor, tokenizer).save_pretrained(tmp_path)
-    pictures = llava_next.images(config, image_processor)
+    images = llava_next.images(config, image_processor)
     processor = LlavaNextProcessor.from_pretrained(tmp_path, **({"backend": "pil"} if ENCODES_FIRST else {"use_fast": False}))  # fmt: skip
     token = tokenizer.convert_tokens_to_ids("<image>")
     for size in [(20, 12), (200, 60), (70, 190), (120, 120)]:  # thinner ones it may take for colours first
         image = noise(*size)
         made = processor(images=[image], text=["USER: <image>\nWhy?"], return_tensors="pt")
-        assert int((made["input_ids"] == token).sum()) == pictures.tokens_for(image)
+        assert int((made["input_ids"] == token).sum()) == images.tokens_for(image)
         assert made["image_sizes"].tolist() == [[image.height, image.width]]
-        assert torch.equal(made["pixel_values"], pictures.prepare(image)["pixel_values"])
+        assert torch.equal(made["pixel_values"], images.prepare(image)["pixel_values"])
 
 
 # ---- the original's config ------------------------------------------------------------------------------------------
@@ -233,9 +235,9 @@ def test_an_original_config_becomes_one_of_transformers(tmp_path: Path) -> None:
     assert config.vision_config.image_size == SIDE
     config.save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
-    pictures = llava_next.images(again, llava_next.image_processor(again, None))
+    images = llava_next.images(again, llava_next.image_processor(again, None))
     assert again.image_grid_pinpoints == config.image_grid_pinpoints  # not turned back
-    assert pictures.tokens_for(noise(20, 12)) == 26
+    assert images.tokens_for(noise(20, 12)) == 26
     assert llava_next.configure(original(image_grid_pinpoints=str(PINPOINTS))).to_dict() == config.to_dict()
     assert llava_next.configure(original(mm_vision_select_layer=-1)).vision_feature_layer == -1
     tied = Original(ORIGINAL, LlamaConfig(**{**SIZES, "tie_word_embeddings": True}), clip(), IMAGE_TOKEN, {})
@@ -276,7 +278,7 @@ def test_variants_are_refused_by_field(field: str, value: Any) -> None:
         ({"mm_patch_merge_type": "flat", "image_aspect_ratio": "pad"}, False),
         ({"mm_patch_merge_type": None, "image_aspect_ratio": None}, False),
         ({}, False),
-        ({"image_aspect_ratio": "anyres", "is_multipath_encoder": True}, False),
+        ({"image_aspect_ratio": "anyres", "is_multipath_encoder": True}, True),
         ({"image_aspect_ratio": "anyres", "is_multipath_encoder": False}, True),
     ],
 )
@@ -296,8 +298,8 @@ def test_the_newline_vector_keeps_its_name(model: Any) -> None:
 A, B, C = (70, 20), (20, 70), (120, 120)
 
 
-def row(pictures: Pictures, *parts: int | tuple[int, int], seed: int = 0) -> dict[str, Any]:
-    """Inputs of one row: numbers are that many text tokens, pairs a picture of that size."""
+def row(images: Images, *parts: int | tuple[int, int], seed: int = 0) -> dict[str, Any]:
+    """Inputs of one row: numbers are that many text tokens, pairs an image of that size."""
     generator = torch.Generator().manual_seed(seed)
     ids: list[int] = []
     made = []
@@ -305,9 +307,9 @@ def row(pictures: Pictures, *parts: int | tuple[int, int], seed: int = 0) -> dic
         if isinstance(part, int):
             ids += torch.randint(2, IMAGE_TOKEN, (part,), generator=generator).tolist()
         else:
-            made.append(pictures.prepare(noise(*part)))
-            ids += [IMAGE_TOKEN] * pictures.tokens_for(noise(*part))
-    return {"input_ids": torch.tensor([ids]), "pictures": made}
+            made.append(images.prepare(noise(*part)))
+            ids += [IMAGE_TOKEN] * images.tokens_for(noise(*part))
+    return {"input_ids": torch.tensor([ids]), "images": made}
 
 
 def inputs(*rows: dict[str, Any], side: str = "left") -> dict[str, torch.Tensor]:
@@ -317,14 +319,14 @@ def inputs(*rows: dict[str, Any], side: str = "left") -> dict[str, torch.Tensor]
     pads_lr = [(pad, 0) if side == "left" else (0, pad) for pad in pads]
     ids = [torch.nn.functional.pad(row["input_ids"], pad, value=PAD) for row, pad in zip(rows, pads_lr, strict=True)]
     mask = [torch.nn.functional.pad(torch.ones_like(row["input_ids"]), pad) for row, pad in zip(rows, pads_lr, strict=True)]  # fmt: skip
-    made = [picture for row in rows for picture in row["pictures"]]
-    most = max(picture["pixel_values"].shape[1] for picture in made)
+    made = [image for row in rows for image in row["images"]]
+    most = max(image["pixel_values"].shape[1] for image in made)
     views = [torch.nn.functional.pad(p["pixel_values"], (0, 0) * 3 + (0, most - p["pixel_values"].shape[1])) for p in made]  # fmt: skip
     return {
         "input_ids": torch.cat(ids),
         "attention_mask": torch.cat(mask),
         "pixel_values": torch.cat(views),
-        "image_sizes": torch.cat([picture["image_sizes"] for picture in made]),
+        "image_sizes": torch.cat([image["image_sizes"] for image in made]),
     }
 
 
@@ -335,9 +337,9 @@ def spans(*parts: int | tuple[int, int]) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("parts", [(3, A, 5), (3, A, B, 5), (2, B, A, 1, C, 4), (3, C, C, A, 2)])
-def test_each_image_is_pruned_for_itself(model: Any, pictures: Pictures, parts: tuple) -> None:
+def test_each_image_is_pruned_for_itself(model: Any, images: Images, parts: tuple) -> None:
     """Against the slow reference, which is told the images: adjacent ones have their own budgets and scores."""
-    one = inputs(row(pictures, *parts))
+    one = inputs(row(images, *parts))
     del one["attention_mask"]
     expected = dense_pruned(model, one, spans(*parts), RECIPE)
     with fitprune.prune(model, RECIPE) as trace, torch.no_grad():
@@ -349,9 +351,9 @@ def test_each_image_is_pruned_for_itself(model: Any, pictures: Pictures, parts: 
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_of_unlike_rows(model: Any, pictures: Pictures, side: str) -> None:
+def test_a_batch_of_unlike_rows(model: Any, images: Images, side: str) -> None:
     parts = [(3, A, B, 5), (6, C, 2), (4, B, 3)]
-    rows = [row(pictures, *each, seed=at) for at, each in enumerate(parts)]
+    rows = [row(images, *each, seed=at) for at, each in enumerate(parts)]
     with fitprune.prune(model, RECIPE) as trace, torch.no_grad():
         batch = inputs(*rows, side=side)
         model(**batch)
@@ -370,16 +372,16 @@ def answers(model: Any, batch: dict[str, torch.Tensor], beams: int) -> list[list
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_generation_with_one_image_a_row(model: Any, pictures: Pictures, beams: int) -> None:
-    rows = [row(pictures, 3, A, 5), row(pictures, 6, C, 2, seed=1), row(pictures, 4, B, 3, seed=2)]
+def test_generation_with_one_image_a_row(model: Any, images: Images, beams: int) -> None:
+    rows = [row(images, 3, A, 5), row(images, 6, C, 2, seed=1), row(images, 4, B, 3, seed=2)]
     with fitprune.prune(model, RECIPE):
         together = answers(model, inputs(*rows), beams)
         assert together == [answers(model, inputs(each), beams)[0] for each in rows]
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_generation_with_several_images_a_row(model: Any, pictures: Pictures, beams: int) -> None:
-    rows = [row(pictures, 3, A, B, 5), row(pictures, 6, C, 2, seed=1), row(pictures, 4, B, A, C, 3, seed=2)]
+def test_generation_with_several_images_a_row(model: Any, images: Images, beams: int) -> None:
+    rows = [row(images, 3, A, B, 5), row(images, 6, C, 2, seed=1), row(images, 4, B, A, C, 3, seed=2)]
     if beams > 1 and not ENCODES_FIRST:  # older transformers mix the images of a row up; pruning says so
         with fitprune.prune(model, RECIPE), pytest.raises(FitPruneError, match="num_beams=1"):
             answers(model, inputs(rows[0]), beams)
@@ -392,8 +394,8 @@ def test_generation_with_several_images_a_row(model: Any, pictures: Pictures, be
     assert trace.images == [spans(4, B, A, C, 3)] * beams
 
 
-def test_counts_that_do_not_fit_are_an_error_before_the_model_runs(model: Any, pictures: Pictures) -> None:
-    batch = inputs(row(pictures, 3, A, 2, B, 5))
+def test_counts_that_do_not_fit_are_an_error_before_the_model_runs(model: Any, images: Images) -> None:
+    batch = inputs(row(images, 3, A, 2, B, 5))
     batch["image_sizes"] = batch["image_sizes"].flip(0)
     with fitprune.prune(model, RECIPE), torch.no_grad(), pytest.raises(FitPruneError, match="by image_sizes"):
         model(**batch)

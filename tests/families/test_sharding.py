@@ -11,11 +11,12 @@ import pytest
 from processes import ZERO3, together
 
 import fitprune
+from fitprune.calibrate import observe_questions
 from fitprune.distributed.launch import joined
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
 from fitprune.evaluation.answer import answer
-from fitprune.questions import encode_questions, read_questions
+from fitprune.questions import Calibration, read_questions
 
 ORIGINAL = Path(__file__).parents[1] / "parity" / "llava15" / "checkpoint"
 QUESTIONS = read_questions(embedded().questions)[:5]
@@ -25,11 +26,8 @@ def ask(folder: Path, workers: Any) -> dict[str, Any]:
     """Statistics, then answers in the folder, dense and pruned."""
     llava = fitprune.load("embedded", device="cpu")
     found: dict[str, Any] = {"parameters": sum(weight.numel() for weight in llava.model.parameters())}
-    batches = [QUESTIONS[:2], QUESTIONS[2:4], QUESTIONS[4:]]
-    stats = fitprune.observe(
-        llava.model, batches, prepare=lambda batch: encode_questions(llava, batch, embedded().images, "right"),
-        progress=False, workers=workers,
-    )  # fmt: skip
+    calibration = Calibration(embedded().questions, embedded().images, batch_size=2, read=lambda path: QUESTIONS)
+    stats = observe_questions(llava, calibration, progress=False, workers=workers)
     found["recipe"] = recipe = fitprune.fit(stats, reduction_ratio=0.6)
     for name, used in (("dense", None), ("pruned", recipe)):
         run = answer(

@@ -1,4 +1,4 @@
-"""Loading checkpoints and reading pictures: what works, and what bad input says."""
+"""Loading checkpoints and reading images: what works, and what bad input says."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ def test_a_checkpoint_without_weights_is_one_line(tmp_path: Path) -> None:
         fitprune.load(str(tmp_path))
 
 
-def test_bad_pictures_are_named(tmp_path: Path) -> None:
+def test_bad_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(FitPruneError, match=r"no image .*gone\.png"):
         read_image(tmp_path / "gone.png")
-    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not an image")
     with pytest.raises(FitPruneError, match=r"cannot read image .*text\.png"):
         read_image(tmp_path / "text.png")
     Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
@@ -110,12 +110,12 @@ def test_bad_pictures_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
-def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode: str) -> None:
+def test_every_kind_of_image_becomes_rgb(tmp_path: Path, mode: str) -> None:
     file = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     Image.new(mode, (7, 5)).save(file)
     assert read_image(file).mode == "RGB"
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGBA", "I;16"])
-def test_pictures_of_every_kind_can_be_asked_about(small: VLM, mode: str) -> None:
+def test_images_of_every_kind_can_be_asked_about(small: VLM, mode: str) -> None:
     assert isinstance(small.ask("What number is written?", Image.new(mode, (20, 9)), max_new_tokens=1), str)

@@ -33,8 +33,8 @@ def test_ids_pixels_logits_and_greedy_tokens(llava: VLM, name: str) -> None:
     RECORDED.check_greedy(llava, name)
 
 
-def test_the_picture_matters(llava: VLM) -> None:
-    """Grey pictures move the last logits by 0.75 and more, as in the original."""
+def test_the_image_matters(llava: VLM) -> None:
+    """Grey images move the last logits by 0.75 and more, as in the original."""
     case, values = RECORDED.cases["wide"], RECORDED.values("wide")
     inputs = llava.encode([(case["prompt"], RECORDED.pictures("wide"))])
     with torch.no_grad():

@@ -109,7 +109,6 @@ def test_token_count_follows_from_the_vision_config_whatever_is_given() -> None:
 
 def test_registering_twice_does_not_fail() -> None:
     importlib.reload(fitprune.llava_hr)
-    fitprune.llava_hr.register()
     assert type(AutoConfig.for_model("llava_hr")) is LlavaHrConfig
 
 
@@ -137,12 +136,12 @@ def test_every_weight_of_the_tower_matters() -> None:
     assert {name for name in still if not name.endswith("k_proj.bias")} == set()
 
 
-def test_each_picture_is_encoded_on_its_own(model: Any) -> None:
+def test_each_image_is_encoded_on_its_own(model: Any) -> None:
     inputs = prompt(2, "image", 3, "image", 2)
     both = model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
     assert [tuple(features.shape) for features in both] == [(16, tiny.HIDDEN)] * 2
-    for picture, features in zip(inputs["pixel_values"], both, strict=True):
-        alone = model.get_image_features(pixel_values=picture[None]).pooler_output[0]
+    for image, features in zip(inputs["pixel_values"], both, strict=True):
+        alone = model.get_image_features(pixel_values=image[None]).pooler_output[0]
         torch.testing.assert_close(features, alone, atol=1e-5, rtol=1e-5)
     assert (both[0] - both[1]).abs().max() > 0.1
 
@@ -207,12 +206,12 @@ def processor(tokenizer: Any, pad: bool = True) -> LlavaHrProcessor:
     return LlavaHrProcessor(images, tokenizer, image_seq_length=16)
 
 
-def picture(width: int = 20, height: int = 50) -> Image.Image:
+def noise(width: int = 20, height: int = 50) -> Image.Image:
     return Image.effect_noise((width, height), 80).convert("RGB")
 
 
 def test_processor_expands_images_and_tokenises_in_pieces(tokenizer: Any) -> None:
-    inputs = processor(tokenizer)(picture(), "USER: <image>\nWhat?")
+    inputs = processor(tokenizer)(noise(), "USER: <image>\nWhat?")
     image = tokenizer.convert_tokens_to_ids("<image>")
     expected = [*tokenizer("USER: ").input_ids, *[image] * 16, *tokenizer("\nWhat?").input_ids[1:]]
     assert inputs["input_ids"] == [expected]
@@ -223,7 +222,7 @@ def test_processor_expands_images_and_tokenises_in_pieces(tokenizer: Any) -> Non
 def test_processor_pads_a_batch_on_the_tokenizers_side(tokenizer: Any) -> None:
     tokenizer.padding_side = "left"
     texts = ["<image>\nWhat?", "<image>\nand <image>\nWhat is shown?", "Hello"]
-    inputs = processor(tokenizer)([picture(), picture(9, 9), picture(30, 10)], texts, padding=True, return_tensors="pt")
+    inputs = processor(tokenizer)([noise(), noise(9, 9), noise(30, 10)], texts, padding=True, return_tensors="pt")
     assert inputs["pixel_values"].shape == (3, 3, SIDE, SIDE)
     longest = int(inputs["attention_mask"].sum(1).max())
     assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (3, longest)
@@ -233,7 +232,7 @@ def test_processor_pads_a_batch_on_the_tokenizers_side(tokenizer: Any) -> None:
 
 
 def test_processor_leaves_rows_unpadded_unless_told(tokenizer: Any) -> None:
-    rows = processor(tokenizer)(picture(), ["<image>\nWhat?", "Hello"])["input_ids"]
+    rows = processor(tokenizer)(noise(), ["<image>\nWhat?", "Hello"])["input_ids"]
     assert [len(row) for row in rows] == [len(tokenizer("\nWhat?").input_ids) + 16, len(tokenizer("Hello").input_ids)]
 
 
@@ -244,7 +243,7 @@ def test_processor_makes_the_round_trip(tokenizer: Any, tmp_path: Path) -> None:
     again = AutoProcessor.from_pretrained(tmp_path)
     assert type(again) is LlavaHrProcessor
     assert type(again.image_processor) is type(AutoImageProcessor.from_pretrained(tmp_path)) is LlavaHrImageProcessor
-    image, text = picture(), "<image>\nWhat?"
+    image, text = noise(), "<image>\nWhat?"
     one, two = (each(image, text, return_tensors="pt") for each in (first, again))
     assert one.keys() == two.keys() == {"input_ids", "attention_mask", "pixel_values"}
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -254,7 +253,7 @@ def test_processed_inputs_run_through_the_model(tokenizer: Any) -> None:
     sizes = {**tiny.SIZES, "vocab_size": len(tokenizer)}
     wide = LlavaHrConfig(config().vision_config, LlamaConfig(**sizes), image_token_index=tokenizer.convert_tokens_to_ids("<image>"))
     model = LlavaHrForConditionalGeneration(wide).eval()
-    inputs = processor(tokenizer)([picture(), picture()], "<image>\nor <image>\nWhat?", return_tensors="pt")
+    inputs = processor(tokenizer)([noise(), noise()], "<image>\nor <image>\nWhat?", return_tensors="pt")
     assert model(**inputs).logits.shape == (1, inputs["input_ids"].shape[1], len(tokenizer))
 
 
@@ -263,9 +262,9 @@ def test_what_cannot_be_processed_is_refused(tokenizer: Any) -> None:
     with pytest.raises(FitPruneError, match="nothing to process"):
         ready()
     with pytest.raises(FitPruneError, match=r"the texts have 2 <image> but there are 1 image"):
-        ready(picture(), ["<image>\na", "<image>\nb"])
+        ready(noise(), ["<image>\na", "<image>\nb"])
     with pytest.raises(FitPruneError, match=r"the texts have 1 <image> but there are 0 image"):
         ready(text="<image>\na")
     unaware = processor(LlamaTokenizer.from_pretrained(TOKENIZER))
     with pytest.raises(FitPruneError, match="does not know <image>"):
-        unaware(picture(), "<image>\na")
+        unaware(noise(), "<image>\na")

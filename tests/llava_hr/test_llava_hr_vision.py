@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parents[1] / "parity" / "llava_hr_vision"
 CASES = json.loads((FOLDER / "cases.json").read_text())
 MODULES = load_file(FOLDER / "modules.safetensors")
 TOLERANCE = 1e-4  # of the largest reference value
-RELEASED = {384: 576, 768: 576, 1024: 1024, 1536: 2304}  # picture's side → visual tokens, CLIP ViT-L/14-336
+RELEASED = {384: 576, 768: 576, 1024: 1024, 1536: 2304}  # image's side → visual tokens, CLIP ViT-L/14-336
 
 
 def rename(key: str, rules: Sequence[tuple[str, str]]) -> str:
@@ -61,8 +61,8 @@ def recorded(case: str) -> Any:
 
 
 def pixels(case: str) -> Tensor:
-    pictures = [np.asarray(Image.open(FOLDER / name).convert("RGB"), dtype=np.float32) for name in CASES[case]["images"]]
-    return (torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) - 128) / 64
+    images = [np.asarray(Image.open(FOLDER / name).convert("RGB"), dtype=np.float32) for name in CASES[case]["images"]]
+    return (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) - 128) / 64
 
 
 def check(found: Tensor, expected: Tensor, what: str = "") -> None:
@@ -184,13 +184,13 @@ def test_the_small_copy_is_made_in_float32() -> None:
     tower = LlavaHrVisionModel(tiny(image_size=384)).bfloat16().eval()
     seen: list[Tensor] = []
     tower.low_res.patch_embedding.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    picture = torch.randn(1, 3, 384, 384, generator=torch.Generator().manual_seed(0)).bfloat16()
+    image = torch.randn(1, 3, 384, 384, generator=torch.Generator().manual_seed(0)).bfloat16()
     threads = torch.get_num_threads()
     torch.set_num_threads(2)  # with one, torch interpolates bfloat16 in float32 by itself
     try:
         with torch.no_grad():
-            tower(picture)
-        exact = torch.nn.functional.interpolate(picture.float(), size=(336, 336), mode="bilinear", align_corners=True)
+            tower(image)
+        exact = torch.nn.functional.interpolate(image.float(), size=(336, 336), mode="bilinear", align_corners=True)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(seen[0], exact.bfloat16())  # rounded once
@@ -240,5 +240,5 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(FitPruneError, match="image_size 16 is too small"):
         LlavaHrVisionModel(tiny(image_size=16))
     tower = LlavaHrVisionModel(tiny(image_size=64))
-    with pytest.raises(FitPruneError, match=r"\(1, 3, 32, 32\), this model takes \[pictures, channels, 64, 64\]"):
+    with pytest.raises(FitPruneError, match=r"\(1, 3, 32, 32\), this model takes \[images, channels, 64, 64\]"):
         tower(torch.zeros(1, 3, 32, 32))

@@ -64,7 +64,7 @@ class Recorded:
         return path
 
     def check_ids(self, vlm: VLM, name: str) -> None:
-        """Token ids, with one image token per visual token where the original keeps one -200 per picture."""
+        """Token ids, with one image token per visual token where the original keeps one -200 per image."""
         case, expected, counts = self.cases[name], [], iter(self.cases[name]["num_visual_tokens"])
         for token in case["input_ids"]:
             expected += [vlm.image_token] * next(counts) if token == -200 else [token]
@@ -75,8 +75,8 @@ class Recorded:
 
     def check_pixels(self, vlm: VLM, name: str) -> None:
         values = self.values(name)
-        for number, picture in enumerate(self.pictures(name)):
-            pixels = vlm.prepare(picture)["pixel_values"][0]
+        for number, image in enumerate(self.pictures(name)):
+            pixels = vlm.prepare(image)["pixel_values"][0]
             if "pixel_values_every4" in values:
                 pixels, expected = pixels[..., ::4, ::4], values["pixel_values_every4"][number]
             else:

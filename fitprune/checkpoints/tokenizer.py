@@ -1,11 +1,10 @@
 """The tokenizer of an original checkpoint, with a token for `<image>` and one for padding.
 
-Traps that are kept out. AutoTokenizer takes an original folder's `model_type` for transformers' own LLaVA and builds a
-tokenizer without the dummy prefix, so the kind is chosen here by the files. transformers' Llama tokenizer leaves the
-prefix out where a text begins with a space and adds it where the sentencepiece model says that there is none; here texts
-are split as sentencepiece does. Text after a special token gets the prefix or not by `legacy`, whose default transformers
-changed, as it did BOS's: the file's value holds, else the one of the time. And `<image>` is not in the vocabulary: it is
-added behind it, as in the llava-hf conversions, and padding after that.
+Traps that are kept out. AutoTokenizer takes an original folder's `model_type` for transformers' own LLaVA and builds a tokenizer without
+the dummy prefix, so the kind is chosen here by the files. transformers' Llama tokenizer leaves the prefix out where a text begins with a
+space and adds it where the sentencepiece model says that there is none; here texts are split as sentencepiece does. Text after a special
+token gets the prefix or not by `legacy`, whose default transformers changed, as it did BOS's: the file's value holds, else the one of the
+time. And `<image>` is not in the vocabulary: it is added behind it, as in the llava-hf conversions, and padding after that.
 
 One case is left: with `legacy` false, a space right after a special token makes one token too many.
 
@@ -17,11 +16,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import FitPruneError, first_line
+from ..errors import FitPruneError, explained, first_line
 from .source import Source, read_json
+from .tokenize import IMAGE
 from .weights import check_pointer
 
-IMAGE, PADDING = "<image>", "<pad>"
+PADDING = "<pad>"
 SPACE = "▁"  # how sentencepiece writes it
 BEFORE = {"legacy": True, "add_bos_token": True, "add_eos_token": False}  # defaults of transformers 4
 ROWS = 64  # embeddings grow to a multiple of this, as in the llava-hf conversions
@@ -36,13 +36,11 @@ def original_tokenizer(source: Source) -> Any:
     import transformers
     from tokenizers import AddedToken
 
-    options: dict[str, Any] = {}
-    model = source.get("tokenizer.model")
-    if model is not None:
-        prefixed = _dummy_prefix(model)
+    options: dict[str, bool] = {}
+    if (model := source.get("tokenizer.model")) is not None:
         file = source.get("tokenizer_config.json")
         settings = read_json(file) if file else {}
-        kind = "LlamaTokenizer"
+        kind, prefixed = "LlamaTokenizer", _dummy_prefix(model)
         options = {name: value if settings.get(name) is None else bool(settings[name]) for name, value in BEFORE.items()}
     elif source.get("tokenizer.json") is not None:
         kind = "PreTrainedTokenizerFast"
@@ -50,10 +48,8 @@ def original_tokenizer(source: Source) -> Any:
         kind = "Qwen2Tokenizer"
     else:
         raise FitPruneError(f"{source} has no tokenizer (tokenizer.model, tokenizer.json or vocab.json): download it")
-    try:
+    with explained(f"cannot load the tokenizer of {source}"):
         tokenizer = getattr(transformers, kind).from_pretrained(source.place, **options)
-    except Exception as error:  # whatever its files make transformers stumble over
-        raise FitPruneError(f"cannot load the tokenizer of {source}: {first_line(error)}") from error
     if model is not None:
         tokenizer = _as_sentencepiece(tokenizer, prefixed, options["legacy"])
     tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
