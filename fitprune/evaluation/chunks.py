@@ -1,9 +1,9 @@
-"""One run by several processes: each answers a chunk of the questions into a file of its own, then they are joined in order.
+"""One run in chunks: each is answered into a file of its own, by a process started by hand, then they are joined in order.
 
 File k of n chunks is `n_k.jsonl`, the whole is `merge.jsonl` beside it, as the LLaVA family's scripts name them. A chunk
-that is answered again continues its file; joining asks for all of them, complete.
+that is answered again continues its file; joining asks for all of them, complete. Under torchrun no chunks are needed.
 
-    CHUNKS=2 bash LLaVA_1.5/scripts/v1_5/eval/textvqa.sh
+    fitprune eval --limit 4 --num-chunks 2 --chunk-idx 0
 """
 
 from __future__ import annotations
@@ -33,6 +33,19 @@ def slices(questions: Sequence[Question], num_chunks: int) -> list[list[Question
 def chunk_file(folder: Path, num_chunks: int, chunk_idx: int) -> Path:
     """Where a chunk's answers are."""
     return folder / f"{num_chunks}_{chunk_idx}.jsonl"
+
+
+def begun(folder: Path) -> int:
+    """Into how many chunks the run was cut whose files are there; 0 where there are none.
+
+    Raises:
+        FitPruneError: for files of several runs.
+    """
+    counts = {int(path.stem.split("_")[0]) for path in folder.glob("*_*.jsonl") if path.stem.replace("_", "").isdecimal()}
+    if len(counts) > 1:
+        said = " and ".join(map(str, sorted(counts)))
+        raise FitPruneError(f"{folder} holds answers in {said} chunks: remove all but one run's files, or give --overwrite")
+    return max(counts, default=0)
 
 
 def merge(folder: Path, questions: Sequence[Question], num_chunks: int) -> Path:

@@ -91,7 +91,7 @@ def test_each_runs_on_its_embedded_counterpart(
     name: str, vlm: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fitprune.cli.eval.load", lambda path, **options: vlm)
+    monkeypatch.setattr("fitprune.families.load", lambda path, **options: vlm)
     if name.startswith("mmbench"):
         pytest.importorskip("openpyxl")  # what its server takes
     assert main(["eval", "--benchmark", name, "--limit", str(LIMIT), "--samples", "2"]) == 0
