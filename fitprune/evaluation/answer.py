@@ -1,7 +1,7 @@
 """questions → answers file: ask a loaded checkpoint every question, in batches, pruned or not.
 
 Answers are written batch by batch in question order and a rerun continues where the file ends (answers.py). A damaged
-picture stops the run with its name; what was answered before stays. Per batch the surviving visual tokens of each
+image stops the run with its name; what was answered before stays. Per batch the surviving visual tokens of each
 layer are counted from the trace, so that what was really kept is reported, not what the recipe promised.
 
     python -m fitprune.evaluation.loader --help
@@ -78,7 +78,7 @@ def answer(
 
     Args:
         recipe: What to prune with; None runs the model as it is.
-        ranks: The processes that share the batches; the first one alone needs the file, all get the figures.
+        workers: The processes that share the batches; the first one alone needs the file, all get the figures.
         generation: `max_new_tokens`, `temperature`, `top_p`, `num_beams` as `VLM.generate`.
     Raises:
         FitPruneError: unreadable image, answers file of another run, recipe for another model.

@@ -158,7 +158,7 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
     (asked,) = read(table(tmp_path / "t.tsv", {"index": "5", "image": PICTURE[:40]}))
     with pytest.raises(FitPruneError, match=r"cannot read image .*t\.tsv index 5"):
         open_image(asked, "")
-    with pytest.raises(FitPruneError, match=r"t\.tsv index 5: the picture is not base64"):
+    with pytest.raises(FitPruneError, match=r"t\.tsv index 5: the image is not base64"):
         read(table(tmp_path / "t.tsv", {"index": "5", "image": "abcde"}))
 
 

@@ -172,11 +172,11 @@ def test_pairs_are_by_order(folder):
     said = ["Yes", "No", "Yes", "No", "No", "Yes"]
     in_order = score(folder, *said)
     assert (in_order.details["color acc"], in_order.details["color acc+"]) == (50, 50)
-    assert "two pictures" not in in_order.report
+    assert "two images" not in in_order.report
     at = [0, 4, 2, 3, 1, 5]  # the same answers to the same questions, their lines in another order
     mixed = score(folder, *[said[i] for i in at], asked=[ASKED[i] for i in at])
     assert (mixed.details["color acc"], mixed.details["color acc+"]) == (50, 0)
-    assert "color: 2 pairs of lines are about two pictures" in mixed.report
+    assert "color: 2 pairs of lines are about two images" in mixed.report
     assert mixed.per_answer == [1, 0, 1, 1, 1, 0]
 
 
@@ -220,7 +220,7 @@ def test_scores_are_those_of_their_definitions(tmp_path_factory, outcomes, rando
     ("change", "says"),
     [
         (lambda d: (d / "answers/run.jsonl").unlink(), "does not exist"),
-        (lambda d: write(d, "yes", "no", "yes"), "has 1 lines, two of them for each picture"),
+        (lambda d: write(d, "yes", "no", "yes"), "has 1 lines, two of them for each image"),
         (lambda d: write(d, "yes", asked=[("color/c.png", "Is it red?")]), "about color/c.png, which"),
         (lambda d: write(d, "yes", asked=[("count/a.png", "Is it red?")]), "which .* does not ask"),
         (lambda d: write(d, "yes", asked=[(5, "Is it red?")]), "which .* does not ask"),

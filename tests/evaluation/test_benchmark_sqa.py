@@ -218,8 +218,10 @@ def test_bad_input_is_one_line(base: Path, capsys: pytest.CaptureFixture[str], f
 
 @pytest.mark.parametrize("flags", [[], ["--base-dir", "x"], ["--result-file", "x"]])
 def test_what_to_score_has_to_be_said(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
-    assert main(flags) == 2
-    assert "nothing to score: give --" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as done:
+        main(flags)
+    assert done.value.code == 2
+    assert "required: --" in capsys.readouterr().err
 
 
 def test_an_answer_line_without_text_is_refused(base: Path) -> None:
