@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,8 @@ class AnswerRun:
 
 
 def warm_up(vlm: VLM, questions: Sequence[Question], image_folder: str | Path, workers: WorkerGroup = SINGLE) -> None:
-    """One token for a batch of questions: the first forward of a process pays for what no other does.
-
-    Raises:
-        FitPruneError: unreadable image.
-    """
-    inputs = workers.ready(lambda batch: encode_questions(vlm, batch, image_folder), questions)
+    """One token for a batch of questions: the first forward of a process pays for what no other does; errors as `answer`."""
+    inputs = workers.ready(partial(encode_questions, vlm, image_folder=image_folder), questions)
     with detect_lost_peer():
         vlm.generate(inputs, max_new_tokens=1)
 
@@ -91,9 +88,6 @@ def answer(
     run = AnswerRun(Path(path))
     sums: list[float] = []
 
-    def prepare(batch: Sequence[Question]) -> dict[str, Tensor]:
-        return encode_questions(vlm, batch, image_folder)
-
     with ExitStack() as stack:
         trace = stack.enter_context(prune(vlm.model, recipe, score=score)) if recipe else None
         files: list[AnswersFile] = []  # of the first process
@@ -123,7 +117,7 @@ def answer(
                 disable=not (progress and workers.leads),
             )
         )  # fmt: skip
-        for found in workers.in_order(batches, prepare, ask):
+        for found in workers.in_order(batches, partial(encode_questions, vlm, image_folder=image_folder), ask):
             for file in files:
                 file.write(found["texts"])
             if kept := found["kept"]:

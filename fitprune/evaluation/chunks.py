@@ -19,11 +19,7 @@ MERGED = "merge.jsonl"
 
 
 def slices(questions: Sequence[Question], num_chunks: int) -> list[list[Question]]:
-    """Every chunk in order; fewer than `num_chunks` where rounding up leaves nothing for the last ones.
-
-    Raises:
-        FitPruneError: as `chunk`.
-    """
+    """Every chunk in order; fewer than `num_chunks` where rounding up leaves nothing for the last ones; errors as `chunk`."""
     parts = [chunk(questions, num_chunks, 0)]
     while (done := sum(map(len, parts))) < len(questions):
         parts.append(chunk(questions, num_chunks, done // len(parts[0])))
@@ -36,11 +32,7 @@ def chunk_file(folder: Path, num_chunks: int, chunk_idx: int) -> Path:
 
 
 def begun(folder: Path) -> int:
-    """Into how many chunks the run was cut whose files are there; 0 where there are none.
-
-    Raises:
-        FitPruneError: for files of several runs.
-    """
+    """Into how many chunks the run was cut whose files are there, 0 where there are none; files of several runs are refused."""
     counts = {int(path.stem.split("_")[0]) for path in folder.glob("*_*.jsonl") if path.stem.replace("_", "").isdecimal()}
     if len(counts) > 1:
         said = " and ".join(map(str, sorted(counts)))
@@ -49,10 +41,8 @@ def begun(folder: Path) -> int:
 
 
 def merge(folder: Path, questions: Sequence[Question], num_chunks: int) -> Path:
-    """Joins the chunks of a run.
+    """Joins the chunks of a run; returns the joined file.
 
-    Returns:
-        The joined file.
     Raises:
         FitPruneError: for a chunk that is missing or not answered to its end.
     """

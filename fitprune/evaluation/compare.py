@@ -99,7 +99,11 @@ def plan(
         raise FitPruneError(f"--output {output} is a file: name a folder")
     if not any(question.image for question in questions):
         ratios, recipe_file = [], None  # text has nothing to prune
-    found: list[tuple[str, Recipe | None, str]] = [("dense", None, "fitprune")] if dense else []
+
+    def named(name: str, recipe: Recipe | None = None, score: str = "fitprune") -> Plan:
+        return Plan(name, f"{file_name(vlm.name)}-{name.replace(' ', '-').replace('%', '')}{suffix}", recipe, score)
+
+    plans = [named("dense")] if dense else []
     choices = resolve(
         vlm, ratios, calibration, recipe_file=recipe_file, refit=refit, workers=workers,
         keep_at=lambda ratio: output / f"{file_name(vlm.name, ratio)}.recipe.json",
@@ -109,11 +113,10 @@ def plan(
             continue
         print(choice.source, choice.recipe, sep="\n", end="\n\n")
         for score in dict.fromkeys(scores):
-            found.append((choice.name if score == "fitprune" else f"{choice.name} {score}", choice.recipe, score))
-    if not found:
+            plans.append(named(choice.name if score == "fitprune" else f"{choice.name} {score}", choice.recipe, score))
+    if not plans:
         raise FitPruneError("nothing to run: give a reduction ratio above 0, or leave the dense run in")
-    stems = [f"{file_name(vlm.name)}-{name.replace(' ', '-').replace('%', '')}{suffix}" for name, _, _ in found]
-    return [Plan(name, stem, recipe, score) for stem, (name, recipe, score) in zip(stems, found, strict=True)]
+    return plans
 
 
 def answer_chunk(
@@ -129,11 +132,7 @@ def answer_chunk(
     overwrite: bool = False,
     **generation: Any,
 ) -> None:
-    """Answers one chunk of every plan, each into its folder; only the first chunk shows its progress.
-
-    Raises:
-        FitPruneError: as `answer`; for a chunk outside `num_chunks`.
-    """
+    """Answers one chunk of every plan, each into its folder; only the first chunk shows its progress; errors as `answer`."""
     if not 0 <= chunk_idx < num_chunks:
         raise FitPruneError(f"--chunk-idx {chunk_idx} is out of range: with --num-chunks {num_chunks} it goes from 0 to {num_chunks - 1}")
     parts = slices(questions, num_chunks)
@@ -166,8 +165,7 @@ def compare(
 
     Args:
         output: Folder for answers and `results.json`; files for servers go to `upload` beside the answers.
-        benchmark: What scores the answers; None leaves them unscored.
-        data: The benchmark's folder.
+        benchmark: What scores the answers, with the files in its folder, `data`; None leaves them unscored.
         num_chunks: Above 1, nothing is answered here: that many processes have (`answer_chunk`), and their files are joined.
         workers: The processes that answer together; the first one scores and writes, all get the rows.
         generation: As `VLM.generate`.

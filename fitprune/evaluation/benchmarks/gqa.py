@@ -32,8 +32,6 @@ TRUTH = "data/testdev_balanced_questions.json"
 TABLES = ("structural type", "semantic type", "steps number", "words number")
 NO_STEPS = ("exist", "query: name", "choose name")  # operations that only ask for what was found
 
-Predictions = Mapping[int | str, str]
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -60,10 +58,8 @@ class Scores:
     @property
     def report(self) -> str:
         """The lines of the official tool."""
-        lines = [
-            f"{name}: {value:.2f} (lower is better)" if name == "Distribution" else f"{name}: {value:.2f}%"
-            for name, value in self.metrics.items()
-        ]
+        units = {"Distribution": " (lower is better)"}
+        lines = [f"{name}: {value:.2f}{units.get(name, '%')}" for name, value in self.metrics.items()]
         for title, rows in self.tables.items():
             lines += ["", f"Accuracy / {title}:"]
             lines += [f"  {name}: {value:.2f}% ({count} questions)" for name, (value, count) in rows.items()]
@@ -93,18 +89,13 @@ def read_questions(path: Path) -> dict[str, Asked]:
 def _asked(question_id: str, item: Any) -> Asked:
     steps = (f"{step['operation']}: {step['argument']}" for step in item["semantic"])
     effective = sum(not any(name in step for name in NO_STEPS) for step in steps)
-    types = item["types"]
-    kinds = (str(types["structural"]), str(types["semantic"]), effective, len(item["question"].split()))
-    return Asked(
-        answer=item["answer"],
-        balanced=bool(item["isBalanced"]),
-        group=item["groups"]["global"],
-        kinds=kinds,
-        entailed=tuple(other for other in item.get("entailed") or () if other != question_id),
-    )
+    types, words = item["types"], item["question"].split()
+    kinds = (str(types["structural"]), str(types["semantic"]), effective, len(words))
+    entailed = tuple(other for other in item.get("entailed") or () if other != question_id)
+    return Asked(item["answer"], bool(item["isBalanced"]), item["groups"]["global"], kinds, entailed)
 
 
-def evaluate(asked: Mapping[str, Asked], said: Predictions, consistency: bool = False) -> Scores:
+def evaluate(asked: Mapping[str, Asked], said: Mapping[int | str, str], consistency: bool = False) -> Scores:
     """The official figures, over the balanced questions.
 
     Args:
@@ -147,26 +138,23 @@ def distribution(answers: Iterable[tuple[str | None, str, str]]) -> float:
     Args:
         answers: (group, right answer, predicted answer) of every question; group None is in no group.
     """
-    gold: dict[str, Counter[str]] = defaultdict(Counter)
-    given: dict[str, Counter[str]] = defaultdict(Counter)
+    sizes: Counter[str] = Counter()
+    gold: Counter[tuple[str, str]] = Counter()
+    given: Counter[tuple[str, str]] = Counter()
     for group, answer, predicted in answers:
         if group is not None:
-            gold[group][answer] += 1
-            given[group][predicted] += 1
-    distance, questions = 0.0, 0
-    for group, expected in gold.items():
-        size = sum(expected.values())
-        distance += size * sum((given[group][answer] - count) ** 2 / count for answer, count in expected.items())
-        questions += size
-    return share(distance, questions) / 100
+            sizes[group] += 1
+            gold[group, answer] += 1
+            given[group, predicted] += 1
+    distance = sum(sizes[one[0]] * (given[one] - count) ** 2 / count for one, count in gold.items())
+    return share(distance, sizes.total()) / 100
 
 
 def _consistency(balanced: Mapping[str, Asked], right: Mapping[str, float]) -> float:
     scores = []
     for key, one in balanced.items():
         if right[key] and one.entailed:
-            unknown = [other for other in one.entailed if other not in right]
-            if unknown:
+            if unknown := [other for other in one.entailed if other not in right]:
                 raise FitPruneError(f"consistency needs question {unknown[0]}, which follows from {key}: give a questions file that has it")
             scores.append(share(sum(right[other] for other in one.entailed), len(one.entailed)))
     return _percent(scores)
@@ -177,11 +165,7 @@ def _percent(values: Sequence[float]) -> float:
 
 
 def convert(answers: Path) -> list[dict[str, Any]]:
-    """Predictions in the form of GQA's tool: the answer without final periods, in lower case.
-
-    Raises:
-        FitPruneError: for a file that is missing, torn or empty, and a line that is no answer.
-    """
+    """Predictions in the form of GQA's tool: the answer without final periods, in lower case; errors as `read_answers`."""
     return [{"questionId": answer.question_id, "prediction": answer.text.rstrip(".").lower()} for answer in read_answers(answers)]
 
 

@@ -14,6 +14,7 @@ Left out: a score. A server compares free answers with the choices by another la
 
 from __future__ import annotations
 
+import argparse
 import base64
 import binascii
 import csv
@@ -164,14 +165,9 @@ def submission(table: Path, answers: Path, path: Path) -> Result:
     return Result(None, {"questions": count, "answered": answered}, report, written=(path,))
 
 
-def score(data: Path, answers: Path, out: Path) -> Result:
+def score(data: Path, answers: Path, out: Path, questions: str = QUESTIONS) -> Result:
     """Writes the xlsx file for the server to `out`."""
-    return submission(data / QUESTIONS, answers, out / f"{answers.stem}.xlsx")
-
-
-def of_experiment(table: Path, answers: Path, upload: Path, experiment: str) -> Result:
-    """Converts one experiment, where LLaVA's scripts put it."""
-    return submission(table, answers / f"{experiment}.jsonl", upload / f"{experiment}.xlsx")
+    return submission(data / questions, answers, out / f"{answers.stem}.xlsx")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,9 +178,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         upload_dir="folder that gets EXPERIMENT.xlsx",
     )  # fmt: skip
     parser.add_argument("--experiment", required=True, help="name of both files, without their endings")
-    return printed(
-        lambda args: [of_experiment(args.annotation_file, args.result_dir, args.upload_dir, args.experiment).report], parser, argv
-    )
+
+    def work(args: argparse.Namespace) -> list[str]:
+        answers, upload = args.result_dir / f"{args.experiment}.jsonl", args.upload_dir / f"{args.experiment}.xlsx"
+        return [submission(args.annotation_file, answers, upload).report]
+
+    return printed(work, parser, argv)
 
 
 BENCHMARK = Benchmark(

@@ -59,21 +59,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Category:
-    """What the answers of a category came to.
+    """What the answers of a category came to."""
 
-    Attributes:
-        outcomes: (right answer, answer as read) of every question, in order.
-        images: Pairs of lines.
-        both_right: Pairs with both answers right.
-        mixed: Pairs that are about two images: the order of the lines is not that of the questions.
-        skipped: Lines without four fields, which count for nothing but their image.
-    """
-
-    outcomes: tuple[tuple[str, str], ...]
-    images: int
-    both_right: int
-    mixed: int
-    skipped: tuple[str, ...]
+    outcomes: tuple[tuple[str, str], ...]  # (right answer, answer as read) of every question, in order
+    images: int  # pairs of lines
+    both_right: int  # pairs with both answers right
+    mixed: int  # pairs about two images: the order of the lines is not that of the questions
+    skipped: tuple[str, ...]  # lines without four fields, which count for nothing but their image
 
     @property
     def acc(self) -> float:
@@ -122,7 +114,6 @@ def convert_answer_to_mme(release: Path, answers: Path) -> list[tuple[str, Line]
     """The category of each answer and its line in that category's file, in the order of the answers.
 
     Args:
-        release: `MME_Benchmark_release_version`.
         answers: Answers file; `question_id` is the image, `prompt` the question with or without an instruction line.
     Raises:
         FitPruneError: for files that are missing, torn or of another kind, and a question that the release does not have.
@@ -193,8 +184,8 @@ def _category(path: Path) -> Category:
 
 def totals(scored: Mapping[str, Category]) -> dict[str, float]:
     """Perception and cognition: the sums of their categories' scores; a section without any is left out."""
-    found = {section: [name for name in names if name in scored] for section, names in SECTIONS.items()}
-    return {section: sum(scored[name].score for name in names) for section, names in found.items() if names}
+    found = {section: [scored[name].score for name in names if name in scored] for section, names in SECTIONS.items()}
+    return {section: sum(scores) for section, scores in found.items() if scores}
 
 
 def report(scored: Mapping[str, Category]) -> str:

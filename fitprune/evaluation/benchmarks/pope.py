@@ -72,13 +72,12 @@ class Split:
     @property
     def report(self) -> str:
         """The lines of the original."""
-        f1, *others = self.figures.values()
-        named = zip(("Accuracy", "Precision", "Recall", "F1 score", "Yes ratio"), [*others[:3], f1, others[3]], strict=True)
         lines = [
             f"Category: {self.category}, # samples: {self.samples}",
             "TP\tFP\tTN\tFN\t",
             f"{self.true_yes}\t{self.false_yes}\t{self.true_no}\t{self.false_no}",
-            *(f"{name}: {value}" for name, value in named),
+            f"Accuracy: {self.accuracy}\nPrecision: {self.precision}\nRecall: {self.recall}",
+            f"F1 score: {self.f1}\nYes ratio: {self.yes_ratio}",
             ", ".join(f"{value:.3f}" for value in self.figures.values()),
             "=" * 36,
         ]

@@ -43,22 +43,14 @@ def read_annotations(path: Path) -> tuple[dict[int, str], list[Asked]]:
     Raises:
         FitPruneError: for a file that is missing, torn or another's.
     """
-    content = read_json(path, "annotation file")
+    content, asked = read_json(path, "annotation file"), []
     try:
         names = {number: name for name, number in content["question_type"].items()}
-        asked = [
-            Asked(
-                one["question_id"],
-                as_number(one["question_id"]),
-                one["question_type_id"],
-                one["data_type"],
-                one["answer"],
-                str(one.get(f"choice_{str(one['answer']).lower()}", "")),
-            )
-            for one in content["questions"]
-        ]
+        for one in content["questions"]:
+            written, answer, choice = one["question_id"], one["answer"], one.get(f"choice_{str(one['answer']).lower()}", "")
+            asked.append(Asked(written, as_number(written), one["question_type_id"], one["data_type"], answer, str(choice)))
     except (TypeError, KeyError, AttributeError):
-        asked = []
+        asked = []  # of another kind of file
     if not asked:
         raise FitPruneError(f"annotation file {path} has no questions with their types and answers: give {ANNOTATIONS}")
     if unknown := next((one for one in asked if one.kind not in names), None):
@@ -67,11 +59,7 @@ def read_annotations(path: Path) -> tuple[dict[int, str], list[Asked]]:
 
 
 def evaluate(annotations: Path, answers: Path) -> Result:
-    """Accuracy by kind, by data type and in total.
-
-    Raises:
-        FitPruneError: as `read_annotations` and `read_answers`.
-    """
+    """Accuracy by kind, by data type and in total; errors as `read_annotations` and `read_answers`."""
     names, asked = read_annotations(annotations)
     lines = read_answers(answers)
     given = said(lines)

@@ -147,9 +147,7 @@ def score(data: Path, answers: Path, out: Path) -> Result:
 
 def reports(args: argparse.Namespace) -> Iterator[str]:
     """The original's line, before the files that were asked for are written."""
-    result, sides, summary = analyse(
-        args.base_dir, args.result_file, split=args.split, letters=args.options, any_start=args.any_start
-    )  # fmt: skip
+    result, sides, summary = analyse(args.base_dir, args.result_file, split=args.split, letters=args.options, any_start=args.any_start)
     yield result.report
     for path, content in ((args.output_file, sides), (args.output_result, summary)):
         if path is not None:

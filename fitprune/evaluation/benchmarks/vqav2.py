@@ -12,6 +12,7 @@ Left out: a score (answers of the test split are not public), and the validation
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,11 +50,7 @@ def read_whole_lines(path: Path) -> tuple[dict[int | str, str], int]:
 
 
 def submission(listed: Path, answers: Path, path: Path) -> Result:
-    """Writes what is handed in.
-
-    Raises:
-        FitPruneError: as `read_whole_lines`; for a list of questions that is missing or torn, or that has none of those answered.
-    """
+    """Writes what is handed in; errors as `read_whole_lines` and `read_questions`, and where no question of the list is answered."""
     questions = read_questions(listed)
     said, malformed = read_whole_lines(answers)
     answered = sum(one.question_id in said for one in questions)
@@ -71,19 +68,18 @@ def score(data: Path, answers: Path, out: Path) -> Result:
     return submission(data / LISTED, answers, out / f"{answers.stem}.json")
 
 
-def of_checkpoint(folder: Path, split: str, checkpoint: str) -> Result:
-    """Converts the joined answers of one checkpoint, where LLaVA's scripts put them."""
-    answers = folder / "answers" / split / checkpoint / "merge.jsonl"
-    return submission(folder / LISTED, answers, folder / "answers_upload" / split / f"{checkpoint}.json")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """LLaVA's `convert_vqav2_for_submission`."""
     parser = tool("convert_vqav2_for_submission", "VQAv2's answers as the JSON file that its server takes.")
     parser.add_argument("--dir", type=Path, default="./playground/data/eval/vqav2", help="VQAv2's folder (default: %(default)s)")
     parser.add_argument("--ckpt", required=True, help="reads answers/SPLIT/CKPT/merge.jsonl in there")
     parser.add_argument("--split", required=True, help="writes answers_upload/SPLIT/CKPT.json in there")
-    return printed(lambda args: [of_checkpoint(args.dir, args.split, args.ckpt).report], parser, argv)
+
+    def work(args: argparse.Namespace) -> list[str]:
+        answers, upload = args.dir / "answers" / args.split / args.ckpt / "merge.jsonl", args.dir / "answers_upload" / args.split
+        return [submission(args.dir / LISTED, answers, upload / f"{args.ckpt}.json").report]
+
+    return printed(work, parser, argv)
 
 
 BENCHMARK = Benchmark(
