@@ -72,5 +72,5 @@ def test_what_was_begun_is_known_by_its_files(tmp_path: Path) -> None:
     chunk_file(tmp_path, 4, 3).write_text("")
     assert begun(tmp_path) == 4
     chunk_file(tmp_path, 2, 0).write_text("")
-    with pytest.raises(FitPruneError, match="in 2 and 4 chunks.*--overwrite"):
+    with pytest.raises(FitPruneError, match=r"in 2 and 4 chunks.*--overwrite"):
         begun(tmp_path)
