@@ -10,14 +10,13 @@ from collections.abc import Sequence
 BAR = 40  # characters of a full bar
 
 
-def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines: the first column to the left, all others to the right, a rule below the first row; empty columns go."""
+def aligned(cells: Sequence[Sequence[str]], figures_right: bool = True) -> list[str]:
+    """Rows as lines, a rule below the first; empty columns go. All but the first column stand to the right, unless said otherwise."""
     columns = [column for column in zip(*cells, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
-    lines = []
-    for row in zip(*columns, strict=True):
-        first, *others = (cell.rjust(width) if at else cell.ljust(width) for at, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        lines.append("  ".join([first, *others]).rstrip())
+    pads = [str.rjust if at and figures_right else str.ljust for at in range(len(columns))]
+    rows = [[pad(cell, width) for cell, pad, width in zip(row, pads, widths, strict=True)] for row in zip(*columns, strict=True)]
+    lines = ["  ".join(row).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return lines
 

@@ -123,7 +123,7 @@ def test_no_module_reaches_itself() -> None:
     [
         ("cost.py", "from .recipe import Recipe", ("fitprune.cost", "fitprune.recipe")),
         ("decoder/state.py", "def f():\n    from ..families import load", ("fitprune.decoder.state", "fitprune.families")),
-        ("evaluation/textvqa.py", "from fitprune.cli.eval import run", ("fitprune.evaluation.textvqa", "fitprune.cli.eval")),
+        ("evaluation/scoring.py", "from fitprune.cli.eval import run", ("fitprune.evaluation.scoring", "fitprune.cli.eval")),
     ],
 )
 def test_an_upward_import_is_told_by_both_names(tmp_path: Path, at: str, line: str, names: tuple[str, str]) -> None:

@@ -3,9 +3,8 @@
 A benchmark is named; where its files are follows from the model (embedded models have embedded counterparts, others
 `playground/data/eval`), or is said. Everything that a run needs is looked for before the model is loaded.
 
-Several processes share a run under torchrun or `accelerate launch` (ranks.py); or through three calls, which
-scripts/eval/benchmark.sh makes: `--fit-only` once, `--num-chunks N --chunk-idx K` in each process, and `--num-chunks N` to join,
-score and compare.
+Several processes share a run under torchrun (which scripts/eval/benchmark.sh starts) or `accelerate launch`; or, started one by
+one, in chunks: `--fit-only` once, `--num-chunks N --chunk-idx K` in each, and `--num-chunks N` to join, score and compare.
 
     fitprune eval --benchmark gqa --reduction-ratio 60
     torchrun --nproc-per-node 4 -m fitprune eval --benchmark gqa

@@ -1,7 +1,7 @@
 """questions → answers file: ask a loaded checkpoint every question, in batches, pruned or not.
 
 Answers are written batch by batch in question order and a rerun continues where the file ends (answers.py). A damaged
-picture stops the run with its name; what was answered before stays. Per batch the surviving visual tokens of each
+image stops the run with its name; what was answered before stays. Per batch the surviving visual tokens of each
 layer are counted from the trace, so that what was really kept is reported, not what the recipe promised.
 
     python -m fitprune.evaluation.loader --help
@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,8 @@ class AnswerRun:
 
 
 def warm_up(vlm: VLM, questions: Sequence[Question], image_folder: str | Path, workers: WorkerGroup = SINGLE) -> None:
-    """One token for a batch of questions: the first forward of a process pays for what no other does.
-
-    Raises:
-        FitPruneError: unreadable image.
-    """
-    inputs = workers.ready(lambda batch: encode_questions(vlm, batch, image_folder), questions)
+    """One token for a batch of questions: the first forward of a process pays for what no other does; errors as `answer`."""
+    inputs = workers.ready(partial(encode_questions, vlm, image_folder=image_folder), questions)
     with detect_lost_peer():
         vlm.generate(inputs, max_new_tokens=1)
 
@@ -78,7 +75,7 @@ def answer(
 
     Args:
         recipe: What to prune with; None runs the model as it is.
-        ranks: The processes that share the batches; the first one alone needs the file, all get the figures.
+        workers: The processes that share the batches; the first one alone needs the file, all get the figures.
         generation: `max_new_tokens`, `temperature`, `top_p`, `num_beams` as `VLM.generate`.
     Raises:
         FitPruneError: unreadable image, answers file of another run, recipe for another model.
@@ -90,9 +87,6 @@ def answer(
         settings |= {"reduction_ratio": recipe.reduction_ratio, "score": score, "recipe": _digest(recipe)}
     run = AnswerRun(Path(path))
     sums: list[float] = []
-
-    def prepare(batch: Sequence[Question]) -> dict[str, Tensor]:
-        return encode_questions(vlm, batch, image_folder)
 
     with ExitStack() as stack:
         trace = stack.enter_context(prune(vlm.model, recipe, score=score)) if recipe else None
@@ -123,7 +117,7 @@ def answer(
                 disable=not (progress and workers.leads),
             )
         )  # fmt: skip
-        for found in workers.in_order(batches, prepare, ask):
+        for found in workers.in_order(batches, partial(encode_questions, vlm, image_folder=image_folder), ask):
             for file in files:
                 file.write(found["texts"])
             if kept := found["kept"]:

@@ -55,12 +55,9 @@ class AnswersFile:
         overwrite: bool = False,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Open or create the file.
+        """Opens or creates the file.
 
         Args:
-            path: Where it is or will be.
-            questions: The questions in the order of the file.
-            model_id: The `model_id` of every line.
             overwrite: Empty the file instead of resuming it.
             metadata: The `metadata` of every line, {} as in the original unless given (JSON values). A line that
                 carries other metadata belongs to another run (another recipe, say) and is not resumed.
@@ -111,8 +108,6 @@ class AnswersFile:
             raise ValueError("the answers file is closed")
         if len(texts) > len(self.questions) - self.done:
             raise ValueError(f"{len(texts)} answers for the {len(self.questions) - self.done} questions that are left")
-        if not texts:
-            return
         lines = [self._line(question, text) for question, text in zip(self.remaining, texts, strict=False)]
         try:
             self._append(b"".join(lines))

@@ -1,4 +1,4 @@
-"""What a benchmark is: a question file, a picture folder and a way to score an answers file.
+"""What a benchmark is: a question file, an image folder and a way to score an answers file.
 
 Each benchmark is one file in `benchmarks/` that sets `BENCHMARK`; it is found there by name, and `fitprune eval --benchmark`,
 the shell scripts' driver and the tables take it from there. Files have the layout of LLaVA's `playground/data/eval`.
@@ -46,13 +46,13 @@ class Benchmark:
         title: Its name in tables: "GQA".
         folder: Its folder under `playground/data/eval`.
         questions: Its question file, inside that folder.
-        images: Its picture folder, inside that folder.
+        images: Its image folder, inside that folder.
         metric: What `Result.headline` is: "accuracy, %"; for a benchmark that a server scores what is written instead.
         needs: Files and folders inside the folder that scoring reads, looked for before a run begins.
         score: (benchmark folder, answers file, folder for what is written) → Result.
         read: How the question file is read.
         max_new_tokens: The longest answer, unless the command line says otherwise.
-        group: How many questions in a row are scored together (MME: the two about a picture).
+        group: How many questions in a row are scored together (MME: the two about an image).
     """
 
     name: str

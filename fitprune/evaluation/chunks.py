@@ -1,9 +1,9 @@
-"""One run by several processes: each answers a chunk of the questions into a file of its own, then they are joined in order.
+"""One run in chunks: each is answered into a file of its own, by a process started by hand, then they are joined in order.
 
 File k of n chunks is `n_k.jsonl`, the whole is `merge.jsonl` beside it, as the LLaVA family's scripts name them. A chunk
-that is answered again continues its file; joining asks for all of them, complete.
+that is answered again continues its file; joining asks for all of them, complete. Under torchrun no chunks are needed.
 
-    CHUNKS=2 bash LLaVA_1.5/scripts/v1_5/eval/textvqa.sh
+    fitprune eval --limit 4 --num-chunks 2 --chunk-idx 0
 """
 
 from __future__ import annotations
@@ -19,11 +19,7 @@ MERGED = "merge.jsonl"
 
 
 def slices(questions: Sequence[Question], num_chunks: int) -> list[list[Question]]:
-    """Every chunk in order; fewer than `num_chunks` where rounding up leaves nothing for the last ones.
-
-    Raises:
-        FitPruneError: as `chunk`.
-    """
+    """Every chunk in order; fewer than `num_chunks` where rounding up leaves nothing for the last ones; errors as `chunk`."""
     parts = [chunk(questions, num_chunks, 0)]
     while (done := sum(map(len, parts))) < len(questions):
         parts.append(chunk(questions, num_chunks, done // len(parts[0])))
@@ -35,11 +31,18 @@ def chunk_file(folder: Path, num_chunks: int, chunk_idx: int) -> Path:
     return folder / f"{num_chunks}_{chunk_idx}.jsonl"
 
 
-def merge(folder: Path, questions: Sequence[Question], num_chunks: int) -> Path:
-    """Joins the chunks of a run.
+def begun(folder: Path) -> int:
+    """Into how many chunks the run was cut whose files are there, 0 where there are none; files of several runs are refused."""
+    counts = {int(path.stem.split("_")[0]) for path in folder.glob("*_*.jsonl") if path.stem.replace("_", "").isdecimal()}
+    if len(counts) > 1:
+        said = " and ".join(map(str, sorted(counts)))
+        raise FitPruneError(f"{folder} holds answers in {said} chunks: remove all but one run's files, or give --overwrite")
+    return max(counts, default=0)
 
-    Returns:
-        The joined file.
+
+def merge(folder: Path, questions: Sequence[Question], num_chunks: int) -> Path:
+    """Joins the chunks of a run; returns the joined file.
+
     Raises:
         FitPruneError: for a chunk that is missing or not answered to its end.
     """

@@ -1,9 +1,9 @@
 """Dense against pruned on one benchmark: its score, tokens kept, compute, time. The heart of `fitprune eval`.
 
 `plan` settles what is run: the dense model and every (ratio, score) pair. Each answers the same questions into its own
-answers file, so each can be interrupted and continued, and cut into chunks for several processes. Time is that of generation
-(vision tower, prefill, decoding), over the questions answered in this call, after one warm-up batch. Compute is named by its
-convention: the paper's visual multiply-accumulates, and the FLOPs of the whole prefill (cost.py).
+answers file, so each can be interrupted and continued, shared by the processes of torchrun, or cut into chunks. Time is that of
+generation (vision tower, prefill, decoding), over the questions answered in this call, after one warm-up batch. Compute is named by
+its convention: the paper's visual multiply-accumulates, and the FLOPs of the whole prefill (cost.py).
 
     fitprune eval --reduction-ratio 0.5 0.7
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -28,10 +28,10 @@ from ..files import file_name, write_atomically
 from ..questions import Question, open_image
 from ..recipe import Recipe
 from ..resolve import resolve
-from ..tables import format_counts
+from ..tables import aligned, format_counts
 from .answer import AnswerRun, answer, warm_up
 from .benchmark import Benchmark, Result
-from .chunks import chunk_file, merge, slices
+from .chunks import begun, chunk_file, merge, slices
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Plan:
 
 @dataclass
 class Row:
-    """One line of the table: reductions are shares of the dense cost, time is per question, alive is averaged over them.
+    """One line of the table: reductions are shares of the dense cost; time and tokens alive are per question.
 
     `headline`, `details`, `report` and `written` are the benchmark's `Result`, `metric` says what the headline is, `standard_error`
-    (`standard_error`) how far chance moves it. `questions` counts those answered, now or before.
+    how far chance moves it. `questions` counts those answered, now or before.
     """
 
     name: str
@@ -91,16 +91,19 @@ def plan(
         recipe_file: One recipe instead of the ratios.
         refit: Fit anew although recipes are kept there.
         suffix: Ends the names of the answers files, so that runs on other questions of the same file stay apart.
-        ranks: As `choose`.
     Raises:
-        FitPruneError: as `choose`; if nothing is left to run.
+        FitPruneError: as `resolve`; if nothing is left to run.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():
         raise FitPruneError(f"--output {output} is a file: name a folder")
     if not any(question.image for question in questions):
         ratios, recipe_file = [], None  # text has nothing to prune
-    found: list[tuple[str, Recipe | None, str]] = [("dense", None, "fitprune")] if dense else []
+
+    def named(name: str, recipe: Recipe | None = None, score: str = "fitprune") -> Plan:
+        return Plan(name, f"{file_name(vlm.name)}-{name.replace(' ', '-').replace('%', '')}{suffix}", recipe, score)
+
+    plans = [named("dense")] if dense else []
     choices = resolve(
         vlm, ratios, calibration, recipe_file=recipe_file, refit=refit, workers=workers,
         keep_at=lambda ratio: output / f"{file_name(vlm.name, ratio)}.recipe.json",
@@ -110,11 +113,10 @@ def plan(
             continue
         print(choice.source, choice.recipe, sep="\n", end="\n\n")
         for score in dict.fromkeys(scores):
-            found.append((choice.name if score == "fitprune" else f"{choice.name} {score}", choice.recipe, score))
-    if not found:
+            plans.append(named(choice.name if score == "fitprune" else f"{choice.name} {score}", choice.recipe, score))
+    if not plans:
         raise FitPruneError("nothing to run: give a reduction ratio above 0, or leave the dense run in")
-    stems = [f"{file_name(vlm.name)}-{name.replace(' ', '-').replace('%', '')}{suffix}" for name, _, _ in found]
-    return [Plan(name, stem, recipe, score) for stem, (name, recipe, score) in zip(stems, found, strict=True)]
+    return plans
 
 
 def answer_chunk(
@@ -130,19 +132,18 @@ def answer_chunk(
     overwrite: bool = False,
     **generation: Any,
 ) -> None:
-    """Answers one chunk of every plan, each into its folder; only the first chunk shows its progress.
-
-    Raises:
-        FitPruneError: as `answer`; for a chunk outside `num_chunks`.
-    """
+    """Answers one chunk of every plan, each into its folder; only the first chunk shows its progress; errors as `answer`."""
     if not 0 <= chunk_idx < num_chunks:
         raise FitPruneError(f"--chunk-idx {chunk_idx} is out of range: with --num-chunks {num_chunks} it goes from 0 to {num_chunks - 1}")
     parts = slices(questions, num_chunks)
+    ask = _asking(vlm, image_folder, batch_size=batch_size, overwrite=overwrite, progress=chunk_idx == 0, **generation)
     for one in plans if chunk_idx < len(parts) else []:  # few questions leave nothing for the last chunks
-        answer(
-            vlm, parts[chunk_idx], image_folder, chunk_file(Path(output) / one.stem, num_chunks, chunk_idx), recipe=one.recipe,
-            score=one.score, batch_size=batch_size, overwrite=overwrite, progress=chunk_idx == 0, **generation,
-        )  # fmt: skip
+        ask(one, parts[chunk_idx], chunk_file(Path(output) / one.stem, num_chunks, chunk_idx))
+
+
+def _asking(vlm: VLM, image_folder: str | Path, **settings: Any) -> Callable[[Plan, Sequence[Question], Path], AnswerRun]:
+    """`answer` for the runs of a comparison, which differ in recipe, score and file."""
+    return lambda one, questions, path: answer(vlm, questions, image_folder, path, recipe=one.recipe, score=one.score, **settings)
 
 
 def compare(
@@ -164,27 +165,34 @@ def compare(
 
     Args:
         output: Folder for answers and `results.json`; files for servers go to `upload` beside the answers.
-        benchmark: What scores the answers; None leaves them unscored.
-        data: The benchmark's folder.
+        benchmark: What scores the answers, with the files in its folder, `data`; None leaves them unscored.
         num_chunks: Above 1, nothing is answered here: that many processes have (`answer_chunk`), and their files are joined.
-        ranks: The processes that answer together; the first one scores and writes, all get the rows.
+        workers: The processes that answer together; the first one scores and writes, all get the rows.
         generation: As `VLM.generate`.
     Raises:
         FitPruneError: as `answer`, `merge` and the benchmark's scorer.
     """
     output = Path(output)
+    fresh, progress = overwrite and num_chunks == 1, num_chunks == 1
+    ask = _asking(vlm, image_folder, batch_size=batch_size, overwrite=fresh, progress=progress, workers=workers, **generation)
     illustrated = [question for question in questions if question.image]
     prompts = prompt_sizes(vlm, illustrated, image_folder, workers)
     if illustrated and num_chunks == 1:
         warm_up(vlm, illustrated[:batch_size], image_folder, workers)
 
+    def whole(one: Plan) -> Path:
+        """Where all answers of a run are or come: in its own file, or joined from chunks; those that an earlier run began are continued."""
+        path, folder, chunks = output / f"{one.stem}.jsonl", output / one.stem, num_chunks
+        if num_chunks == 1:
+            chunks = workers.first(lambda: 0 if overwrite or path.exists() else begun(folder))
+            for number, part in enumerate(slices(questions, chunks) if chunks else []):
+                ask(one, part, chunk_file(folder, chunks, number))
+        return Path(workers.first(lambda: str(merge(folder, questions, chunks)))) if chunks else path
+
     rows = []
     for one in plans:
-        path = output / f"{one.stem}.jsonl" if num_chunks == 1 else merge(output / one.stem, questions, num_chunks)
-        run = answer(  # of a merged file this checks every line, and finds nothing left to answer
-            vlm, questions, image_folder, path, recipe=one.recipe, score=one.score, batch_size=batch_size,
-            overwrite=overwrite and num_chunks == 1, progress=num_chunks == 1, workers=workers, **generation,
-        )  # fmt: skip
+        path = whole(one)
+        run = ask(one, questions, path)  # of a joined file this checks every line, and finds nothing left to answer
 
         def scored(one: Plan = one, path: Path = path, run: AnswerRun = run) -> dict[str, Any]:
             result = benchmark.score(Path(data), path, path.parent / "upload") if benchmark else None
@@ -199,7 +207,7 @@ def compare(
 def prompt_sizes(
     vlm: VLM, questions: Sequence[Question], image_folder: str | Path, workers: WorkerGroup = SINGLE
 ) -> Counter[tuple[int, int]]:
-    """How many questions have how many (visual, other) tokens; of their pictures only the sizes are read, by the first process."""
+    """How many questions have how many (visual, other) tokens; of their images only the sizes are read, by the first process."""
 
     def count() -> list[tuple[int, int, int]]:
         found: Counter[tuple[int, int]] = Counter()
@@ -215,7 +223,7 @@ def prompt_sizes(
 def row_of(
     plan: Plan, benchmark: Benchmark | None, result: Result | None, run: AnswerRun, cost: CostModel, prompts: Counter[tuple[int, int]]
 ) -> Row:
-    """Compute is summed over the questions that have a picture, before shares are taken of it."""
+    """Compute is summed over the questions that have an image, before shares are taken of it."""
     recipe, result = plan.recipe, result or Result(None)
     count = max(prompts.total(), 1)
     macs, flops = [0.0, 0.0], [0.0, 0.0]  # dense, as run
@@ -248,10 +256,9 @@ def row_of(
 
 
 def standard_error(result: Result) -> float | None:
-    """Standard error of a headline that is the mean of what its answers are worth, in percent: their sample standard deviation
-    divided by the square root of their number.
+    """Standard error of a headline that is the mean of what its answers are worth, in percent: sample deviation / √ of their number.
 
-    Takes questions as independent; several about one picture make it too small. None for headlines made otherwise, and where all
+    Takes questions as independent; several about one image make it too small. None for headlines made otherwise, and where all
     answers are worth the same, which does not show how much they vary.
     """
     worth = result.per_answer or []
@@ -262,41 +269,28 @@ def standard_error(result: Result) -> float | None:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text, then the tokens alive after each layer."""
-    metric = next((row.metric for row in rows if row.metric), None)
+    metric = next((row.metric for row in rows if row.metric), "")
     known = any(row.standard_error is not None for row in rows)
-    head = [
-        "run",
-        *([metric] if metric else []),
-        *(["±"] if known else []),
-        "visual MACs saved",
-        "prefill GFLOPs",
-        "saved",
-        "visual tokens left",
-        "ms/question",
-        "speed-up",
-    ]
     base = next((row.milliseconds for row in rows if row.name == "dense"), None)
-    cells = [head]
-    for row in rows:
-        faster = base / row.milliseconds if base and row.milliseconds else None
-        cells.append(
+    cells = [
+        ["run", metric, "±", "visual MACs saved", "prefill GFLOPs", "saved", "visual tokens left", "ms/question", "speed-up"],
+        *(
             [
                 row.name,
-                *([_headline(row)] if metric else []),
-                *([error_cell(row)] if known else []),
+                _headline(row) if metric else "",
+                error_cell(row) if known else "",
                 f"{row.visual_reduction:.1%}",
                 f"{row.prefill_gflops:.2f}",
                 f"{row.prefill_reduction:.1%}",
                 f"{row.alive[-1]:.0f} of {row.visual_tokens:.0f}" if row.alive else f"{row.visual_tokens:.0f}",
                 "resumed" if row.milliseconds is None else f"{row.milliseconds:.1f}",
-                "-" if faster is None else f"{faster:.2f}x",
+                f"{base / row.milliseconds:.2f}x" if base and row.milliseconds else "-",
             ]
-        )
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+            for row in rows
+        ),
+    ]
     kept = [f"visual tokens alive after each layer, {row.name}: {format_counts(row.alive)}" for row in rows if row.alive]
-    return "\n".join([*lines, *([""] if kept else []), *kept])
+    return "\n".join([*aligned(cells, figures_right=False), *([""] if kept else []), *kept])
 
 
 def error_cell(row: Row) -> str:

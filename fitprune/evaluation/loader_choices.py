@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 from .. import entry
 from ..embedded import MODEL_NAME, embedded
-from ..questions import Question
 from . import loader
 from .benchmark import Benchmark
 from .benchmarks import mmbench, mmbench_cn, sqa
@@ -30,10 +29,7 @@ def science(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
     parser.set_defaults(question_file=str(data / sqa.BENCHMARK.questions), image_folder=str(data / sqa.BENCHMARK.images))
 
     def run(args: argparse.Namespace) -> int:
-        def read(path: Path) -> list[Question]:
-            return sqa.read(path, args.single_pred_prompt)
-
-        return loader.run(args, read)
+        return loader.run(args, partial(sqa.read, single_pred_prompt=args.single_pred_prompt))
 
     return entry.guarded(run, parser, argv, together=entry.always)
 
@@ -49,11 +45,8 @@ def for_mmbench(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> i
         if args.question_file is None:
             benchmark = (mmbench_cn if args.lang == "cn" else mmbench).BENCHMARK
             args.question_file = str(embedded().data / benchmark.folder / benchmark.questions)
-
-        def read(path: Path) -> list[Question]:
-            return mmbench.read(path, args.single_pred_prompt, args.lang, args.all_rounds)
-
-        return loader.run(args, read)
+        asked = {"single_pred_prompt": args.single_pred_prompt, "lang": args.lang, "all_rounds": args.all_rounds}
+        return loader.run(args, partial(mmbench.read, **asked))
 
     return entry.guarded(run, parser, argv, together=entry.always)
 

@@ -2,7 +2,7 @@
 # A benchmark, dense and pruned, for every family: the scripts in LLaVA_*/scripts/v1_5/ name their folder, model and benchmark.
 #
 #   bash scripts/v1_5/eval/gqa.sh [MODEL] [DATA] [RATIO]        in a family's folder; LLaVA_HR: eval_full/
-#   CUDA_VISIBLE_DEVICES=0,1,2 bash scripts/v1_5/eval/gqa.sh …  the questions shared by three processes, a device each
+#   CUDA_VISIBLE_DEVICES=0,1,2 bash scripts/v1_5/eval/gqa.sh …  three processes of torchrun share the questions, a device each
 #
 # Each may stand in the environment instead, and so may the others:
 #
@@ -32,55 +32,20 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 
 # shellcheck disable=SC2206
-evaluate=("$PYTHON" -m fitprune eval --benchmark "$benchmark" --model-path "$MODEL" ${DATA:+--data "$DATA"} --reduction_ratio "$RATIO"
+evaluate=(-m fitprune eval --benchmark "$benchmark" --model-path "$MODEL" ${DATA:+--data "$DATA"} --reduction_ratio "$RATIO"
   --playground "$family/playground/data/eval" ${MODEL_BASE:+--model-base "$MODEL_BASE"} ${VISION_TOWER:+--vision-tower "$VISION_TOWER"}
   ${OUTPUT:+--output "$OUTPUT"} ${EXTRA:-})
 
-named=${CUDA_VISIBLE_DEVICES:-}
-IFS=, read -r -a devices <<<"${named// /}"
-chunks=${CHUNKS:-${#devices[@]}}
-[ -n "${CHUNKS:-}" ] || [ "$chunks" -gt 0 ] || chunks=1
-case $chunks in
-'' | 0* | *[!0-9]*) echo "benchmark.sh: CHUNKS=$chunks is not a number of processes: give 1 or more" >&2 && exit 2 ;;
-1) exec "${evaluate[@]}" ;;
+devices=${CUDA_VISIBLE_DEVICES:-}
+IFS=, read -r -a named <<<"${devices// /}"
+processes=${CHUNKS:-${#named[@]}}
+[ -n "${CHUNKS:-}" ] || [ "$processes" -gt 0 ] || processes=1
+case $processes in
+'' | 0* | *[!0-9]*) echo "benchmark.sh: CHUNKS=$processes is not a number of processes: give 1 or more" >&2 && exit 2 ;;
+1) exec "$PYTHON" "${evaluate[@]}" ;;
 esac
 
-"${evaluate[@]}" --num-chunks "$chunks" --fit-only # looks for all files, and no two processes fit the same recipe
-
-logs=$(mktemp -d)
-pids=()
-stop() { # what still runs; its answers stay
-  for pid in ${pids[@]+"${pids[@]}"}; do [ -z "$pid" ] || kill "$pid" 2>/dev/null || true; done
-  wait 2>/dev/null
-  rm -rf "$logs"
-}
-trap stop EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-for ((k = 0; k < chunks; k++)); do
-  device=()
-  [ ${#devices[@]} -eq 0 ] || device=(env "CUDA_VISIBLE_DEVICES=${devices[k % ${#devices[@]}]}")
-  if [ $k -eq 0 ]; then exec 3>&2; else exec 3>"$logs/$k"; fi # the first shows how far it is
-  ${device[@]+"${device[@]}"} "${evaluate[@]}" --num-chunks "$chunks" --chunk-idx "$k" >/dev/null 2>&3 3>&- &
-  pids[k]=$!
-done
-
-exec 3>&-
-left=$chunks
-while [ "$left" -gt 0 ]; do
-  sleep 0.2
-  for ((k = 0; k < chunks; k++)); do
-    if [ -z "${pids[k]}" ] || kill -0 "${pids[k]}" 2>/dev/null; then continue; fi
-    status=0
-    wait "${pids[k]}" || status=$?
-    pids[k]='' left=$((left - 1))
-    if [ $status -ne 0 ]; then
-      [ $k -eq 0 ] || tr '\r' '\n' <"$logs/$k" | grep -v '%|' | tail -n 20 >&2 || true # without progress bars
-      echo "benchmark.sh: process $k of $chunks failed, the others are stopped: run the same command again to continue" >&2
-      exit $status
-    fi
-  done
-done
-
-"${evaluate[@]}" --num-chunks "$chunks"
+[ -z "$devices" ] || export CUDA_VISIBLE_DEVICES=${devices// /}
+cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))} # torchrun's own choice is 1, with a warning
+exec "$PYTHON" -m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node "$processes" "${evaluate[@]}"

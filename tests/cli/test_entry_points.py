@@ -201,9 +201,13 @@ def test_bad_input_exits_with_2(arguments: list[str], tmp_path: Path) -> None:
 
 
 def test_data_that_is_not_there_is_named_before_anything_runs(tmp_path: Path) -> None:
-    done = call(V15, "bash", V15.script, "some/model", "nowhere", OUTPUT=str(tmp_path), CHUNKS="2")
+    said = r"fitprune: error: TextVQA needs nowhere/llava_textvqa_.*docs/evaluation.md.*\n"
+    done = call(V15, "bash", V15.script, "some/model", "nowhere", OUTPUT=str(tmp_path))
     assert done.returncode == 2
-    assert re.fullmatch(r"fitprune: error: TextVQA needs nowhere/llava_textvqa_.*docs/evaluation.md.*\n", done.stderr)
+    assert re.fullmatch(said, done.stderr)
+    done = call(V15, "bash", V15.script, "some/model", "nowhere", OUTPUT=str(tmp_path), CHUNKS="2")
+    assert done.returncode != 0
+    assert len(re.findall(said, done.stderr)) == 1  # torchrun says more behind it
     assert not list(tmp_path.iterdir())
 
 
@@ -281,132 +285,143 @@ def test_every_choice_reaches_the_command(place: Place, tree: Path) -> None:
 # Several processes
 
 
-WORKER = """#!/usr/bin/env bash
-# Notes what it is given, and does what the files beside it say about its step.
-step=whole
-for ((at = 1; at <= $#; at++)); do
-  next=$((at + 1))
-  case ${!at} in --fit-only) step=fit ;; --chunk-idx) step=${!next} ;; esac
-done
-folder=$(dirname "$0")
-echo "$step ${CUDA_VISIBLE_DEVICES-unset} ${*: -4}" >>"$folder/noted"
-[ ! -f "$folder/do-$step" ] || exec bash "$folder/do-$step"
-echo "step $step"
-"""
-
-
-@pytest.fixture
-def worker(tree: Path) -> Path:
-    (tree / "python").write_text(WORKER)
-    return tree
-
-
-def noted(tree: Path) -> list[str]:
-    return (tree / "noted").read_text().splitlines()
-
-
-def test_devices_share_the_questions(worker: Path) -> None:
-    done = call(V15, "bash", V15.script, root=worker, PYTHON=str(worker / "python"), CUDA_VISIBLE_DEVICES="4, 0,GPU-1f")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == ["step fit", "step whole"]  # those of the chunks say nothing
-    first, *chunks, last = noted(worker)
-    assert first.endswith("--num-chunks 3 --fit-only")
-    assert sorted(chunks) == [f"{k} {device} --num-chunks 3 --chunk-idx {k}" for k, device in enumerate(["4", "0", "GPU-1f"])]
-    assert last.startswith("whole 4, 0,GPU-1f ")
-    assert last.endswith("--num-chunks 3")
+LAUNCHED = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node"]
+NOTING = '#!/usr/bin/env bash\nprintf \'%s\\n\' "$@" "devices ${CUDA_VISIBLE_DEVICES-unset}" "threads ${OMP_NUM_THREADS-unset}"\n'
 
 
 @pytest.mark.parametrize(
-    ("environment", "devices"),
+    ("environment", "processes", "devices"),
     [
-        ({"CHUNKS": "2"}, ["unset"] * 2),
-        ({"CHUNKS": "3", "CUDA_VISIBLE_DEVICES": "1,0"}, ["1", "0", "1"]),
-        ({"CHUNKS": "1", "CUDA_VISIBLE_DEVICES": "1,0"}, []),  # one model over both
-        ({"CUDA_VISIBLE_DEVICES": "2"}, []),
-        ({"CUDA_VISIBLE_DEVICES": ""}, []),
+        ({"CUDA_VISIBLE_DEVICES": "4, 0,GPU-1f"}, 3, "4,0,GPU-1f"),
+        ({"CHUNKS": "2"}, 2, "unset"),
+        ({"CHUNKS": "3", "CUDA_VISIBLE_DEVICES": "1,0"}, 3, "1,0"),
+        ({"CHUNKS": "1", "CUDA_VISIBLE_DEVICES": "1,0"}, 1, "1,0"),  # one model over both
+        ({"CUDA_VISIBLE_DEVICES": "2"}, 1, "2"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 1, ""),
     ],
 )
-def test_the_number_of_processes_can_be_said(worker: Path, environment: dict[str, str], devices: list[str]) -> None:
-    done = call(V15, "bash", V15.script, root=worker, PYTHON=str(worker / "python"), **environment)
-    assert done.returncode == 0, done.stderr
-    chunks = [line.split()[:2] for line in noted(worker) if line[0].isdigit()]
-    assert sorted(chunks) == [[str(k), device] for k, device in enumerate(devices)]
-    if not devices:
-        assert len(noted(worker)) == 1
-        assert "--num-chunks" not in noted(worker)[0]
+def test_the_devices_or_chunks_say_how_many_processes_torchrun_starts(
+    tree: Path, environment: dict[str, str], processes: int, devices: str
+) -> None:
+    (tree / "python").write_text(NOTING)
+    done = call(V15, "bash", V15.script, root=tree, PYTHON=str(tree / "python"), **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    *command, shown, threads = done.stdout.splitlines()
+    assert (shown, threads) == (f"devices {devices}", "threads 1")  # as `call` has it
+    launcher = [*LAUNCHED, str(processes)] if processes > 1 else []
+    assert command[: len(launcher) + 5] == [*launcher, "-m", "fitprune", "eval", "--benchmark", "textvqa"]
+    assert "--num-chunks" not in command
+
+
+def test_processes_share_the_cores_unless_it_is_said(tree: Path) -> None:
+    (tree / "python").write_text(NOTING)
+    done = call(V15, "bash", V15.script, root=tree, PYTHON=str(tree / "python"), CHUNKS="2", OMP_NUM_THREADS="")
+    assert done.stdout.splitlines()[-1] == f"threads {max((os.cpu_count() or 1) // 2, 1)}"
 
 
 @pytest.mark.parametrize("chunks", ["0", "two", "-1", "1.5"])
-def test_a_number_of_processes_that_is_none(worker: Path, chunks: str) -> None:
-    done = call(V15, "bash", V15.script, root=worker, PYTHON=str(worker / "python"), CHUNKS=chunks)
-    assert done.returncode == 2
+def test_a_number_of_processes_that_is_none(tree: Path, chunks: str) -> None:
+    done = call(V15, "bash", V15.script, root=tree, PYTHON=str(tree / "python"), CHUNKS=chunks)
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert f"CHUNKS={chunks}" in done.stderr
 
 
-@pytest.mark.parametrize("failing", ["0", "1", "2"])
-def test_the_first_failure_stops_all_with_its_message(worker: Path, failing: str) -> None:
-    (worker / f"do-{failing}").write_text(
-        "sleep 0.5; printf ' 10%%|#  | 1/9\\r 99%%|## | 8/9\\n' >&2; echo 'fitprune: error: no such picture' >&2; exit 7"
-    )
-    for k in "012":
-        if k != failing:
-            (worker / f"do-{k}").write_text(f"echo $$ >'{worker}/pid-{k}'; exec sleep 250")
-    done = call(V15, "bash", V15.script, root=worker, PYTHON=str(worker / "python"), CHUNKS="3")
-    assert done.returncode == 7
-    shown = done.stderr.splitlines()
-    assert shown[-2] == "fitprune: error: no such picture"
-    assert len(shown) == (4 if failing == "0" else 2), shown  # the first showed its progress all along
-    assert f"process {failing} of 3 failed" in done.stderr
-    assert not any(line.startswith("whole") for line in noted(worker))
-    for file in worker.glob("pid-*"):
+WORKER = """import os, pathlib, sys, time
+here = pathlib.Path(os.environ["NOTES"])
+(here / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+if os.environ["RANK"] == os.environ.get("FAILING"):
+    while len([file for file in here.glob("pid-*") if file.read_text()]) < int(os.environ["WORLD_SIZE"]):
+        time.sleep(0.05)
+    sys.exit("fitprune: error: no such image")
+time.sleep(250)
+"""
+
+
+@pytest.fixture
+def worker(tree: Path) -> dict[str, str]:
+    """The environment in which torchrun starts, instead of ours, a `fitprune` that notes its process and fails or sleeps."""
+    (tree / "fitprune").mkdir()
+    (tree / "fitprune" / "__main__.py").write_text(WORKER)
+    return {"PYTHONPATH": str(tree), "NOTES": str(tree), "PYTHON": sys.executable}
+
+
+def noted(folder: Path) -> list[int]:
+    return [int(text) for file in folder.glob("pid-*") if (text := file.read_text())]
+
+
+def assert_gone(pids: list[int]) -> None:
+    for pid in pids:
         with pytest.raises(ProcessLookupError):
-            os.kill(int(file.read_text()), 0)
-    assert len(list(worker.glob("pid-*"))) == 2
+            os.kill(pid, 0)
 
 
-def test_stopping_the_script_stops_its_processes(worker: Path) -> None:
-    for k in "01":
-        (worker / f"do-{k}").write_text(f"echo $$ >'{worker}/pid-{k}'; exec sleep 250")
-    environment = {**os.environ, "PYTHON": str(worker / "python"), "CHUNKS": "2"}
-    script = subprocess.Popen(["bash", str(worker / V15.folder / V15.script)], env=environment, stdout=subprocess.DEVNULL)
+@pytest.mark.parametrize("failing", ["0", "1"])
+def test_the_first_failure_stops_all_with_its_message(worker: dict[str, str], tree: Path, failing: str) -> None:
+    done = call(V15, "bash", V15.script, root=tree, CHUNKS="2", FAILING=failing, **worker)
+    assert done.returncode != 0
+    assert done.stderr.splitlines().count("fitprune: error: no such image") == 1
+    assert len(noted(tree)) == 2
+    assert_gone(noted(tree))
+
+
+def test_stopping_the_script_stops_its_processes(worker: dict[str, str], tree: Path) -> None:
+    environment = {**os.environ, **worker, "CHUNKS": "2"}
+    script = subprocess.Popen(["bash", V15.script], cwd=tree / V15.folder, env=environment, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 60
-        while len([file for file in worker.glob("pid-*") if file.read_text()]) < 2 and time.monotonic() < end:
+        while len(noted(tree)) < 2 and time.monotonic() < end:
             time.sleep(0.05)
         script.terminate()
-        assert script.wait(60) == 143
+        assert script.wait(60) != 0
     finally:
         script.kill()
-    for k in "01":
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((worker / f"pid-{k}").read_text()), 0)
+    assert len(noted(tree)) == 2
+    assert_gone(noted(tree))
 
 
-def test_nothing_is_shared_out_if_the_preparation_fails(worker: Path) -> None:
-    (worker / "do-fit").write_text("echo 'fitprune: error: no file' >&2; exit 2")
-    done = call(V15, "bash", V15.script, root=worker, PYTHON=str(worker / "python"), CHUNKS="3")
-    assert (done.returncode, done.stderr) == (2, "fitprune: error: no file\n")
-    assert len(noted(worker)) == 1
+FEW = ["--limit", "5", "--samples", "2", "--max_new_tokens", "4"]
+STEMS = ("embedded-dense-first5", "embedded-60-first5")
 
 
-def test_two_processes_continue_and_answer_as_one(tmp_path: Path) -> None:
-    flags = ["--limit", "5", "--samples", "2", "--max_new_tokens", "4"]
-    assert main(["eval", *flags, "--output", str(tmp_path / "one")]) == 0
-    begun = ["eval", *flags, "--output", str(tmp_path / "two"), "--num-chunks", "2", "--chunk-idx", "0"]
-    assert main(begun) == 0  # as if a run had been cut off
-    first = tmp_path / "two" / "embedded-60-first5" / "2_0.jsonl"
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process answers."""
+    output = tmp_path_factory.mktemp("alone")
+    assert main(["eval", *FEW, "--output", str(output)]) == 0
+    return output
+
+
+def assert_alike(one: Path, two: Path) -> None:
+    rows = [json.loads((folder / "results.json").read_text()) for folder in (one, two)]
+    assert [row["headline"] for row in rows[0]] == [row["headline"] for row in rows[1]]
+
+
+def test_two_processes_continue_and_answer_as_one(alone: Path, tmp_path: Path) -> None:
+    first = (alone / f"{STEMS[0]}.jsonl").read_bytes().splitlines(keepends=True)[:2]
+    (tmp_path / f"{STEMS[0]}.jsonl").write_bytes(b"".join(first) + b'{"question_id"')  # as if a run had been cut off
+    done = call(V15, "bash", V15.script, OUTPUT=str(tmp_path), EXTRA=" ".join(FEW), CUDA_VISIBLE_DEVICES="0,1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"{STEMS[0]}.jsonl").read_bytes().startswith(b"".join(first))  # nothing was answered twice
+    for stem in STEMS:
+        assert texts(tmp_path / f"{stem}.jsonl") == texts(alone / f"{stem}.jsonl")
+        assert not (tmp_path / stem).exists()
+    assert_alike(alone, tmp_path)
+
+
+def test_chunks_that_an_earlier_run_began_are_continued(alone: Path, tmp_path: Path) -> None:
+    """Files of `--num-chunks 2 --chunk-idx 0`, as the script wrote them before it left processes to torchrun."""
+    assert main(["eval", *FEW, "--output", str(tmp_path), "--num-chunks", "2", "--chunk-idx", "0"]) == 0
+    first = tmp_path / STEMS[1] / "2_0.jsonl"
     kept = first.read_bytes()
-    done = call(V15, "bash", V15.script, OUTPUT=str(tmp_path / "two"), EXTRA=" ".join(flags), CHUNKS="2")
+    done = call(V15, "bash", V15.script, OUTPUT=str(tmp_path), EXTRA=" ".join(FEW), CHUNKS="2")
     assert done.returncode == 0, done.stderr
     assert first.read_bytes() == kept  # nothing was answered twice
-    for stem in ("embedded-dense-first5", "embedded-60-first5"):
-        folder = tmp_path / "two" / stem
-        assert sorted(path.name for path in folder.iterdir()) == ["2_0.jsonl", "2_1.jsonl", "merge.jsonl"]
-        assert [len(texts(folder / f"2_{k}.jsonl")) for k in (0, 1)] == [3, 2]
-        assert texts(folder / "merge.jsonl") == texts(tmp_path / "one" / f"{stem}.jsonl")
-    rows = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
-    assert [row["headline"] for row in rows[0]] == [row["headline"] for row in rows[1]]
+    for stem in STEMS:
+        assert sorted(path.name for path in (tmp_path / stem).iterdir()) == ["2_0.jsonl", "2_1.jsonl", "merge.jsonl"]
+        assert [len(texts(tmp_path / stem / f"2_{k}.jsonl")) for k in (0, 1)] == [3, 2]
+        assert texts(tmp_path / stem / "merge.jsonl") == texts(alone / f"{stem}.jsonl")
+    assert_alike(alone, tmp_path)
 
 
 # Files for servers

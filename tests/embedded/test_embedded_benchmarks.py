@@ -29,7 +29,7 @@ from embedded.tokens import INSTRUCTION, SPECIAL, UNKNOWN, tokenizer
 from fitprune.errors import FitPruneError
 from fitprune.evaluation.answers import AnswersFile
 from fitprune.evaluation.benchmarks import find
-from fitprune.evaluation.textvqa import evaluate
+from fitprune.evaluation.benchmarks.textvqa import evaluate, read_annotations
 from fitprune.questions import read_questions
 
 PICTURES = 8
@@ -233,7 +233,7 @@ def test_textvqa_annotations_are_true_and_perfect_answers_score_100(folder):
     for answers, score in ((perfect, 100), (["none of it"] * len(asked), 0)):
         with AnswersFile(folder / "answers.jsonl", asked, "m", overwrite=True) as file:
             file.write(answers)
-        assert evaluate(home / textvqa.ANNOTATIONS, folder / "answers.jsonl").accuracy == score
+        assert evaluate(read_annotations(home / textvqa.ANNOTATIONS), folder / "answers.jsonl").headline == score
 
 
 def test_mme_as_its_converter_and_calculation_read_it(made):

@@ -1,4 +1,4 @@
-"""Answering a question file: order, resuming, pruning, damaged pictures."""
+"""Answering a question file: order, resuming, pruning, damaged images."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def test_a_run_is_not_continued_with_another_recipe(small: VLM, questions: list[
     assert run(small, questions, tmp_path / "a", recipe=RECIPE, overwrite=True).answered == 10
 
 
-def test_a_damaged_picture_stops_the_run_and_loses_nothing(small: VLM, questions: list[Question], tmp_path: Path) -> None:
+def test_a_damaged_image_stops_the_run_and_loses_nothing(small: VLM, questions: list[Question], tmp_path: Path) -> None:
     bad = [*questions[:4], Question("x", "gone.png", "what ?"), *questions[4:]]
     with pytest.raises(FitPruneError, match=r"gone\.png"):
         run(small, bad, tmp_path / "a")
     assert len(lines(tmp_path / "a")) == 4
 
 
-def test_questions_without_picture_are_answered_beside_others(small: VLM, questions: list[Question], tmp_path: Path) -> None:
+def test_questions_without_image_are_answered_beside_others(small: VLM, questions: list[Question], tmp_path: Path) -> None:
     mixed = [questions[0], Question("t", None, "what is a circle ?"), questions[1]]
     run(small, mixed, tmp_path / "a", recipe=RECIPE)
     run(small, [questions[0], questions[1]], tmp_path / "b", recipe=RECIPE)

@@ -248,13 +248,18 @@ def test_bad_files_are_one_line_and_status_2(tmp_path, monkeypatch, capsys, chan
             BENCHMARK.score(tmp_path, answers, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"), [([], "give --src"), (["--src", "a"], "give --dst"), (["--src", "nowhere", "--dst", "b"], "does not exist")]
-)
-def test_bad_conversions(arguments, says, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert convert_main(arguments) == 2
+@pytest.mark.parametrize(("arguments", "says"), [([], "required: --src, --dst"), (["--src", "a"], "required: --dst")])
+def test_what_to_convert_has_to_be_said(arguments, says, capsys):
+    with pytest.raises(SystemExit) as done:
+        convert_main(arguments)
+    assert done.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_conversion_of_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert convert_main(["--src", "nowhere", "--dst", "b"]) == 2
+    assert "does not exist" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

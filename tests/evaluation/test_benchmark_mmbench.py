@@ -1,4 +1,4 @@
-"""MMBench: the table with its pictures, what is asked and saved, the xlsx file for the server."""
+"""MMBench: the table with its images, what is asked and saved, the xlsx file for the server."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_any_text_survives_the_table(tmp_path_factory: pytest.TempPathFactory, r
         assert {name: asked[name] for name in row} == {name: None if cell in mmbench.MISSING else cell for name, cell in row.items()}
 
 
-def test_a_picture_larger_than_csvs_limit_and_other_colours(tmp_path: Path) -> None:
+def test_an_image_larger_than_csvs_limit_and_other_colours(tmp_path: Path) -> None:
     import csv
 
     before = csv.field_size_limit()
@@ -154,11 +154,11 @@ def test_a_picture_larger_than_csvs_limit_and_other_colours(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["t.tsv"]  # nothing is written
 
 
-def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     (asked,) = read(table(tmp_path / "t.tsv", {"index": "5", "image": PICTURE[:40]}))
     with pytest.raises(FitPruneError, match=r"cannot read image .*t\.tsv index 5"):
         open_image(asked, "")
-    with pytest.raises(FitPruneError, match=r"t\.tsv index 5: the picture is not base64"):
+    with pytest.raises(FitPruneError, match=r"t\.tsv index 5: the image is not base64"):
         read(table(tmp_path / "t.tsv", {"index": "5", "image": "abcde"}))
 
 

@@ -32,7 +32,7 @@ OTHER = {"Yes": "No", "No": "Yes"}
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two categories of both layouts; one question with two spaces; in each picture yes is right, then no."""
+    """Two categories of both layouts; one question with two spaces; in each image yes is right, then no."""
     release = tmp_path / RELEASE
     beside, apart = release / "color", release / "posters/questions_answers_YN"
     for path in (beside, apart, release / "posters/images"):
@@ -125,7 +125,7 @@ def test_category_files_hold_the_lines_of_the_original(folder):
     assert (folder / "out/run/posters.txt").read_text() == (
         f"tt1.txt\tIs this a film? {PLEASE}\tYes\tYes\ntt1.txt\tIs this a play? {PLEASE}\tNo\tx\n"
     )
-    # a tab in an answer makes five fields: that line counts for nothing, its picture stays
+    # a tab in an answer makes five fields: that line counts for nothing, its image stays
     assert result.details["color acc"] == pytest.approx(200 / 3)
     assert result.details["color acc+"] == 50
     assert f"b.txt\tIs it green? {PLEASE}\tNo\tNo\twell" in result.report
@@ -172,11 +172,11 @@ def test_pairs_are_by_order(folder):
     said = ["Yes", "No", "Yes", "No", "No", "Yes"]
     in_order = score(folder, *said)
     assert (in_order.details["color acc"], in_order.details["color acc+"]) == (50, 50)
-    assert "two pictures" not in in_order.report
+    assert "two images" not in in_order.report
     at = [0, 4, 2, 3, 1, 5]  # the same answers to the same questions, their lines in another order
     mixed = score(folder, *[said[i] for i in at], asked=[ASKED[i] for i in at])
     assert (mixed.details["color acc"], mixed.details["color acc+"]) == (50, 0)
-    assert "color: 2 pairs of lines are about two pictures" in mixed.report
+    assert "color: 2 pairs of lines are about two images" in mixed.report
     assert mixed.per_answer == [1, 0, 1, 1, 1, 0]
 
 
@@ -187,7 +187,7 @@ def test_an_answer_of_two_lines_is_two_lines_of_the_file(folder):
 
 OUTCOMES = st.lists(
     st.tuples(st.booleans(), st.booleans(), st.sampled_from(["yes", "No", "hm"]), st.sampled_from(["yes", "No", "hm"])), min_size=1
-)  # of each picture: is yes right, for both questions; what was said to both
+)  # of each image: is yes right, for both questions; what was said to both
 
 
 @given(OUTCOMES, st.randoms())
@@ -199,7 +199,7 @@ def test_scores_are_those_of_their_definitions(tmp_path_factory, outcomes, rando
             "".join(
                 f"{at}.txt\tq\t{'Yes' if right else 'No'}\t{said}\n"
                 for at, (one, two, first, second) in enumerate(pictures)
-                for right, said in random.sample([(one, first), (two, second)], 2)  # within a picture order is nothing
+                for right, said in random.sample([(one, first), (two, second)], 2)  # within an image order is nothing
             )
         )
         return calculation({"count": path})["count"]
@@ -220,7 +220,7 @@ def test_scores_are_those_of_their_definitions(tmp_path_factory, outcomes, rando
     ("change", "says"),
     [
         (lambda d: (d / "answers/run.jsonl").unlink(), "does not exist"),
-        (lambda d: write(d, "yes", "no", "yes"), "has 1 lines, two of them for each picture"),
+        (lambda d: write(d, "yes", "no", "yes"), "has 1 lines, two of them for each image"),
         (lambda d: write(d, "yes", asked=[("color/c.png", "Is it red?")]), "about color/c.png, which"),
         (lambda d: write(d, "yes", asked=[("count/a.png", "Is it red?")]), "which .* does not ask"),
         (lambda d: write(d, "yes", asked=[(5, "Is it red?")]), "which .* does not ask"),

@@ -151,7 +151,7 @@ def test_figures_are_those_of_their_definitions(pairs):
     [
         (lambda d: (d / "answers.jsonl").unlink(), "does not exist"),
         (lambda d: (d / "answers.jsonl").write_text(""), "holds no answers"),
-        (lambda d: write_lines(d / "answers.jsonl", [answer(99, "yes")]), "question 99, not in"),
+        (lambda d: write_lines(d / "answers.jsonl", [answer(99, "yes")]), "line 1 answers question 99, not in"),
         (lambda d: write_lines(d / "answers.jsonl", [{"question_id": 10, "text": None}]), "line 1 needs"),
         (lambda d: write_lines(d / "answers.jsonl", [answer(10, "yes")] * 5), "more answers to 'popular' than the 4"),
         (lambda d: write_lines(d / "coco/coco_pope_popular.json", [{"text": "q"}]), "line 1 has no label"),
@@ -170,8 +170,10 @@ def test_bad_files_are_one_line_and_status_2(folder, capsys, break_it, says):
 
 
 def test_what_is_missing_is_said(folder, capsys):
-    assert main([]) == 2
-    assert "--annotation-dir" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as done:
+        main([])
+    assert done.value.code == 2
+    assert "required: --annotation-dir" in capsys.readouterr().err
     (folder / "val2014").mkdir()
     with pytest.raises(FitPruneError, match=r"coco_pope_random\.json.*docs/evaluation\.md"):
         BENCHMARK.check(folder)

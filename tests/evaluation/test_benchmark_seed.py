@@ -116,8 +116,10 @@ def test_the_script(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "Total accuracy: 20.00%" in printed.out
     assert "no answer to question 'v5006'" in printed.err
     assert not (tmp_path / "u.jsonl").exists()
-    assert main(flags[:2]) == 2
-    assert "give --result-file" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as done:
+        main(flags[:2])
+    assert done.value.code == 2
+    assert "required: --result-file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

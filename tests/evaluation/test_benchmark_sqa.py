@@ -38,7 +38,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def answers(path: Path, *lines: tuple[Any, str, bool]) -> Path:
-    """Lines of (id, answer, whether there was a picture)."""
+    """Lines of (id, answer, whether there was an image)."""
     entries = [{"question_id": pid, "prompt": "<image>\nq" if picture else "q", "text": text} for pid, text, picture in lines]
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     return path
@@ -218,8 +218,10 @@ def test_bad_input_is_one_line(base: Path, capsys: pytest.CaptureFixture[str], f
 
 @pytest.mark.parametrize("flags", [[], ["--base-dir", "x"], ["--result-file", "x"]])
 def test_what_to_score_has_to_be_said(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
-    assert main(flags) == 2
-    assert "nothing to score: give --" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as done:
+        main(flags)
+    assert done.value.code == 2
+    assert "required: --" in capsys.readouterr().err
 
 
 def test_an_answer_line_without_text_is_refused(base: Path) -> None:
@@ -299,7 +301,7 @@ def test_the_embedded_questions_can_be_answered_all_right(tmp_path: Path) -> Non
         assert result.details["Total"] == len(questions)
 
 
-def test_the_answering_script_asks_with_and_without_pictures(tmp_path: Path) -> None:
+def test_the_answering_script_asks_with_and_without_images(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     flags = ["--num-chunks", "5", *QUICK]
     assert science([*flags, "--single-pred-prompt", "--answers-file", str(file)]) == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fitprune.errors import FitPruneError
@@ -82,12 +82,13 @@ def test_bad_answers(data: Path, lines: str, says: str) -> None:
         BENCHMARK.score(data, data / "a.jsonl", data)
 
 
-def test_a_question_without_a_picture(data: Path) -> None:
+def test_a_question_without_an_image(data: Path) -> None:
     write(data / "llava_test.jsonl", {"question_id": 0, "text": "What's this?"})
     with pytest.raises(FitPruneError, match="question 0 has no image"):
         BENCHMARK.score(data, write(data / "a.jsonl", answer(0, "a")), data)
 
 
+@settings(deadline=None)
 @given(st.permutations(range(6)), st.lists(st.text(max_size=8), min_size=6, max_size=6))
 def test_the_order_of_the_answers_does_not_matter(tmp_path_factory: pytest.TempPathFactory, order: list[int], texts: list[str]) -> None:
     data = tmp_path_factory.mktemp("vizwiz")

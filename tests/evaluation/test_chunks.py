@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitprune.errors import FitPruneError
-from fitprune.evaluation.chunks import chunk_file, merge, slices
+from fitprune.evaluation.chunks import begun, chunk_file, merge, slices
 from fitprune.questions import Question, chunk
 
 
@@ -62,3 +62,15 @@ def test_a_chunk_that_is_not_finished_is_named(tmp_path: Path) -> None:
     with pytest.raises(FitPruneError, match="has 0 of 2"):
         merge(tmp_path, questions, 2)
     assert not (tmp_path / "merge.jsonl").exists()
+
+
+def test_what_was_begun_is_known_by_its_files(tmp_path: Path) -> None:
+    assert begun(tmp_path / "nowhere") == begun(tmp_path) == 0
+    for name in ("merge.jsonl", "a_b.jsonl", "3_x.jsonl"):
+        (tmp_path / name).write_text("")
+    assert begun(tmp_path) == 0
+    chunk_file(tmp_path, 4, 3).write_text("")
+    assert begun(tmp_path) == 4
+    chunk_file(tmp_path, 2, 0).write_text("")
+    with pytest.raises(FitPruneError, match=r"in 2 and 4 chunks.*--overwrite"):
+        begun(tmp_path)

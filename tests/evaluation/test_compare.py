@@ -1,4 +1,4 @@
-"""Dense against pruned on questions whose pictures take unlike numbers of visual tokens."""
+"""Dense against pruned on questions whose images take unlike numbers of visual tokens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_compute_is_summed_over_unlike_pictures(asked: Path, tmp_path: Path) -> None:
+def test_compute_is_summed_over_unlike_images(asked: Path, tmp_path: Path) -> None:
     vlm = fitprune.load(str(RECORDED.checkpoint), device="cpu")
     images, questions = RECORDED.folder / "images", read_questions(asked)
     calibration = Calibration(asked, images, 4)
@@ -172,7 +172,7 @@ def test_the_standard_error_stands_behind_the_headline() -> None:
     assert [line.split()[:3] for line in lines[:2]] == [["dense", "85.00", "3.46"], ["60%", "80.00", "-"]]
 
 
-def test_only_the_size_of_a_picture_is_read(tmp_path: Path) -> None:
+def test_only_the_size_of_an_image_is_read(tmp_path: Path) -> None:
     read_image(RECORDED.folder / "images" / "wide.png").save(tmp_path / "whole.png")
     whole = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])

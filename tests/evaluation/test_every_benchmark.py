@@ -50,7 +50,7 @@ def check_vqav2(file: Path, said: dict[Any, str]) -> None:
 
 
 def check_vizwiz(file: Path, said: dict[Any, str]) -> None:
-    """Every picture of the question file with its answer."""
+    """Every image of the question file with its answer."""
     whole = asked("vizwiz", "llava_test.jsonl")
     assert json.loads(file.read_text()) == [{"image": one["image"], "answer": normalise(said[one["question_id"]])} for one in whole]
     assert len(whole) == len(said) == LIMIT

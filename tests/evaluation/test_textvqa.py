@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitprune.errors import FitPruneError
-from fitprune.evaluation.textvqa import evaluate, main, question_of, soft_accuracy
+from fitprune.evaluation.benchmarks.textvqa import main, question_of, scored_with, soft_accuracy
 
 SHORT = "Answer the question using a single word or phrase."
 IMAGE = "003a8ae2ef43b901"
@@ -33,6 +33,10 @@ def annotations(tmp_path):
     ]
     path.write_text(json.dumps({"dataset_name": "textvqa", "dataset_version": "0.5.1", "data": entries}))
     return path
+
+
+def evaluate(annotations, answers):
+    return scored_with(annotations).score(annotations.parent, answers, annotations.parent)
 
 
 def write(path, *entries):
@@ -123,9 +127,9 @@ def test_answers_are_joined_by_image_and_question(tmp_path, annotations):
         answer("What is the brand?", "Toshiba"),  # 2 of 10
     )
     score = evaluate(annotations, result)
-    assert score.samples == 5
+    assert score.details["samples"] == 5
     assert score.per_answer == pytest.approx([1, 1, 0.3, 0, 0.6])
-    assert score.accuracy == pytest.approx(58.0)
+    assert score.headline == score.details["accuracy"] == pytest.approx(58.0)
 
 
 def test_prints_the_lines_of_the_original(tmp_path, annotations, capsys):
@@ -209,14 +213,17 @@ def test_a_bad_annotation_file(tmp_path, content, says, capsys):
 
 
 def test_what_is_missing_is_said(annotations, tmp_path, capsys):
-    for arguments in ([], ["--annotation-file", str(annotations)], ["--result-file", "x"]):
-        assert main(arguments) == 2
+    for arguments in ([], ["--result-file", "x"]):
+        with pytest.raises(SystemExit) as done:
+            main(arguments)
+        assert done.value.code == 2
+    assert main(["--annotation-file", str(annotations)]) == 2
     assert main(["--annotation-file", str(annotations), "--result-dir", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.count("\n") == 4
 
 
 def test_runs_as_a_module(tmp_path, annotations):
-    command = [sys.executable, "-m", "fitprune.evaluation.textvqa", "--annotation-file", str(annotations)]
+    command = [sys.executable, "-m", "fitprune.evaluation.benchmarks.textvqa", "--annotation-file", str(annotations)]
     failed = subprocess.run([*command, "--result-file", "nowhere"], capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.count("\n") == 1

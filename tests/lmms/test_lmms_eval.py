@@ -32,7 +32,7 @@ from fitprune.decoder.attach import attachment_of
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
 from fitprune.evaluation.answer import answer
-from fitprune.evaluation.textvqa import read_annotations, soft_accuracy
+from fitprune.evaluation.benchmarks.textvqa import read_annotations, soft_accuracy
 from fitprune.families import VLM
 from fitprune.families.conversation import build_prompt
 from fitprune.lmms import TASKS, arguments, manifest

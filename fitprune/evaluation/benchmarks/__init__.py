@@ -31,11 +31,7 @@ def __getattr__(name: str) -> Any:
 
 
 def find(name: str) -> Benchmark:
-    """A benchmark by name.
-
-    Raises:
-        FitPruneError: if there is none of that name; lists those that there are.
-    """
+    """A benchmark by name; of an unknown one the error lists those that there are."""
     if name not in _all():
         raise FitPruneError(f"unknown benchmark {name!r}: choose from {', '.join(_all())}")
     return _all()[name]

@@ -16,25 +16,21 @@ distribution. Left out: validity and plausibility (GQA 1.2's test-dev has no fil
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ... import arguments, entry
 from ...errors import FitPruneError
-from ...files import read_json, write_atomically
+from ...files import read_json
 from ...questions import is_question_id
 from ..benchmark import Benchmark, Result
-from ..scoring import read_answers, share
+from ..scoring import ANSWERS, printed, read_answers, share, tool, write_json
 
 TRUTH = "data/testdev_balanced_questions.json"
 TABLES = ("structural type", "semantic type", "steps number", "words number")
 NO_STEPS = ("exist", "query: name", "choose name")  # operations that only ask for what was found
-
-Predictions = Mapping[int | str, str]
 
 
 @dataclass(frozen=True)
@@ -62,10 +58,8 @@ class Scores:
     @property
     def report(self) -> str:
         """The lines of the official tool."""
-        lines = [
-            f"{name}: {value:.2f} (lower is better)" if name == "Distribution" else f"{name}: {value:.2f}%"
-            for name, value in self.metrics.items()
-        ]
+        units = {"Distribution": " (lower is better)"}
+        lines = [f"{name}: {value:.2f}{units.get(name, '%')}" for name, value in self.metrics.items()]
         for title, rows in self.tables.items():
             lines += ["", f"Accuracy / {title}:"]
             lines += [f"  {name}: {value:.2f}% ({count} questions)" for name, (value, count) in rows.items()]
@@ -95,18 +89,13 @@ def read_questions(path: Path) -> dict[str, Asked]:
 def _asked(question_id: str, item: Any) -> Asked:
     steps = (f"{step['operation']}: {step['argument']}" for step in item["semantic"])
     effective = sum(not any(name in step for name in NO_STEPS) for step in steps)
-    types = item["types"]
-    kinds = (str(types["structural"]), str(types["semantic"]), effective, len(item["question"].split()))
-    return Asked(
-        answer=item["answer"],
-        balanced=bool(item["isBalanced"]),
-        group=item["groups"]["global"],
-        kinds=kinds,
-        entailed=tuple(other for other in item.get("entailed") or () if other != question_id),
-    )
+    types, words = item["types"], item["question"].split()
+    kinds = (str(types["structural"]), str(types["semantic"]), effective, len(words))
+    entailed = tuple(other for other in item.get("entailed") or () if other != question_id)
+    return Asked(item["answer"], bool(item["isBalanced"]), item["groups"]["global"], kinds, entailed)
 
 
-def evaluate(asked: Mapping[str, Asked], said: Predictions, consistency: bool = False) -> Scores:
+def evaluate(asked: Mapping[str, Asked], said: Mapping[int | str, str], consistency: bool = False) -> Scores:
     """The official figures, over the balanced questions.
 
     Args:
@@ -149,26 +138,23 @@ def distribution(answers: Iterable[tuple[str | None, str, str]]) -> float:
     Args:
         answers: (group, right answer, predicted answer) of every question; group None is in no group.
     """
-    gold: dict[str, Counter[str]] = defaultdict(Counter)
-    given: dict[str, Counter[str]] = defaultdict(Counter)
+    sizes: Counter[str] = Counter()
+    gold: Counter[tuple[str, str]] = Counter()
+    given: Counter[tuple[str, str]] = Counter()
     for group, answer, predicted in answers:
         if group is not None:
-            gold[group][answer] += 1
-            given[group][predicted] += 1
-    distance, questions = 0.0, 0
-    for group, expected in gold.items():
-        size = sum(expected.values())
-        distance += size * sum((given[group][answer] - count) ** 2 / count for answer, count in expected.items())
-        questions += size
-    return share(distance, questions) / 100
+            sizes[group] += 1
+            gold[group, answer] += 1
+            given[group, predicted] += 1
+    distance = sum(sizes[one[0]] * (given[one] - count) ** 2 / count for one, count in gold.items())
+    return share(distance, sizes.total()) / 100
 
 
 def _consistency(balanced: Mapping[str, Asked], right: Mapping[str, float]) -> float:
     scores = []
     for key, one in balanced.items():
         if right[key] and one.entailed:
-            unknown = [other for other in one.entailed if other not in right]
-            if unknown:
+            if unknown := [other for other in one.entailed if other not in right]:
                 raise FitPruneError(f"consistency needs question {unknown[0]}, which follows from {key}: give a questions file that has it")
             scores.append(share(sum(right[other] for other in one.entailed), len(one.entailed)))
     return _percent(scores)
@@ -179,11 +165,7 @@ def _percent(values: Sequence[float]) -> float:
 
 
 def convert(answers: Path) -> list[dict[str, Any]]:
-    """Predictions in the form of GQA's tool: the answer without final periods, in lower case.
-
-    Raises:
-        FitPruneError: for a file that is missing, torn or empty, and a line that is no answer.
-    """
+    """Predictions in the form of GQA's tool: the answer without final periods, in lower case; errors as `read_answers`."""
     return [{"questionId": answer.question_id, "prediction": answer.text.rstrip(".").lower()} for answer in read_answers(answers)]
 
 
@@ -196,31 +178,23 @@ def score(data: Path, answers: Path, out: Path) -> Result:
     asked, predictions = read_questions(data / TRUTH), convert(answers)
     said: dict[int | str, str] = {one["questionId"]: one["prediction"] for one in predictions}
     answered = {key: one for key, one in asked.items() if key in said}
-    total, done = (sum(one.balanced for one in questions.values()) for questions in (asked, answered))
-    if not done:
+    balanced = {key: one for key, one in answered.items() if one.balanced}
+    if not balanced:
         raise FitPruneError(f"{answers} answers no balanced question of {data / TRUTH}: give answers to this split")
     path = out / f"{answers.stem}_predictions.json"
-    write_atomically(path, json.dumps(predictions).encode())
-    follow = {other for one in answered.values() if one.balanced for other in one.entailed}
+    write_json(path, predictions)
+    follow = {other for one in balanced.values() for other in one.entailed}
     scores = evaluate(answered, said, consistency=bool(follow) and follow <= answered.keys())
-    worth = [
-        float(one["prediction"] == answered[one["questionId"]].answer)
-        for one in predictions
-        if one["questionId"] in answered and answered[one["questionId"]].balanced
-    ]
+    worth = [float(one["prediction"] == balanced[one["questionId"]].answer) for one in predictions if one["questionId"] in balanced]
     details = scores.metrics | {f"{title} {name}": value for title, rows in scores.tables.items() for name, (value, _) in rows.items()}
+    done, total = len(balanced), sum(one.balanced for one in asked.values())
     note = "" if done == total else f"{done} of {total} questions are answered; the figures are over these\n"
-    return Result(
-        headline=scores.metrics["Accuracy"],
-        details=details,
-        report=note + scores.report,
-        per_answer=worth if len(worth) == len(predictions) else None,
-        written=(path,),
-    )
+    per_answer = worth if len(worth) == len(predictions) else None
+    return Result(scores.metrics["Accuracy"], details, note + scores.report, per_answer, (path,))
 
 
-def run(args: argparse.Namespace) -> int:
-    """Scores a predictions file, in the folder where the tier's files are; returns the exit code."""
+def report(args: argparse.Namespace) -> Iterator[str]:
+    """The figures of a predictions file, in the folder where the tier's files are."""
     if args.grounding:
         raise FitPruneError("grounding is not computed here: leave out --grounding, or use GQA's own tool")
     questions, predictions = (Path(name.format(tier=args.tier)) for name in (args.questions, args.predictions))
@@ -230,53 +204,39 @@ def run(args: argparse.Namespace) -> int:
         if not (isinstance(one, dict) and is_question_id(one.get("questionId")) and isinstance(one.get("prediction"), str)):
             raise FitPruneError(f"{predictions} is not a list of questionId and prediction: use convert_gqa_for_eval")
         said[one["questionId"]] = one["prediction"]
-    print(f"\n{evaluate(read_questions(questions), said, args.consistency).report}")
-    return 0
+    yield f"\n{evaluate(read_questions(questions), said, args.consistency).report}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """GQA's `eval.py`: 0, or 2 with one line on stderr for bad input."""
-    parser = arguments.Parser(
-        prog="eval", description="GQA's figures of a predictions file.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )  # fmt: skip
-    parser.add_argument("--tier", default="val", help="which split, in the names of the files")
+    """GQA's `eval.py`."""
+    parser = tool("eval", "GQA's figures of a predictions file.")
+    parser.add_argument("--tier", default="val", help="which split, in the names of the files (default: %(default)s)")
     for name in ("questions", "predictions"):
-        parser.add_argument(f"--{name}", default=f"{{tier}}_{name}.json", help=f"the tier's {name}")
+        parser.add_argument(f"--{name}", default=f"{{tier}}_{name}.json", help=f"the tier's {name} (default: %(default)s)")
     parser.add_argument("--consistency", action="store_true", help="also over the questions that follow from others")
     parser.add_argument("--grounding", action="store_true", help="refused: it is left out here")
     parser.add_argument("--objectFeatures", action="store_true", help="not read")
     for name in ("scenes", "choices", "attentions", "mapSize"):
         parser.add_argument(f"--{name}", help="not read")
-    return entry.guarded(run, parser, argv)
-
-
-def run_convert(args: argparse.Namespace) -> int:
-    """Writes the predictions file; returns the exit code."""
-    for flag in ("src", "dst"):
-        if getattr(args, flag) is None:
-            raise FitPruneError(f"nothing to convert: give --{flag}")
-    write_atomically(args.dst, json.dumps(convert(Path(args.src))).encode())
-    return 0
+    return printed(report, parser, argv)
 
 
 def convert_main(argv: Sequence[str] | None = None) -> int:
-    """LLaVA's `convert_gqa_for_eval`: 0, or 2 with one line on stderr for bad input."""
-    parser = arguments.Parser(prog="convert_gqa_for_eval", description="Predictions for GQA's evaluation tool.")
-    parser.add_argument("--src", help="answers file (JSON lines)")
-    parser.add_argument("--dst", help="where the predictions go, such as testdev_balanced_predictions.json")
-    return entry.guarded(run_convert, parser, argv)
+    """LLaVA's `convert_gqa_for_eval`."""
+    about = "Predictions for GQA's evaluation tool."
+    parser = tool("convert_gqa_for_eval", about, src=ANSWERS, dst="where the predictions go, such as testdev_balanced_predictions.json")
+
+    def work(args: argparse.Namespace) -> list[str]:
+        write_json(args.dst, convert(args.src))
+        return []
+
+    return printed(work, parser, argv)
 
 
 BENCHMARK = Benchmark(
-    name="gqa",
-    title="GQA",
-    folder="gqa",
-    questions="llava_gqa_testdev_balanced.jsonl",
-    images="data/images",
-    metric="accuracy, %",
-    needs=(TRUTH,),
-    score=score,
-)
+    name="gqa", title="GQA", folder="gqa", questions="llava_gqa_testdev_balanced.jsonl", images="data/images",
+    metric="accuracy, %", needs=(TRUTH,), score=score,
+)  # fmt: skip
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,6 +1,6 @@
 """MMBench: questions with two to four choices, scored by its server; this makes the xlsx that is handed in.
 
-The question file is a table (tab separated) that holds the pictures too, in base64; they are decoded in memory. A choice
+The question file is a table (tab separated) that holds the images too, in base64; they are decoded in memory. A choice
 that pandas would read as missing (an empty cell, "NA", "null", …) or that says "nan" or "none" ends the choices; such a
 hint is none. Circular evaluation needs nothing here: the released tables hold the questions with their choices rotated as
 rows of their own. `all_rounds` rotates once more, as `model_vqa_mmbench --all-rounds` does: it asks the same question
@@ -20,14 +20,14 @@ import binascii
 import csv
 import io
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
-from ... import arguments, entry
 from ...errors import FitPruneError
 from ...files import read_bytes, write_atomically
 from ...questions import Question
 from ..benchmark import Benchmark, Result
-from ..scoring import read_answers
+from ..scoring import as_number, printed, read_answers, said, tool
 from .sqa import PLEASE
 
 QUESTIONS = "mmbench_dev_20230712.tsv"
@@ -36,7 +36,7 @@ LETTERS = "ABCD"
 NEEDED = ("index", "question", *LETTERS, "hint", "image")
 DROPPED = ("hint", "category", "source", "image", "comment", "l2-category")  # not handed in
 PREDICTION_AT = 6  # column of the answers in what is handed in
-LARGEST_CELL = 2**31 - 1  # characters; csv's own limit is below a picture
+LARGEST_CELL = 2**31 - 1  # characters; csv's own limit is below an image
 MISSING = {"", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A"} | {
     "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
 }  # what pandas reads as an empty cell  # fmt: skip
@@ -49,29 +49,26 @@ def read(path: Path, single_pred_prompt: bool = True, lang: str = "en", all_roun
         single_pred_prompt: Ask for the letter alone, in `lang` ("cn": Chinese, else English); not part of saved prompts.
         all_rounds: Every question as often as it has choices.
     Raises:
-        FitPruneError: for a file that is missing or another's, and a picture that is not base64.
+        FitPruneError: for a file that is missing or another's, and an image that is not base64.
     """
     please = PLEASE_CN if lang == "cn" else PLEASE
     questions = []
     for row in read_table(path):
         where = f"{path} index {row['index']}"
         try:
-            picture = base64.b64decode(row["image"] or "")
+            image = base64.b64decode(row["image"] or "")
         except (binascii.Error, ValueError):
-            raise FitPruneError(f"{where}: the picture is not base64: get the file again") from None
+            raise FitPruneError(f"{where}: the image is not base64: get the file again") from None
         choices = _choices(row)
         hint = [] if _is_none(row["hint"]) else [row["hint"]]
         lines = [*hint, row["question"] or "", *(f"{at}. {choice}" for at, choice in zip(LETTERS, choices, strict=False))]
         prompt = "\n".join(map(str, lines))
         for turn in range(len(choices) if all_rounds else 1):
             letters = list(LETTERS[: len(choices)])
-            more = (
-                ("round_id", turn),
-                ("options", tuple(choices[turn:] + choices[:turn])),
-                ("option_char", tuple(letters[turn:] + letters[:turn])),
-            )
+            rotated = tuple(choices[turn:] + choices[:turn]), tuple(letters[turn:] + letters[:turn])
+            more = (("round_id", turn), ("options", rotated[0]), ("option_char", rotated[1]))
             text = f"{prompt}\n{please}" if single_pred_prompt else prompt
-            questions.append(Question(_number(row["index"]), where, text, row.get("category"), prompt, picture, more))
+            questions.append(Question(as_number(str(row["index"])), where, text, row.get("category"), prompt, image, more))
     return questions
 
 
@@ -112,20 +109,7 @@ def _is_none(cell: str | None) -> bool:
 
 def _choices(row: dict[str, str | None]) -> list[str]:
     """The choices up to the first one that is missing."""
-    choices = []
-    for letter in LETTERS:
-        if _is_none(choice := row[letter]):
-            break
-        choices.append(str(choice))
-    return choices
-
-
-def _number(index: str | None) -> int | str:
-    """The id of a question: a number, as pandas reads the column."""
-    try:
-        return int(str(index))
-    except ValueError:
-        return str(index)
+    return [str(choice) for choice in takewhile(lambda choice: not _is_none(choice), map(row.get, LETTERS))]
 
 
 def sheet(table: Path, answers: Path) -> tuple[list[list[str | int | None]], int]:
@@ -135,19 +119,16 @@ def sheet(table: Path, answers: Path) -> tuple[list[list[str | int | None]], int
         FitPruneError: as `read_table`; for an answers file that is missing or torn, or answers another table.
     """
     rows = read_table(table)
-    said: dict[int | str, str] = {}
-    known = {_number(row["index"]) for row in rows}
-    for line in read_answers(answers):
-        if line.question_id not in known:
-            raise FitPruneError(f"{answers} answers question {line.question_id!r}, which {table} does not have")
-        said[line.question_id] = line.text
+    ids = [as_number(str(row["index"])) for row in rows]
+    given = said(read_answers(answers))
+    if unknown := given.keys() - set(ids):
+        raise FitPruneError(f"{answers} answers question {min(unknown, key=str)!r}, which {table} does not have")
     columns = [column for column in rows[0] if column not in DROPPED]
     made: list[list[str | int | None]] = [[*columns]]
-    for row in rows:
-        made.append([_number(row["index"]) if column == "index" else row[column] for column in columns])
-    for cells, prediction in zip(made, ["prediction", *(said.get(_number(row["index"])) for row in rows)], strict=True):
+    made += [[one if column == "index" else row[column] for column in columns] for one, row in zip(ids, rows, strict=True)]
+    for cells, prediction in zip(made, ["prediction", *map(given.get, ids)], strict=True):
         cells.insert(PREDICTION_AT, prediction)
-    return made, sum(_number(row["index"]) in said for row in rows)
+    return made, sum(one in given for one in ids)
 
 
 def xlsx(rows: Sequence[Sequence[str | int | None]]) -> bytes:
@@ -165,13 +146,11 @@ def xlsx(rows: Sequence[Sequence[str | int | None]]) -> bytes:
     page = book.active
     for at, row in enumerate(rows, start=1):
         for column, value in enumerate(row, start=1):
-            if value is None:
-                continue
-            cell = page.cell(at, column)
             if isinstance(value, str):
+                cell = page.cell(at, column)
                 cell.value, cell.data_type = ILLEGAL_CHARACTERS_RE.sub("", value), "s"
             else:
-                cell.value = value
+                page.cell(at, column, value)
     file = io.BytesIO()
     book.save(file)
     return file.getvalue()
@@ -186,42 +165,31 @@ def submission(table: Path, answers: Path, path: Path) -> Result:
     return Result(None, {"questions": count, "answered": answered}, report, written=(path,))
 
 
-def score(data: Path, answers: Path, out: Path) -> Result:
+def score(data: Path, answers: Path, out: Path, questions: str = QUESTIONS) -> Result:
     """Writes the xlsx file for the server to `out`."""
-    return submission(data / QUESTIONS, answers, out / f"{answers.stem}.xlsx")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Converts one experiment; returns the exit code."""
-    answers = Path(args.result_dir) / f"{args.experiment}.jsonl"
-    print(submission(Path(args.annotation_file), answers, Path(args.upload_dir) / f"{args.experiment}.xlsx").report)
-    return 0
+    return submission(data / questions, answers, out / f"{answers.stem}.xlsx")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`convert_mmbench_for_submission`: 0, or 2 with one line on stderr for bad input."""
-    parser = arguments.Parser(
-        prog="convert_mmbench_for_submission", description="MMBench's answers as the xlsx file that its server takes."
-    )
-    parser.add_argument("--annotation-file", required=True, help="the table that was asked")
-    parser.add_argument("--result-dir", required=True, help="folder of the answers file EXPERIMENT.jsonl")
-    parser.add_argument("--upload-dir", required=True, help="folder that gets EXPERIMENT.xlsx")
+    """LLaVA's `convert_mmbench_for_submission`."""
+    parser = tool(
+        "convert_mmbench_for_submission", "MMBench's answers as the xlsx file that its server takes.",
+        annotation_file="the table that was asked", result_dir="folder of the answers file EXPERIMENT.jsonl",
+        upload_dir="folder that gets EXPERIMENT.xlsx",
+    )  # fmt: skip
     parser.add_argument("--experiment", required=True, help="name of both files, without their endings")
-    return entry.guarded(run, parser, argv)
+
+    def work(args: argparse.Namespace) -> list[str]:
+        answers, upload = args.result_dir / f"{args.experiment}.jsonl", args.upload_dir / f"{args.experiment}.xlsx"
+        return [submission(args.annotation_file, answers, upload).report]
+
+    return printed(work, parser, argv)
 
 
 BENCHMARK = Benchmark(
-    name="mmbench",
-    title="MMBench",
-    folder="mmbench",
-    questions=QUESTIONS,
-    images=".",
-    metric="xlsx for MMBench's server",
-    needs=(),
-    score=score,
-    read=read,
-    max_new_tokens=1024,
-)
+    name="mmbench", title="MMBench", folder="mmbench", questions=QUESTIONS, images=".",
+    metric="xlsx for MMBench's server", needs=(), score=score, read=read, max_new_tokens=1024,
+)  # fmt: skip
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,13 +1,13 @@
-"""MME: two yes/no questions about each picture, in ten categories of perception and four of cognition.
+"""MME: two yes/no questions about each image, in ten categories of perception and four of cognition.
 
 Two steps, as with LLaVA and MME's own tool. `convert_answer_to_mme` looks up the truth in the release folder and writes a
-text file per category. `calculation` takes its lines in consecutive pairs, one picture each, so order decides. A
-category's score is the share of right answers plus the share of pictures with both right, times 100 each. An answer is
+text file per category. `calculation` takes its lines in consecutive pairs, one image each, so order decides. A
+category's score is the share of right answers plus the share of images with both right, times 100 each. An answer is
 read from its first four characters, lower-cased: yes if they hold "yes", else no if they hold "no" (as in "not" and
 "know"), else other, which is wrong. What papers call MME is the total of perception.
 
 Departures: categories that were not answered are left out of the totals and named (the tool stops), so part of the
-questions and the embedded benchmark can be scored; pairs of lines about two pictures count as in the tool, and are said.
+questions and the embedded benchmark can be scored; pairs of lines about two images count as in the tool, and are said.
 Left out: precision, recall and the counts behind them, which the tool computes and does not print.
 
     cd playground/data/eval/MME && python -m fitprune.evaluation.benchmarks.mme --experiment llava-v1.5-7b
@@ -17,32 +17,32 @@ Left out: precision, recall and the counts behind them, which the tool computes 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ... import arguments, entry
 from ...errors import FitPruneError
 from ...files import read_bytes, write_atomically
 from ..benchmark import Benchmark, Result
-from ..scoring import read_answers, share
+from ..scoring import printed, read_answers, share, tool
 
 RELEASE, QUESTIONS = "MME_Benchmark_release_version", "llava_mme.jsonl"
 SECTIONS = {
-    "Perception": (*("existence", "count", "position", "color", "posters"), *("celebrity", "scene", "landmark", "artwork", "OCR")),
+    "Perception": ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"),
     "Cognition": ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"),
 }
+CATEGORIES = [name for names in SECTIONS.values() for name in names]
 INSTRUCTION = "Answer the question using a single word or phrase."
 PLEASE = "Please answer yes or no."
 PREFIX = 4  # characters of an answer that are read
-PAIR = 2  # questions about a picture
+PAIR = 2  # questions about an image
 
 Truth = Mapping[tuple[str, str, str], str]  # (category, text file, question) → "Yes" or "No"
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a category's file: the picture's text file, the question, the right answer and what was said."""
+    """A line of a category's file: the image's text file, the question, the right answer and what was said."""
 
     file: str
     question: str
@@ -59,21 +59,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Category:
-    """What the answers of a category came to.
+    """What the answers of a category came to."""
 
-    Attributes:
-        outcomes: (right answer, answer as read) of every question, in order.
-        pictures: Pairs of lines.
-        both_right: Pairs with both answers right.
-        mixed: Pairs that are about two pictures: the order of the lines is not that of the questions.
-        skipped: Lines without four fields, which count for nothing but their picture.
-    """
-
-    outcomes: tuple[tuple[str, str], ...]
-    pictures: int
-    both_right: int
-    mixed: int
-    skipped: tuple[str, ...]
+    outcomes: tuple[tuple[str, str], ...]  # (right answer, answer as read) of every question, in order
+    images: int  # pairs of lines
+    both_right: int  # pairs with both answers right
+    mixed: int  # pairs about two images: the order of the lines is not that of the questions
+    skipped: tuple[str, ...]  # lines without four fields, which count for nothing but their image
 
     @property
     def acc(self) -> float:
@@ -81,7 +73,7 @@ class Category:
 
     @property
     def acc_plus(self) -> float:
-        return share(self.both_right, self.pictures)
+        return share(self.both_right, self.images)
 
     @property
     def score(self) -> float:
@@ -95,7 +87,7 @@ def parse(answer: str) -> str:
 
 
 def read_truth(release: Path) -> Truth:
-    """All questions of a release folder with their answers; text files lie beside the pictures or in a folder of their own.
+    """All questions of a release folder with their answers; text files lie beside the images or in a folder of their own.
 
     Raises:
         FitPruneError: for a folder that is missing or without questions, and a line that is no question with its answer.
@@ -122,14 +114,13 @@ def convert_answer_to_mme(release: Path, answers: Path) -> list[tuple[str, Line]
     """The category of each answer and its line in that category's file, in the order of the answers.
 
     Args:
-        release: `MME_Benchmark_release_version`.
-        answers: Answers file; `question_id` is the picture, `prompt` the question with or without an instruction line.
+        answers: Answers file; `question_id` is the image, `prompt` the question with or without an instruction line.
     Raises:
         FitPruneError: for files that are missing, torn or of another kind, and a question that the release does not have.
     """
     truth = read_truth(release)
     lines = []
-    for number, answer in enumerate(read_answers(answers), start=1):
+    for answer in read_answers(answers):
         parts = str(answer.question_id).split("/")
         category, file = parts[0], f"{parts[-1].split('.')[0]}.txt"
         question = answer.prompt
@@ -140,9 +131,7 @@ def convert_answer_to_mme(release: Path, answers: Path) -> list[tuple[str, Line]
             if (category, file, question) not in truth:  # a few questions have two spaces there
                 question = question.replace(f" {PLEASE}", f"  {PLEASE}")
         if (category, file, question) not in truth:
-            raise FitPruneError(
-                f"{answers}: answer {number} is to {answer.prompt!r} about {answer.question_id}, which {release} does not ask"
-            )
+            raise FitPruneError(f"{answer.where} is to {answer.prompt!r} about {answer.question_id}, which {release} does not ask")
         lines.append((category, Line(file, question, truth[category, file, question], answer.text)))
     return lines
 
@@ -163,7 +152,7 @@ def calculation(files: Mapping[str, Path]) -> dict[str, Category]:
     Raises:
         FitPruneError: for a file that is missing, an odd number of lines, and a right answer that is neither yes nor no.
     """
-    scored = {name: _category(files[name]) for names in SECTIONS.values() for name in names if name in files}
+    scored = {name: _category(files[name]) for name in CATEGORIES if name in files}
     if not scored:
         raise FitPruneError("none of MME's categories is answered: give answers to llava_mme.jsonl")
     return scored
@@ -173,7 +162,7 @@ def _category(path: Path) -> Category:
     text = read_bytes(path, "category file").decode("utf-8", "replace")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
     if len(lines) % PAIR:
-        raise FitPruneError(f"{path} has {len(lines)} lines, two of them for each picture: answer both of its questions")
+        raise FitPruneError(f"{path} has {len(lines)} lines, two of them for each image: answer both of its questions")
     outcomes: list[tuple[str, str]] = []
     skipped: list[str] = []
     both_right = mixed = 0
@@ -195,8 +184,8 @@ def _category(path: Path) -> Category:
 
 def totals(scored: Mapping[str, Category]) -> dict[str, float]:
     """Perception and cognition: the sums of their categories' scores; a section without any is left out."""
-    found = {section: [name for name in names if name in scored] for section, names in SECTIONS.items()}
-    return {section: sum(scored[name].score for name in names) for section, names in found.items() if names}
+    found = {section: [scored[name].score for name in names if name in scored] for section, names in SECTIONS.items()}
+    return {section: sum(scores) for section, scores in found.items() if scores}
 
 
 def report(scored: Mapping[str, Category]) -> str:
@@ -208,11 +197,10 @@ def report(scored: Mapping[str, Category]) -> str:
         lines += [line for name in names for line in scored[name].skipped]
         lines += [f"total score: {total} ", ""]
         lines += [f"\t {name}  score: {scored[name].score}" for name in names] + ["", ""]
-    missing = [name for names in SECTIONS.values() for name in names if name not in scored]
-    if missing:
+    if missing := [name for name in CATEGORIES if name not in scored]:
         lines.append(f"not answered, so not in the totals: {', '.join(missing)}")
     lines += [
-        f"{name}: {one.mixed} pairs of lines are about two pictures, so acc+ means nothing: keep the order of the questions"
+        f"{name}: {one.mixed} pairs of lines are about two images, so acc+ means nothing: keep the order of the questions"
         for name, one in scored.items()
         if one.mixed
     ]
@@ -238,41 +226,31 @@ def score(data: Path, answers: Path, out: Path) -> Result:
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Converts, scores, or both; returns the exit code."""
+def work(args: argparse.Namespace) -> Iterator[str]:
+    """Converts, scores, or both."""
     if args.experiment is None and args.results_dir is None:
         raise FitPruneError("nothing to do: give --experiment to convert its answers, --results_dir to score converted ones")
-    data = Path(args.data)
     if args.experiment is not None:
-        lines = convert_answer_to_mme(data / RELEASE, data / "answers" / f"{args.experiment}.jsonl")
-        write_categories(lines, data / "eval_tool" / "answers" / args.experiment)
+        lines = convert_answer_to_mme(args.data / RELEASE, args.data / "answers" / f"{args.experiment}.jsonl")
+        write_categories(lines, args.data / "eval_tool" / "answers" / args.experiment)
     if args.results_dir is not None:
-        names = (name for section in SECTIONS.values() for name in section)
-        files = {name: Path(args.results_dir) / f"{name}.txt" for name in names}
-        print(report(calculation({name: file for name, file in files.items() if file.exists()})))
-    return 0
+        files = {name: args.results_dir / f"{name}.txt" for name in CATEGORIES}
+        yield report(calculation({name: file for name, file in files.items() if file.exists()}))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`convert_answer_to_mme` and `calculation`: 0, or 2 with one line on stderr for bad input."""
-    parser = arguments.Parser(prog="mme", description="Convert answers for MME's tool, and compute its scores.")
+    """`convert_answer_to_mme` and `calculation`."""
+    parser = tool("mme", "Convert answers for MME's tool, and compute its scores.")
     parser.add_argument("--experiment", help="convert answers/EXPERIMENT.jsonl into eval_tool/answers/EXPERIMENT/")
-    parser.add_argument("--results_dir", help="score the text files in this folder")
-    parser.add_argument("--data", default=".", help="MME's folder, for --experiment (default: the current one)")
-    return entry.guarded(run, parser, argv)
+    parser.add_argument("--results_dir", type=Path, help="score the text files in this folder")
+    parser.add_argument("--data", type=Path, default=".", help="MME's folder, for --experiment (default: the current one)")
+    return printed(work, parser, argv)
 
 
 BENCHMARK = Benchmark(
-    name="mme",
-    title="MME",
-    folder="MME",
-    questions=QUESTIONS,
-    images=RELEASE,
-    metric="perception score",
-    needs=(RELEASE,),
-    score=score,
-    group=2,
-)
+    name="mme", title="MME", folder="MME", questions=QUESTIONS, images=RELEASE,
+    metric="perception score", needs=(RELEASE,), score=score, group=2,
+)  # fmt: skip
 
 if __name__ == "__main__":
     raise SystemExit(main())

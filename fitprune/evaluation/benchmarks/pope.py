@@ -14,18 +14,16 @@ without an answer is printed with zeros and does not count in the mean, so part 
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ... import arguments, entry
 from ...errors import FitPruneError
 from ...files import read_json_lines
 from ...questions import read_questions
 from ..benchmark import Benchmark, Result
-from ..scoring import read_answers, share
+from ..scoring import ANSWERS, printed, read_answers, share, tool
 
 QUESTIONS, LABELS = "llava_pope_test.jsonl", "coco"
 PREFIX, SUFFIX = "coco_pope_", ".json"
@@ -65,20 +63,23 @@ class Split:
         return share(self.said_yes, self.samples)
 
     @property
+    def figures(self) -> dict[str, float]:
+        """All of them, in the order of the original's last line."""
+        return {
+            "F1": self.f1, "accuracy": self.accuracy, "precision": self.precision, "recall": self.recall, "yes ratio": self.yes_ratio,
+        }  # fmt: skip
+
+    @property
     def report(self) -> str:
         """The lines of the original."""
-        f1, accuracy, precision, recall, ratio = self.f1, self.accuracy, self.precision, self.recall, self.yes_ratio
         lines = [
             f"Category: {self.category}, # samples: {self.samples}",
             "TP\tFP\tTN\tFN\t",
             f"{self.true_yes}\t{self.false_yes}\t{self.true_no}\t{self.false_no}",
-            f"Accuracy: {accuracy}",
-            f"Precision: {precision}",
-            f"Recall: {recall}",
-            f"F1 score: {f1}",
-            f"Yes ratio: {ratio}",
-            f"{f1:.3f}, {accuracy:.3f}, {precision:.3f}, {recall:.3f}, {ratio:.3f}",
-            "====================================",
+            f"Accuracy: {self.accuracy}\nPrecision: {self.precision}\nRecall: {self.recall}",
+            f"F1 score: {self.f1}\nYes ratio: {self.yes_ratio}",
+            ", ".join(f"{value:.3f}" for value in self.figures.values()),
+            "=" * 36,
         ]
         return "\n".join(lines)
 
@@ -125,9 +126,9 @@ def evaluate(labels: Path, questions: Path, answers: Path) -> tuple[list[Split],
     said: dict[str, list[bool]] = {split: [] for split in truth}
     worth: list[float] = []
     lines = read_answers(answers)
-    for number, answer in enumerate(lines, start=1):
+    for answer in lines:
         if answer.question_id not in category:
-            raise FitPruneError(f"{answers}: answer {number} is to question {answer.question_id!r}, not in {questions}")
+            raise FitPruneError(f"{answer.where} answers question {answer.question_id!r}, not in {questions}")
         split = category[answer.question_id]
         if split is None or split not in said:
             continue
@@ -144,69 +145,36 @@ def evaluate(labels: Path, questions: Path, answers: Path) -> tuple[list[Split],
 
 def _count(category: str, said: list[bool], truth: list[bool]) -> Split:
     pairs = Counter(zip(said, truth, strict=False))
-    return Split(
-        category,
-        samples=len(said),
-        true_yes=pairs[True, True],
-        false_yes=pairs[True, False],
-        true_no=pairs[False, False],
-        false_no=pairs[False, True],
-        said_yes=said.count(True),
-    )
+    counts = {"true_yes": (True, True), "false_yes": (True, False), "true_no": (False, False), "false_no": (False, True)}
+    return Split(category, len(said), **{name: pairs[pair] for name, pair in counts.items()}, said_yes=said.count(True))
+
+
+def report(splits: Sequence[Split]) -> str:
+    """What the original prints."""
+    return "\n".join(split.report for split in splits)
 
 
 def score(data: Path, answers: Path, out: Path) -> Result:
     """The mean F1 of the splits; writes nothing."""
     splits, per_answer = evaluate(data / LABELS, data / QUESTIONS, answers)
     answered = [split for split in splits if split.samples]
-    details = {
-        f"{split.category} {name}": 100 * value
-        for split in answered
-        for name, value in (
-            ("F1", split.f1),
-            ("accuracy", split.accuracy),
-            ("precision", split.precision),
-            ("recall", split.recall),
-            ("yes ratio", split.yes_ratio),
-        )
-    }
-    return Result(
-        headline=100 * share(sum(split.f1 for split in answered), len(answered)),
-        details=details,
-        report="\n".join(split.report for split in splits),
-        per_answer=per_answer,
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Prints the original's lines; returns the exit code."""
-    for flag in ("annotation_dir", "question_file", "result_file"):
-        if getattr(args, flag) is None:
-            raise FitPruneError(f"nothing to score: give --{flag.replace('_', '-')}")
-    splits, _ = evaluate(Path(args.annotation_dir), Path(args.question_file), Path(args.result_file))
-    print("\n".join(split.report for split in splits))
-    return 0
+    details = {f"{split.category} {name}": 100 * value for split in answered for name, value in split.figures.items()}
+    return Result(100 * share(sum(split.f1 for split in answered), len(answered)), details, report(splits), per_answer)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`eval_pope`: 0, or 2 with one line on stderr for bad input."""
-    parser = arguments.Parser(prog="eval_pope", description="POPE's figures of an answers file, split by split.")
-    parser.add_argument("--annotation-dir", help=f"folder of {PREFIX}<split>{SUFFIX}")
-    parser.add_argument("--question-file", help=f"{QUESTIONS}, for the split of each question")
-    parser.add_argument("--result-file", help="answers file (JSON lines) to score")
-    return entry.guarded(run, parser, argv)
+    """LLaVA's `eval_pope`."""
+    parser = tool(
+        "eval_pope", "POPE's figures of an answers file, split by split.", annotation_dir=f"folder of {PREFIX}<split>{SUFFIX}",
+        question_file=f"{QUESTIONS}, for the split of each question", result_file=f"{ANSWERS} to score",
+    )  # fmt: skip
+    return printed(lambda args: [report(evaluate(args.annotation_dir, args.question_file, args.result_file)[0])], parser, argv)
 
 
 BENCHMARK = Benchmark(
-    name="pope",
-    title="POPE",
-    folder="pope",
-    questions=QUESTIONS,
-    images="val2014",
-    metric="mean F1, %",
-    needs=tuple(f"{LABELS}/{PREFIX}{split}{SUFFIX}" for split in ("adversarial", "popular", "random")),
-    score=score,
-)
+    name="pope", title="POPE", folder="pope", questions=QUESTIONS, images="val2014", metric="mean F1, %",
+    needs=tuple(f"{LABELS}/{PREFIX}{split}{SUFFIX}" for split in ("adversarial", "popular", "random")), score=score,
+)  # fmt: skip
 
 if __name__ == "__main__":
     raise SystemExit(main())

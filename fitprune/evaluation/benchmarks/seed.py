@@ -1,7 +1,7 @@
-"""SEED-Bench: 19 thousand multiple-choice questions in twelve kinds about pictures and videos (a frame stands for a video).
+"""SEED-Bench: 19 thousand multiple-choice questions in twelve kinds about images and videos (a frame stands for a video).
 
 Scored as LLaVA's `convert_seed_for_submission` does: an answer is right if it is the letter, to the character; a question
-without an answer is wrong. Ids are numbers for pictures and strings ("v5006") for videos; the annotation's "101669" is
+without an answer is wrong. Ids are numbers for images and strings ("v5006") for videos; the annotation's "101669" is
 the answers' 101669. The upload file lists every question, so it is written only if all are answered. Two cases in which
 the original stops are figures here: a kind with no right answer is 0.00%, a data type with no question nan%.
 
@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from ... import arguments, entry
 from ...errors import FitPruneError
 from ...files import read_json, write_atomically
 from ..benchmark import Benchmark, Result
-from ..scoring import read_answers, without_letter
+from ..scoring import ANSWERS, as_number, printed, read_answers, said, tool, with_words
 
 ANNOTATIONS = "SEED-Bench.json"
 LETTERS = ("A", "B", "C", "D")
@@ -45,22 +43,14 @@ def read_annotations(path: Path) -> tuple[dict[int, str], list[Asked]]:
     Raises:
         FitPruneError: for a file that is missing, torn or another's.
     """
-    content = read_json(path, "annotation file")
+    content, asked = read_json(path, "annotation file"), []
     try:
         names = {number: name for name, number in content["question_type"].items()}
-        asked = [
-            Asked(
-                one["question_id"],
-                _number(one["question_id"]),
-                one["question_type_id"],
-                one["data_type"],
-                one["answer"],
-                str(one.get(f"choice_{str(one['answer']).lower()}", "")),
-            )
-            for one in content["questions"]
-        ]
+        for one in content["questions"]:
+            written, answer, choice = one["question_id"], one["answer"], one.get(f"choice_{str(one['answer']).lower()}", "")
+            asked.append(Asked(written, as_number(written), one["question_type_id"], one["data_type"], answer, str(choice)))
     except (TypeError, KeyError, AttributeError):
-        asked = []
+        asked = []  # of another kind of file
     if not asked:
         raise FitPruneError(f"annotation file {path} has no questions with their types and answers: give {ANNOTATIONS}")
     if unknown := next((one for one in asked if one.kind not in names), None):
@@ -68,23 +58,12 @@ def read_annotations(path: Path) -> tuple[dict[int, str], list[Asked]]:
     return names, asked
 
 
-def _number(question_id: Any) -> int | str:
-    try:
-        return int(question_id)
-    except ValueError:
-        return str(question_id)
-
-
 def evaluate(annotations: Path, answers: Path) -> Result:
-    """Accuracy by kind, by data type and in total.
-
-    Raises:
-        FitPruneError: as `read_annotations` and `read_answers`.
-    """
+    """Accuracy by kind, by data type and in total; errors as `read_annotations` and `read_answers`."""
     names, asked = read_annotations(annotations)
     lines = read_answers(answers)
-    said = {line.question_id: line.text for line in lines}  # of two answers to a question the last one counts
-    right = [float(said.get(one.question_id) == one.answer) for one in asked]
+    given = said(lines)
+    right = [float(given.get(one.question_id) == one.answer) for one in asked]
     kinds: dict[int, list[float]] = {}
     types: dict[str, list[float]] = {"image": [], "video": []}
     for one, value in zip(asked, right, strict=True):
@@ -113,12 +92,12 @@ def upload(annotations: Path, answers: Path) -> bytes:
         FitPruneError: as `evaluate`, and for a question without an answer.
     """
     _, asked = read_annotations(annotations)
-    said = {line.question_id: line.text for line in read_answers(answers)}
+    given = said(read_answers(answers))
     lines = []
     for one in asked:
-        if (key := one.written if one.written in said else one.question_id) not in said:
+        if (key := one.written if one.written in given else one.question_id) not in given:
             raise FitPruneError(f"{answers} has no answer to question {one.written!r}: an upload needs them all")
-        lines.append(json.dumps({"question_id": one.written, "prediction": said[key]}) + "\n")
+        lines.append(json.dumps({"question_id": one.written, "prediction": given[key]}) + "\n")
     return "".join(lines).encode()
 
 
@@ -126,9 +105,8 @@ def score(data: Path, answers: Path, out: Path) -> Result:
     """Scores, and writes the upload file to `out` if every question is answered; says how many answers are no letter."""
     result = evaluate(data / ANNOTATIONS, answers)
     asked = {one.question_id: one for one in read_annotations(data / ANNOTATIONS)[1]}
-    given = {one.question_id: one.text for one in read_answers(answers) if one.question_id in asked}
-    note = without_letter([(text, asked[key].choice) for key, text in given.items() if text not in LETTERS])
-    result = replace(result, report="\n".join(filter(None, [result.report, note])))
+    given = said(read_answers(answers))
+    result = with_words(result, [(text, asked[key].choice) for key, text in given.items() if key in asked and text not in LETTERS])
     try:
         content = upload(data / ANNOTATIONS, answers)
     except FitPruneError:
@@ -138,39 +116,25 @@ def score(data: Path, answers: Path, out: Path) -> Result:
     return replace(result, written=(path,))
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints the original's lines and writes the upload file; returns the exit code."""
-    for flag in ("annotation_file", "result_file"):
-        if getattr(args, flag) is None:
-            raise FitPruneError(f"nothing to score: give --{flag.replace('_', '-')}")
-    annotations, answers = Path(args.annotation_file), Path(args.result_file)
-    print(evaluate(annotations, answers).report)
+def reports(args: argparse.Namespace) -> Iterator[str]:
+    """The original's lines, before the upload file is written."""
+    yield evaluate(args.annotation_file, args.result_file).report
     if args.result_upload_file is not None:
-        write_atomically(args.result_upload_file, upload(annotations, answers))
-    return 0
+        write_atomically(args.result_upload_file, upload(args.annotation_file, args.result_file))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`convert_seed_for_submission`: 0, or 2 with one line on stderr for bad input."""
-    parser = arguments.Parser(
-        prog="convert_seed_for_submission", description="SEED-Bench's accuracy of an answers file, and its upload file."
-    )
-    parser.add_argument("--annotation-file", help=ANNOTATIONS)
-    parser.add_argument("--result-file", help="answers file (JSON lines) to score")
-    parser.add_argument("--result-upload-file", help="where the file for the leaderboard goes")
-    return entry.guarded(run, parser, argv)
+    """LLaVA's `convert_seed_for_submission`."""
+    about = "SEED-Bench's accuracy of an answers file, and its upload file."
+    parser = tool("convert_seed_for_submission", about, annotation_file=ANNOTATIONS, result_file=f"{ANSWERS} to score")
+    parser.add_argument("--result-upload-file", type=Path, help="where the file for the leaderboard goes")
+    return printed(reports, parser, argv)
 
 
 BENCHMARK = Benchmark(
-    name="seed",
-    title="SEED-Bench",
-    folder="seed_bench",
-    questions="llava-seed-bench.jsonl",
-    images=".",
-    metric="accuracy, %",
-    needs=(ANNOTATIONS,),
-    score=score,
-)
+    name="seed", title="SEED-Bench", folder="seed_bench", questions="llava-seed-bench.jsonl", images=".",
+    metric="accuracy, %", needs=(ANNOTATIONS,), score=score,
+)  # fmt: skip
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,11 +1,11 @@
-"""ScienceQA: school questions with two to five choices, half of them about a picture; the answer is a letter.
+"""ScienceQA: school questions with two to five choices, half of them about an image; the answer is a letter.
 
 Questions are LLaVA's list of conversations (`llava_test_CQM-A.json`), truth is ScienceQA's own `problems.json` and
 `pid_splits.json`. The letter is read out of the answer as LLaVA's `eval_science_qa` does: the answer is a letter; begins
 with a letter, a period and a space; or says "The answer is X" once, with a further character behind (not a line break).
 LLaVA-HR's copy takes any answer of three characters that begins with a letter ("Because": B); `--any-start` does so too.
 Every problem of the split counts, so one without an answer is wrong. What LLaVA reports is the accuracy on the questions
-with a picture, which scoring knows by the `<image>` in the saved prompt.
+with an image, which scoring knows by the `<image>` in the saved prompt.
 
     python -m fitprune.evaluation.benchmarks.sqa --base-dir scienceqa --result-file answers.jsonl
 """
@@ -13,19 +13,17 @@ with a picture, which scoring knows by the `<image>` in the saved prompt.
 from __future__ import annotations
 
 import argparse
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ... import arguments, entry
 from ...errors import FitPruneError
-from ...files import read_json, write_atomically
+from ...files import read_json
 from ...questions import Question, is_question_id
 from ..benchmark import Benchmark, Result
-from ..scoring import read_answers, without_letter
+from ..scoring import ANSWERS, printed, read_answers, tool, with_words, write_json
 
 PLEASE = "Answer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
@@ -94,20 +92,12 @@ def analyse(
         outputs[pid], prompt = given.get(pid, (FAILED, "Unknown"))
         parsed = letter(outputs[pid], letters, any_start)
         chosen[pid] = _index(parsed, choices, letters)
-        sides["correct" if chosen[pid] == right else "incorrect"].append(
-            {
-                "question_id": pid,
-                "parsed_ans": parsed,
-                "ground_truth": letters[right],
-                "question": prompt,
-                "pred": outputs[pid],
-                "is_multimodal": IMAGE in prompt,
-            }
-        )
+        found = {"question_id": pid, "parsed_ans": parsed, "ground_truth": letters[right], "question": prompt, "pred": outputs[pid]}
+        sides["correct" if chosen[pid] == right else "incorrect"].append({**found, "is_multimodal": IMAGE in prompt})
     correct, count = len(sides["correct"]), len(truth)
     seen = {side: sum(one["is_multimodal"] for one in found) for side, found in sides.items()}
     figures: dict[str, float] = {"Total": count, "Correct": correct, "Accuracy": correct / count * 100}
-    shown = "nan"  # the original stops where no answered question has a picture
+    shown = "nan"  # the original stops where no answered question has an image
     if any(seen.values()):
         figures["IMG-Accuracy"] = seen["correct"] / sum(seen.values()) * 100
         shown = f"{figures['IMG-Accuracy']:.2f}"
@@ -146,60 +136,43 @@ def score(data: Path, answers: Path, out: Path) -> Result:
     """Scores the test split; writes the two files of `eval_science_qa` to `out`; says how many answers name no letter."""
     result, sides, summary = analyse(data, answers)
     problems = read_json(data / "problems.json", "ScienceQA's problems")
-    note = without_letter(
-        [
-            (one["pred"], str(problems[one["question_id"]]["choices"][LETTERS.index(one["ground_truth"])]))
-            for one in sides["incorrect"]
-            if one["parsed_ans"] == FAILED != one["pred"]
-        ]
-    )
-    result = replace(result, report="\n".join(filter(None, [result.report, note])))
+    unparsed = [one for one in sides["incorrect"] if one["parsed_ans"] == FAILED != one["pred"]]
+    words = [str(problems[one["question_id"]]["choices"][LETTERS.index(one["ground_truth"])]) for one in unparsed]
     files = {out / f"{answers.stem}_output.jsonl": sides, out / f"{answers.stem}_result.json": summary}
     for path, content in files.items():
-        write_atomically(path, json.dumps(content, indent=2).encode())
+        write_json(path, content, indent=2)
+    result = with_words(result, [(one["pred"], right) for one, right in zip(unparsed, words, strict=True)])
     return replace(result, written=tuple(files))
 
 
-def run(args: argparse.Namespace) -> int:
-    """Scores a file, prints the original's line; returns the exit code."""
-    for flag in ("base_dir", "result_file"):
-        if getattr(args, flag) is None:
-            raise FitPruneError(f"nothing to score: give --{flag.replace('_', '-')}")
-    result, sides, summary = analyse(
-        Path(args.base_dir), Path(args.result_file), split=args.split, letters=args.options, any_start=args.any_start
-    )
-    print(result.report)
+def reports(args: argparse.Namespace) -> Iterator[str]:
+    """The original's line, before the files that were asked for are written."""
+    result, sides, summary = analyse(args.base_dir, args.result_file, split=args.split, letters=args.options, any_start=args.any_start)
+    yield result.report
     for path, content in ((args.output_file, sides), (args.output_result, summary)):
         if path is not None:
-            write_atomically(path, json.dumps(content, indent=2).encode())
-    return 0
+            write_json(path, content, indent=2)
 
 
 def main(argv: Sequence[str] | None = None, any_start: bool = False) -> int:
-    """`eval_science_qa`: 0, or 2 with one line on stderr for bad input."""
-    parser = arguments.Parser(prog="eval_science_qa", description="ScienceQA's accuracy of an answers file.")
-    parser.add_argument("--base-dir", help="folder of pid_splits.json and problems.json")
-    parser.add_argument("--result-file", help="answers file (JSON lines) to score")
-    parser.add_argument("--output-file", help="where the analysis of each answer goes")
-    parser.add_argument("--output-result", help="where accuracy, choices and answers go")
+    """LLaVA's `eval_science_qa`."""
+    parser = tool(
+        "eval_science_qa", "ScienceQA's accuracy of an answers file.", base_dir="folder of pid_splits.json and problems.json",
+        result_file=f"{ANSWERS} to score",
+    )  # fmt: skip
+    parser.add_argument("--output-file", type=Path, help="where the analysis of each answer goes")
+    parser.add_argument("--output-result", type=Path, help="where accuracy, choices and answers go")
     parser.add_argument("--split", default="test", help="which problems (default: test)")
     parser.add_argument("--options", default=LETTERS, help=f"the letters, as one word (default: {LETTERS})")
     parser.add_argument("--any-start", action="store_true", default=any_start, help="a first letter counts without a period behind it")
-    return entry.guarded(run, parser, argv)
+    return printed(reports, parser, argv)
 
 
 BENCHMARK = Benchmark(
-    name="sqa",
-    title="ScienceQA",
-    folder="scienceqa",
-    questions="llava_test_CQM-A.json",
-    images="images/test",
-    metric="accuracy on questions with a picture, %",
-    needs=("pid_splits.json", "problems.json"),
-    score=score,
-    read=read,
-    max_new_tokens=1024,
-)
+    name="sqa", title="ScienceQA", folder="scienceqa", questions="llava_test_CQM-A.json", images="images/test",
+    metric="accuracy on questions with an image, %", needs=("pid_splits.json", "problems.json"), score=score,
+    read=read, max_new_tokens=1024,
+)  # fmt: skip
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -17,12 +17,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ... import arguments, entry
 from ...errors import FitPruneError
-from ...files import read_bytes, write_atomically
+from ...files import read_bytes
 from ...questions import is_question_id, read_questions
 from ..benchmark import Benchmark, Result
 from ..normalise import normalise
+from ..scoring import printed, tool, write_json
 
 ASKED = "llava_vqav2_mscoco_test-dev2015.jsonl"
 LISTED = "llava_vqav2_mscoco_test2015.jsonl"
@@ -38,11 +38,11 @@ def read_whole_lines(path: Path) -> tuple[dict[int | str, str], int]:
     malformed = 0
     for number, line in enumerate(read_bytes(path, "answers file").removesuffix(b"\n").split(b"\n"), start=1):
         try:
-            entry = json.loads(line.decode("utf-8"))
+            found = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError):
             malformed += 1
             continue
-        question_id, text = (entry.get(key) if isinstance(entry, dict) else None for key in ("question_id", "text"))
+        question_id, text = (found.get(key) if isinstance(found, dict) else None for key in ("question_id", "text"))
         if not (is_question_id(question_id) and isinstance(text, str)):
             raise FitPruneError(f"answers file {path} line {number} needs question_id and text: give an answers file")
         said[question_id] = text
@@ -50,18 +50,13 @@ def read_whole_lines(path: Path) -> tuple[dict[int | str, str], int]:
 
 
 def submission(listed: Path, answers: Path, path: Path) -> Result:
-    """Writes what is handed in.
-
-    Raises:
-        FitPruneError: as `read_whole_lines`; for a list of questions that is missing or torn, or that has none of those answered.
-    """
+    """Writes what is handed in; errors as `read_whole_lines` and `read_questions`, and where no question of the list is answered."""
     questions = read_questions(listed)
     said, malformed = read_whole_lines(answers)
-    lines = [{"question_id": one.question_id, "answer": normalise(said.get(one.question_id, ""))} for one in questions]
     answered = sum(one.question_id in said for one in questions)
     if not answered:
         raise FitPruneError(f"{answers} answers no question of {listed}: give answers to VQAv2's test questions")
-    write_atomically(path, json.dumps(lines).encode())
+    write_json(path, [{"question_id": one.question_id, "answer": normalise(said.get(one.question_id, ""))} for one in questions])
     details: dict[str, float] = {"questions": len(questions), "answered": answered, "malformed lines": malformed}
     torn = f", {malformed} malformed lines passed over" if malformed else ""
     report = f"{path}: {answered} of {len(questions)} questions answered{torn}; VQA's server scores them"
@@ -73,33 +68,24 @@ def score(data: Path, answers: Path, out: Path) -> Result:
     return submission(data / LISTED, answers, out / f"{answers.stem}.json")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Converts the merged answers of one checkpoint; returns the exit code."""
-    folder = Path(args.dir)
-    answers = folder / "answers" / args.split / args.ckpt / "merge.jsonl"
-    print(submission(folder / LISTED, answers, folder / "answers_upload" / args.split / f"{args.ckpt}.json").report)
-    return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """`convert_vqav2_for_submission`: 0, or 2 with one line on stderr for bad input."""
-    parser = arguments.Parser(prog="convert_vqav2_for_submission", description="VQAv2's answers as the JSON file that its server takes.")
-    parser.add_argument("--dir", default="./playground/data/eval/vqav2", help="VQAv2's folder (default: %(default)s)")
+    """LLaVA's `convert_vqav2_for_submission`."""
+    parser = tool("convert_vqav2_for_submission", "VQAv2's answers as the JSON file that its server takes.")
+    parser.add_argument("--dir", type=Path, default="./playground/data/eval/vqav2", help="VQAv2's folder (default: %(default)s)")
     parser.add_argument("--ckpt", required=True, help="reads answers/SPLIT/CKPT/merge.jsonl in there")
     parser.add_argument("--split", required=True, help="writes answers_upload/SPLIT/CKPT.json in there")
-    return entry.guarded(run, parser, argv)
+
+    def work(args: argparse.Namespace) -> list[str]:
+        answers, upload = args.dir / "answers" / args.split / args.ckpt / "merge.jsonl", args.dir / "answers_upload" / args.split
+        return [submission(args.dir / LISTED, answers, upload / f"{args.ckpt}.json").report]
+
+    return printed(work, parser, argv)
 
 
 BENCHMARK = Benchmark(
-    name="vqav2",
-    title="VQAv2",
-    folder="vqav2",
-    questions=ASKED,
-    images="test2015",
-    metric="JSON for VQA's server",
-    needs=(LISTED,),
-    score=score,
-)
+    name="vqav2", title="VQAv2", folder="vqav2", questions=ASKED, images="test2015",
+    metric="JSON for VQA's server", needs=(LISTED,), score=score,
+)  # fmt: skip
 
 if __name__ == "__main__":
     raise SystemExit(main())
