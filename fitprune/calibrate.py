@@ -77,5 +77,10 @@ def kept_statistics(
     if workers.first(kept):
         return known[0] if known else None
     stats = observe_questions(vlm, calibration, workers=workers)
-    workers.first(lambda: stats.save(path))
+
+    def keep() -> None:
+        stats.save(path)
+        print(f"statistics of {stats.samples} samples of {calibration.question_file}, kept as {path}")
+
+    workers.first(keep)
     return stats

@@ -2,7 +2,7 @@
 
 There are two conventions, and a number means nothing without its name:
 
-- `visual_*` is the paper's. Only visual tokens are counted, in multiply-accumulates, as if the picture were the whole
+- `visual_*` is the paper's. Only visual tokens are counted, in multiply-accumulates, as if the image were the whole
   prompt. A *reduction ratio* is always `visual_reduction`: the budget that recipes are asked for and report.
 - `prefill_*` is what a machine does: every token of the prompt, in FLOPs (two per multiply-accumulate). From it come
   the ideal speed-up, to be compared with a stop-watch, and its reduction, which is smaller than the visual one.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .families import VLM
 
 SAMPLES = 128  # calibration questions taken unless told otherwise
-IMAGE = "<image>"  # stands for a picture in prompts, and so in no question
+IMAGE = "<image>"  # stands for an image in prompts, and so in no question
 Item = TypeVar("Item")
 
 
@@ -44,11 +44,11 @@ class Question:
 
     Attributes:
         question_id: The file's own name for it, kept as a number or a string; may repeat.
-        image: Path of the picture relative to the image folder, or None for a question without one.
+        image: Path of the image relative to the image folder, or None for a question without one.
         text: The user's text, byte for byte as in the file (scorers look answers up by it).
         category: The file's free label, if it has one.
         prompt: What the answers file keeps as `prompt`, where that is not the text (`saved` is either).
-        picture: The picture file itself, where the question file holds it; `image` then only names it in messages.
+        content: The image file itself, where the question file holds it; `image` then only names it in messages.
         more: Further fields of its answer line, (name, JSON value) each.
     """
 
@@ -57,7 +57,7 @@ class Question:
     text: str
     category: str | None = None
     prompt: str | None = None
-    picture: bytes | None = field(default=None, repr=False)
+    content: bytes | None = field(default=None, repr=False)
     more: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -67,7 +67,7 @@ class Question:
 
 
 def questions_digest(questions: Sequence[Question]) -> bytes:
-    """What tells lists of questions apart: ids, pictures and texts."""
+    """What tells lists of questions apart: ids, images and texts."""
     return json.dumps([(question.question_id, question.image, question.text) for question in questions]).encode()
 
 
@@ -126,7 +126,7 @@ def _question(entry: dict[str, Any], where: str) -> Question:
     if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
         raise FitPruneError(f"{where}: text has half of a surrogate pair, which is no character: repair the line")
     if IMAGE in text:
-        raise FitPruneError(f"{where}: text contains {IMAGE}: leave it out, the picture's place is before the text")
+        raise FitPruneError(f"{where}: text contains {IMAGE}: leave it out, the image's place is before the text")
     if image is not None and not isinstance(image, str):
         raise FitPruneError(f"{where}: image must be a path inside the image folder, not {image!r}")
     return Question(question_id, image, text, None if category is None else str(category))
@@ -172,13 +172,13 @@ class Calibration:
 
 
 def open_image(question: Question, image_folder: str | Path, pixels: bool = True) -> Image.Image:
-    """The picture of a question that has one, from the folder or from the question itself; `pixels` as `read_image`.
+    """The image of a question that has one, from the folder or from the question itself; `pixels` as `read_image`.
 
     Raises:
-        FitPruneError: unreadable picture.
+        FitPruneError: unreadable image.
     """
-    if question.picture is not None:
-        return read_image(str(question.image), pixels, question.picture)
+    if question.content is not None:
+        return read_image(str(question.image), pixels, question.content)
     return read_image(Path(image_folder) / str(question.image), pixels)
 
 

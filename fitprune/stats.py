@@ -73,7 +73,7 @@ class AttentionStats:
         if least < 1 or most > self.cross.shape[2] or int(self.text_tokens.min()) < 0:
             raise FitPruneError(
                 f"statistics: samples need 1 to {self.cross.shape[2]} visual tokens (here {least} to {most}) and no "
-                "negative number of others: observe questions that have a picture"
+                "negative number of others: observe questions that have an image"
             )
         beyond = torch.arange(self.cross.shape[2]) >= self.visual_tokens[:, None]  # [N, n]
         for name in ("cross", "intra"):

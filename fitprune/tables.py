@@ -21,6 +21,12 @@ def aligned(cells: Sequence[Sequence[str]], figures_right: bool = True) -> list[
     return lines
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as the lines of a markdown table; the first is the head."""
+    head, *others = (f"| {' | '.join(row)} |" for row in rows)
+    return [head, "|---" * len(rows[0]) + "|", *others]
+
+
 def format_counts(values: Sequence[float]) -> str:
     """`12, 11, …` with at most one decimal, for tables."""
     return " ".join(f"{value:.0f}" if abs(value - round(value)) < 0.05 else f"{value:.1f}" for value in values)

@@ -20,7 +20,7 @@ COMMANDS = ("fit", "eval", "sweep", "report", "draw", "demo", "serve", "show", "
 
 OVERVIEW = """fitprune fit                                         fit a recipe for the embedded model, print and save it
 fitprune eval --benchmark gqa                        dense against pruned on a benchmark, the embedded one for embedded models
-fitprune sweep --benchmarks textvqa,gqa              methods × ratios × benchmarks at equal cost, in a table and a picture
+fitprune sweep --benchmarks textvqa,gqa              methods × ratios × benchmarks at equal cost, in a table and a plot
 fitprune report --question-file Q --image-folder I   drift of pruned from dense on questions of one's own, no labels needed
 fitprune draw --image P --question Q                 which patches survive each layer: PNG, GIF, HTML page, heat maps
 fitprune demo                                        a page on this machine: dense and pruned answers side by side

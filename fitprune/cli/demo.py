@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             vlm = load(args.model_path, **arguments.load_options(args))
             stats = None if calibration is None else observe_questions(vlm, calibration)
+            fitted = stats and calibration and f"fitted from {stats.samples} samples of {calibration.question_file}"
+            print(f"fitprune demo: recipes {fitted or f'published for {vlm.name}'}", flush=True)
             engine = Engine(vlm, stats, args.max_new_tokens)
             engine.warm_up()
             serving = server(engine, Path(uploads), args.host)

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     given = read_questions(args.question_file)[: args.limit]
     questions = [question for question in given if question.image]
     if not questions:
-        raise FitPruneError(f"{args.question_file} has no question with a picture, so there is nothing to prune: give others")
+        raise FitPruneError(f"{args.question_file} has no question with an image, so there is nothing to prune: give others")
     vlm = load(args.model_path, **arguments.load_options(args))
     choices = resolve(vlm, sorted(args.reduction_ratio), arguments.calibration(args), recipe_file=args.recipe, workers=workers)
     drifts = compare_to_dense(
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         write_atomically(args.json, json.dumps(figures, indent=1).encode())
     print(f"{vlm.name} on {len(questions)} questions of {args.question_file}, pruned by score {args.score}")
     if len(given) > len(questions):
-        print(f"left out: {len(given) - len(questions)} without a picture")
+        print(f"left out: {len(given) - len(questions)} without an image")
     print(*(f"{row.name}: {row.source}" for row in rows), "", table(rows), "", advice(advised, args.at_most), sep="\n")
     return 0
 

@@ -70,7 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answers, scores, writes sweep.md, sweep.csv, sweep.json and pictures; returns the exit code."""
+    """Answers, scores, writes sweep.md, sweep.csv, sweep.json and plots; returns the exit code."""
     output = Path(args.output)
     args.workers.first(partial(check_writable, output))
     if not args.benchmarks:
@@ -121,7 +121,7 @@ def _methods(args: argparse.Namespace, calibration: Calibration) -> list[str]:
     if args.ablate:
         observed = len(calibration.questions())
         if (most := ablate.most_samples(args.ablate, 1)) > observed:
-            raise FitPruneError(f"--ablate samples={most}: {calibration.question_file} has {observed} questions with a picture")
+            raise FitPruneError(f"--ablate samples={most}: {calibration.question_file} has {observed} questions with an image")
         found += ablate.methods(args.ablate, observed)
     found = list(dict.fromkeys([*found, *CONTROLS]))
     for method in found:
@@ -142,7 +142,7 @@ def _calibration(args: argparse.Namespace, benchmark: Benchmark, data: Path) -> 
 
 def _draw(points: Sequence[Point], output: Path, varied: Mapping[str, Mapping[str, str]]) -> None:
     if find_spec("matplotlib") is None:
-        print("no picture: pip install 'fitprune[draw]' and run the same command again to get sweep.png")
+        print("no plot: pip install 'fitprune[draw]' and run the same command again to get sweep.png")
         return
     from ..studies import sweep_plot
 

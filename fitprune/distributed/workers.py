@@ -135,7 +135,7 @@ class WorkerGroup:
         """`work(prepare(item))` of every item, in order and in every process, each having done its share.
 
         Args:
-            prepare: What needs no forward of the model, such as reading pictures.
+            prepare: What needs no forward of the model, such as reading images.
         Raises:
             FitPruneError: in all processes, at the item where one of them met it; the results before it have come.
         """

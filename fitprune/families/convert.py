@@ -24,7 +24,7 @@ def convert(path: str | Path, target: str | Path, *, model_base: str | None = No
     """Writes a checkpoint of the original layout, its LoRA adapter merged, as a folder in transformers layout.
 
     Args:
-        path, model_base, vision_tower: As `fitprune.load`.
+        path: As `fitprune.load`, like model_base and vision_tower.
         target: The folder to make; must not exist, or be empty.
     Raises:
         FitPruneError: for a source that is not of the original layout or is damaged, and a target that is taken.

@@ -1,6 +1,6 @@
 """From a real-valued curve of surviving tokens to whole tokens that meet a budget exactly.
 
-Fitting, and scaling a fitted recipe to another picture size, both end with a curve such as 512.3, 498.7, … tokens alive
+Fitting, and scaling a fitted recipe to another image size, both end with a curve such as 512.3, 498.7, … tokens alive
 after each layer. Flooring every layer (as the released code does) misses the budget by up to some percentage points:
 their "20%" recipe saves 15.4%. Here two small steps remain after flooring: give tokens back, or take them, one at a
 time where the curve is furthest from its integer, until the budget holds and one more token would break it.

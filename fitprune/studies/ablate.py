@@ -1,7 +1,7 @@
 """Ablations of a sweep: one choice of FitPrune's at a time, the rest as it is; and how far apart the recipes are.
 
 Three choices: `samples`, how many calibration questions the fit sees; `criterion`, which tokens the fit lets go
-(`fit.CRITERIA`); `score`, what ranks tokens at run time. Each value becomes a method by name (methods.py), so that it is
+(`schedule.validation.CRITERIA`); `score`, what ranks tokens at run time. Each value becomes a method by name (methods.py), so that it is
 answered, scored and drawn like any other, at the same cost. Statistics are taken once, for the largest number of samples;
 fewer samples are evenly spaced ones of these. They are the questions that `--samples` would have taken if their number divides
 the largest or every question was observed; else some are neighbours of those.
@@ -28,7 +28,7 @@ from ..errors import FitPruneError
 from ..recipe import Recipe
 from ..schedule.validation import CRITERIA
 from ..scores import SCORES
-from ..tables import format_counts
+from ..tables import format_counts, markdown
 from .methods import fitted
 
 if TYPE_CHECKING:
@@ -140,15 +140,15 @@ def _draws(stats: AttentionStats, count: int, ratios: Sequence[float]) -> list[d
     return found
 
 
-def markdown(found: Sequence[Difference]) -> list[str]:
+def recipes_compared(found: Sequence[Difference]) -> list[str]:
     """The differences as lines of a table; none without any."""
     if not found:
         return []
     head = ["method", "ratio", "tokens alive after each layer", f"differs from {BASE}", "random draws: mean (most)"]
-    lines = ["## Recipes", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = [head]
     for one in found:
         draws = f"{sum(one.draws) / len(one.draws):.1%} ({max(one.draws):.1%})" if one.draws else "-"
         differs = "-" if one.method == BASE else f"{one.moved:.1%}"
-        lines.append(f"| {one.method} | {100 * one.ratio:.6g}% | {format_counts(one.alive)} | {differs} | {draws} |")
+        rows.append([one.method, f"{100 * one.ratio:.6g}%", format_counts(one.alive), differs, draws])
     share = f"share of the visual tokens that go in another layer than by {BASE}'s recipe, or by one of the two only"
-    return [*lines, "", f"Differs: {share}; draws: of {DRAWS} random sets of as many samples.", ""]
+    return ["## Recipes", "", *markdown(rows), "", f"Differs: {share}; draws: of {DRAWS} random sets of as many samples.", ""]

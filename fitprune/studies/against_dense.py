@@ -73,13 +73,13 @@ def compare_to_dense(
     """How each recipe answers each question, measured against the dense model.
 
     Args:
-        questions: Each has a picture.
+        questions: Each has an image.
         recipes: None runs the dense model again.
         workers: The processes that share the batches; each gets all.
     Returns:
         [recipe][question].
     Raises:
-        FitPruneError: unreadable picture, recipe for another model.
+        FitPruneError: unreadable image, recipe for another model.
     """
     found: list[list[Drift]] = [[] for _ in recipes]
     workers.check_same("questions", questions_digest(questions))

@@ -1,6 +1,6 @@
 """The FLOPs of one prefill as four papers and tools count them, so that their percentages can be told apart.
 
-A convention says which tokens count (the picture's, or the whole prompt's), what a layer costs, and whether one
+A convention says which tokens count (the image's, or the whole prompt's), what a layer costs, and whether one
 multiply-accumulate is one operation or two. The same recipe on the same model saves another share under each:
 
 - `fitprune`: visual tokens alone, multiply-accumulates (paper, section 3.3; the released `statistical_analysis.py`). A
@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 from ..cost import VICUNA_7B, CostModel
 from ..recipe import Recipe
+from ..tables import markdown
 
 Count = Callable[[CostModel, Sequence[int], int, int], int]  # model, alive [layer], visual tokens, text tokens
 
@@ -103,7 +104,7 @@ def table(recipes: dict[str, Recipe], cost: CostModel = VICUNA_7B, visual_tokens
     Raises:
         FitPruneError: for a recipe of another number of layers.
     """
-    lines = ["| convention | tokens | per layer | unit | dense | " + " | ".join(recipes) + " |", "|---" * (5 + len(recipes)) + "|"]
+    rows = [["convention", "tokens", "per layer", "unit", "dense", *recipes]]
     dense = [visual_tokens] * cost.layers
     for name, convention in CONVENTIONS.items():
         whole = convention.count(cost, dense, visual_tokens, text_tokens)
@@ -111,8 +112,8 @@ def table(recipes: dict[str, Recipe], cost: CostModel = VICUNA_7B, visual_tokens
         for recipe in recipes.values():
             left = convention.count(cost, recipe.alive(visual_tokens, cost.layers), visual_tokens, text_tokens)
             cells.append(f"{left / 1e12:.3f} T, −{1 - left / whole:.1%}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return "\n".join(markdown(rows))
 
 
 def example() -> str:

@@ -6,7 +6,7 @@ received by tokens which pruning leaves alive after it (for the text's attention
 the total variation distance between the dense distribution over visual tokens and that over the survivors, rescaled.
 
 Shares come with Wilson's interval, means with a percentile bootstrap, as divergences are far from normal. Both take
-questions as independent; many questions about one picture are worth less than their number.
+questions as independent; many questions about one image are worth less than their number.
 
     python -c "from fitprune.studies.drift import wilson; print(wilson(3, 100))"
 """

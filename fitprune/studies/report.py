@@ -23,7 +23,7 @@ from .drift import CONFIDENCE, Mean, Share, bootstrap, wilson
 
 
 @dataclass(frozen=True)
-class Row:
+class DriftRow:
     """One recipe over all questions: changes, divergences (nats), attention kept and tokens alive in each layer [L], savings."""
 
     name: str
@@ -43,7 +43,7 @@ class Row:
     changed: list[dict[str, Any]]
 
 
-def summarise(choice: Choice, drifts: Sequence[Drift], cost: CostModel) -> Row:
+def summarise(choice: Choice, drifts: Sequence[Drift], cost: CostModel) -> DriftRow:
     """One row from the drift of every question; compute is summed over the questions before shares are taken of it."""
     count, recipe = len(drifts), choice.recipe
     macs, flops = [0.0, 0.0], [0.0, 0.0]  # dense, pruned
@@ -52,7 +52,7 @@ def summarise(choice: Choice, drifts: Sequence[Drift], cost: CostModel) -> Row:
             macs[at] += sum(cost.visual_macs(curve, drift.visual_tokens))
             flops[at] += sum(cost.prefill_flops(curve, drift.visual_tokens, drift.text_tokens))
     changed = [drift for drift in drifts if drift.dense != drift.pruned]
-    return Row(
+    return DriftRow(
         name=choice.name,
         ratio=(recipe.reduction_ratio or recipe.achieved or 0.0) if recipe else 0.0,
         source=choice.source,
@@ -75,7 +75,7 @@ def summarise(choice: Choice, drifts: Sequence[Drift], cost: CostModel) -> Row:
     )  # fmt: skip
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[DriftRow]) -> str:
     """The rows as aligned text, what the columns are, then the attention kept in every layer."""
     cells = [
         ["run", "answers changed", "first token", "KL first", "p95", "KL per token", "p95", "MACs saved", "FLOPs saved",
@@ -100,13 +100,13 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([*aligned(cells), legend, "", *kept])
 
 
-def advise(rows: Sequence[Row], at_most: float) -> Row | None:
+def advise(rows: Sequence[DriftRow], at_most: float) -> DriftRow | None:
     """The pruned row that saves most among those that change no larger share of the answers; None if all change more."""
     fitting = [row for row in rows if row.alive[-1] < row.visual_tokens and row.answers.share <= at_most]
     return max(fitting, key=lambda row: row.visual_reduction, default=None)
 
 
-def advice(advised: Row | None, at_most: float) -> str:
+def advice(advised: DriftRow | None, at_most: float) -> str:
     """One line that says which ratio to take."""
     if advised is None:
         return f"advice: none of these ratios changes at most {100 * at_most:.6g}% of the answers: try smaller ones, or a larger --at-most"

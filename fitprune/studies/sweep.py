@@ -1,4 +1,4 @@
-"""Methods × reduction ratios × benchmarks, at equal cost, in one table and one picture.
+"""Methods × reduction ratios × benchmarks, at equal cost, in one table and one plot.
 
 The dense model answers each benchmark once, statistics are taken once, and every recipe comes from them (methods.py). The two
 controls are always among the methods. Every run has its answers file in the output folder, and a rerun of the command goes on
@@ -110,7 +110,7 @@ def run_benchmark(
 ) -> list[Point]:
     """Every run on one benchmark, in order; what is answered already is only checked and scored, by the first process.
 
-    Runs whose ratio is out of reach for a picture of another size are left out, with a note.
+    Runs whose ratio is out of reach for an image of another size are left out, with a note.
     """
     images, times = data / benchmark.images, output / "times.json"
     illustrated = [q for q in questions if q.image]
@@ -159,7 +159,7 @@ def _timed(path: Path, stem: str, now: AnswerRun) -> tuple[int, float]:
 
 
 def _kv_bytes(plan: Plan, vlm: VLM, prompts: Counter[tuple[int, int]]) -> float:
-    """Bytes of the cache after the prefill, averaged over the questions with a picture."""
+    """Bytes of the cache after the prefill, averaged over the questions with an image."""
     cost, total = vlm.cost, 0
     size = next(vlm.model.parameters()).element_size()
     for (visual, text), times in prompts.items():

@@ -1,7 +1,7 @@
-"""A sweep as a picture: a row per benchmark, its score against prefill FLOPs, time and key-value cache, a line per method.
+"""A sweep as a plot: a row per benchmark, its score against prefill FLOPs, time and key-value cache, a line per method.
 
 The dense run is a point of its own, and its score a dashed line across. Colours and marks are draw/style.py's. An ablation, whose
-runs cost the same, has a second picture: its score against what was varied, a line per ratio.
+runs cost the same, has a second plot: its score against what was varied, a line per ratio.
 
     fitprune sweep --ratios 30,60 --benchmarks gqa --limit 50 --output /tmp/sweep
 """

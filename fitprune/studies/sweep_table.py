@@ -1,7 +1,7 @@
 """What a sweep writes down: a table of its runs for people, for spreadsheets and for programs.
 
 `sweep.md` has a table per benchmark and, after an ablation, one of the recipes; `sweep.csv` a line per run; `sweep.json` all
-that is known of each run, and what was left out. The picture is sweep_plot.py's.
+that is known of each run, and what was left out. The plot is sweep_plot.py's.
 
     fitprune sweep --ratios 30,60 --benchmarks gqa --limit 50 --output /tmp/sweep
 """
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import tables
 from ..evaluation.compare import Row, error_cell
 from ..files import write_atomically
 from . import ablate
@@ -76,8 +77,7 @@ def markdown(points: Sequence[Point], notes: Sequence[str], about: dict[str, Any
         here = [point for point in points if point.row.benchmark == title]
         head = ["method", "ratio", str(here[0].row.metric), "±", "against dense", "questions", "visual MACs saved"]
         head += ["prefill GFLOPs", "KV MiB", "ms/question"]
-        lines += [f"## {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        dense = here[0].row.headline
+        rows, dense = [head], here[0].row.headline
         for point in here:
             row = point.row
             value = "-" if row.headline is None else f"{row.headline:.2f}"
@@ -85,8 +85,8 @@ def markdown(points: Sequence[Point], notes: Sequence[str], about: dict[str, Any
             time = "-" if row.milliseconds is None else f"{row.milliseconds:.1f}"
             cells = [point.method, f"{100 * point.ratio:.6g}%", value, error_cell(row), change, str(row.questions)]
             cells += [f"{row.visual_reduction:.1%}", f"{row.prefill_gflops:.3f}", f"{point.kv_bytes / 2**20:.2f}", time]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
-    lines += ablate.markdown(compared)
+            rows.append(cells)
+        lines += [f"## {title}", "", *tables.markdown(rows), ""]
+    lines += ablate.recipes_compared(compared)
     lines += [f"Left out: {note}." for note in notes]
     return "\n".join(lines).rstrip() + "\n"

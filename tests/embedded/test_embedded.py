@@ -41,7 +41,7 @@ def test_multiple_choice_questions_have_their_pictures() -> None:
         data = embedded().data / benchmark.folder
         asked = benchmark.read(data / benchmark.questions)
         assert len(asked) >= 8
-        used = {str(question.image) for question in asked if question.image and question.picture is None}
+        used = {str(question.image) for question in asked if question.image and question.content is None}
         there = {str(p.relative_to(data / benchmark.images)) for p in (data / benchmark.images).rglob("*.jpg")}
         assert used == there
         assert sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) < 130_000

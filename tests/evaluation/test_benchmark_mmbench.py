@@ -65,7 +65,7 @@ def test_what_is_asked_and_what_is_saved(tmp_path: Path) -> None:
     assert [q.text for q in asked] == [f"{prompt}\n{PLEASE}" for prompt in prompts]
     assert [q.text for q in read(file, lang="cn")] == [f"{prompt}\n{PLEASE_CN}" for prompt in prompts]
     assert [q.text for q in read(file, single_pred_prompt=False)] == prompts
-    assert {q.picture for q in asked} == {png()}
+    assert {q.content for q in asked} == {png()}
     assert dict(asked[0].more) == {"round_id": 0, "options": tuple("abcd"), "option_char": tuple("ABCD")}
     assert [q.category for q in asked] == ["c"] * 5
 

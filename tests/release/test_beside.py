@@ -66,7 +66,7 @@ def test_without_a_browser_the_demos_tests_fail_instead_of_being_skipped(place: 
     assert done.returncode == 2
     assert "apt-get install chromium" in done.stderr
     assert done.stderr.count("\n") == 1
-    looked_for = re.search(r"map\(shutil\.which, \(([^)]*)\)", (ROOT / "tests" / "test_demo.py").read_text())
+    looked_for = re.search(r"map\(shutil\.which, \(([^)]*)\)", (ROOT / "tests" / "web" / "test_demo.py").read_text())
     assert looked_for
     for name in re.findall(r'"([\w-]+)"', looked_for[1]):  # each that the tests would take is enough here
         program(place / "browser" / name)

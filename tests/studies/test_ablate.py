@@ -14,7 +14,7 @@ from fitprune.errors import FitPruneError
 from fitprune.fit import fit
 from fitprune.recipe import Recipe
 from fitprune.stats import AttentionStats
-from fitprune.studies.ablate import DRAWS, axis, differences, markdown, methods, most_samples, panels, schedule_distance
+from fitprune.studies.ablate import DRAWS, axis, differences, methods, most_samples, panels, recipes_compared, schedule_distance
 from fitprune.studies.methods import CONTROLS, METHODS, find, recipes
 
 LAYERS, TOKENS, SAMPLES = 6, 60, 8
@@ -93,10 +93,10 @@ def test_recipes_are_compared_with_the_base(stats: AttentionStats) -> None:
     assert mean["fitprune samples=4"] < mean["fitprune samples=1"]  # more samples, more alike
     assert len(set(found[1].draws)) > 2
     assert differences(stats, AXES, made) == found  # the same draws every time
-    lines = markdown(found)
+    lines = recipes_compared(found)
     assert sum(line.startswith("| fitprune") for line in lines) == len(found)
     assert f"{found[1].moved:.1%}" in "\n".join(lines)
-    assert markdown([]) == []
+    assert recipes_compared([]) == []
 
 
 def test_draws_are_of_so_many_samples_none_twice(stats: AttentionStats) -> None:

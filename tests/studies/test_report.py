@@ -228,7 +228,7 @@ def test_command_prints_a_table_and_keeps_figures(tmp_path: Path, capsys: pytest
     flags += ["--reduction-ratio", "0.7", "0.3", "--max-new-tokens", "6", "--json", str(tmp_path / "new" / "r.json")]
     assert main([*flags, "--at-most", "90%"]) == 0
     out = capsys.readouterr().out
-    assert "left out: 1 without a picture" in out
+    assert "left out: 1 without an image" in out
     assert "recipe fitted now on 4 samples" in out
     assert "advice: " in out
     figures = json.loads((tmp_path / "new" / "r.json").read_text())
@@ -251,7 +251,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     asked = tmp_path / "text.jsonl"
     asked.write_text(json.dumps({"question_id": 1, "text": "Who are you?"}))
     assert main(["report", "--question-file", str(asked)]) == 2
-    assert "no question with a picture" in capsys.readouterr().err
+    assert "no question with an image" in capsys.readouterr().err
     assert main(["report", "--json", str(tmp_path)]) == 2
     assert "cannot be written: name a file" in capsys.readouterr().err
     assert main(["report", "--json", str(asked / "r.json")]) == 2  # below a file
