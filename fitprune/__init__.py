@@ -14,6 +14,7 @@ Names are loaded when they are first used, so that `fitprune --help` does not wa
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,8 @@ class _Package(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name not in _HOMES:
+            if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+                return import_module(f".{name}", __name__)  # a module: `import fitprune; fitprune.scores.SCORES`
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
         setattr(self, name, value)

@@ -22,7 +22,7 @@ from .questions import SAMPLES, Calibration
 from .schedule.ratio import parse_ratio
 from .scores import SCORES
 
-DEFAULTS: dict[str, Any] = {"max_new_tokens": 128, "temperature": 0.0, "top_p": None, "num_beams": 1}  # of generation
+DEFAULTS: dict[str, Any] = {"temperature": 0.0, "top_p": None, "num_beams": 1, "max_new_tokens": 128}  # of generation
 
 
 class Parser(argparse.ArgumentParser):

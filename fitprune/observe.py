@@ -3,7 +3,7 @@
     stats = fitprune.observe(model, samples)
     stats.save("stats.safetensors")
 
-Every layer is listened to (attention.py) and its received attention computed in row blocks (kernels/), so no S×S map
+Every layer is listened to (decoder/attention.py) and its received attention computed in row blocks (kernels/), so no S×S map
 of all heads ever exists, and the model runs whatever attention implementation it has. The numbers are those of the
 authors' first pass (`statistical_analysis.py`): means over queries of the maximum over heads, per visual token; from
 one pass recipes for any list of ratios can be fitted (fit.py). The output layer is not run.
@@ -14,7 +14,7 @@ one pass recipes for any list of ratios can be fitted (fit.py). The output layer
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any
 
 import torch
@@ -109,6 +109,8 @@ class Observer:
         assert self.policy.state is not None
         images = per_image(self.policy.state)
         self.policy.state = None
+        if not images:
+            raise FitPruneError("a calibration sample has no image that is not padding: remove it, or correct its attention_mask")
         widest = max(count for *_, count, _ in images)
 
         def padded(part: int) -> Tensor:
@@ -126,7 +128,13 @@ class Observer:
 
 
 def observe(
-    model: nn.Module, samples: Iterable[Mapping[str, Any]], *, name: str | None = None, total: int | None = None, progress: bool = True
+    model: nn.Module,
+    samples: Iterable[Any],
+    *,
+    name: str | None = None,
+    total: int | None = None,
+    progress: bool = True,
+    prepare: Callable[[Any], Mapping[str, Any]] = lambda sample: sample,
 ) -> AttentionStats:
     """Runs the model densely on samples and keeps the attention that each visual token received in each layer.
 
@@ -138,6 +146,7 @@ def observe(
         name: Model name to write into statistics and recipes, default the config's.
         total: Number of items, for the progress bar, if `samples` has no length.
         progress: Whether to show the bar (on stderr).
+        prepare: Makes an item of `samples` into model inputs, just before it is run.
     Returns:
         One entry per image: several images in a prompt count as several samples.
     Raises:
@@ -148,7 +157,7 @@ def observe(
     count = total if total is not None else len(samples) if isinstance(samples, Sized) else None
     with Observer(model, name) as observer:
         shown = tqdm(samples, desc="observing", unit="batch", total=count, disable=not progress)
-        return AttentionStats.concatenate([observer(sample) for sample in shown])
+        return AttentionStats.concatenate([observer(prepare(sample)) for sample in shown])
 
 
 def attach_policy(model: nn.Module, policy: PrefillPolicy) -> Attachment:

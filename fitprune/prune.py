@@ -104,7 +104,7 @@ def prune(
         visual_mask: bool [B, S], True at visual positions of the prompt; each run of True is one image. Needed where
             the config names no image token, or for `inputs_embeds`. Rows may be repeated by beams.
         seed: For scores that are random.
-        graphs: On a GPU, how many recorded prefills (CUDA graphs) to keep; 0 records none. See graphs.py.
+        graphs: On a GPU, how many recorded prefills (CUDA graphs) to keep; 0 records none. See decoder/graphs.py.
     Yields:
         A `Trace` of the last prefill: `trace.alive[layer][row]`, original positions alive after that layer.
     Raises:

@@ -117,13 +117,17 @@ class AttentionStats:
 
     @classmethod
     def concatenate(cls, parts: Sequence[AttentionStats]) -> AttentionStats:
-        """The samples of all parts, in order, padded to the largest image; the fingerprint is one of their fingerprints.
+        """The samples of all parts of one model, in order, padded to the largest image.
+
+        The fingerprint is the SHA-256 of the parts' fingerprints; None if a part has none.
 
         Raises:
-            FitPruneError: when there are none.
+            FitPruneError: when there are none, and for parts of several models.
         """
         if not parts:
             raise FitPruneError("nothing to observe: give at least one sample with an image")
+        if len({(part.model, part.cost, part.layers) for part in parts}) > 1:
+            raise FitPruneError("statistics of several models cannot be one: concatenate those of the same model")
         widest = max(part.cross.shape[2] for part in parts)
 
         def joined(name: str) -> Tensor:
@@ -132,9 +136,10 @@ class AttentionStats:
                 found = [torch.nn.functional.pad(one, (0, widest - one.shape[2])) for one in found]
             return torch.cat(found)
 
-        digest = hashlib.sha256(b"".join(bytes.fromhex(part.fingerprint or "") for part in parts))
+        prints = [part.fingerprint for part in parts if part.fingerprint]
+        whole = hashlib.sha256(b"".join(map(bytes.fromhex, prints))).hexdigest() if len(prints) == len(parts) else None
         tensors: dict[str, Any] = {name: joined(name) for name in TENSORS}
-        return dataclasses.replace(parts[0], **tensors, fingerprint=digest.hexdigest())
+        return dataclasses.replace(parts[0], **tensors, fingerprint=whole)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file whose metadata holds the provenance, atomically.

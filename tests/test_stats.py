@@ -138,3 +138,10 @@ def test_parts_of_any_size_concatenate(tokens: list[int]) -> None:
 def test_nothing_to_concatenate() -> None:
     with pytest.raises(FitPruneError, match="nothing to observe"):
         AttentionStats.concatenate([])
+
+
+def test_statistics_of_two_models_are_not_joined() -> None:
+    one = AttentionStats(**parts())
+    with pytest.raises(FitPruneError, match="several models"):
+        AttentionStats.concatenate([one, AttentionStats(**parts(model="other"))])
+    assert AttentionStats.concatenate([one, AttentionStats(**parts(fingerprint=None))]).fingerprint is None

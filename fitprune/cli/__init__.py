@@ -67,7 +67,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(command(args.command).run(args))
 
     return entry.guarded(run, parser(), argv, together=shared)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

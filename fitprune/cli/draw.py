@@ -72,11 +72,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Asks, draws, and says what was written; returns the exit code."""
-    from ..draw.asked import ask
-    from ..draw.frames import check_number
-    from ..families import load
-    from ..resolve import resolve
-
     targets = find_targets(args.output, ["recipe"] if args.recipes else args.formats)
     if set(targets) != {"html"}:
         style.figure(1, 1)  # finds out before the model runs whether matplotlib is there
@@ -86,6 +81,11 @@ def run(args: argparse.Namespace) -> int:
         raise FitPruneError("a reduction ratio of 0 deletes nothing, so there is nothing to draw: give one above it")
     image, question = _asked_about(args)
     calibration = _calibration(args)
+    from ..draw.asked import ask
+    from ..draw.frames import check_number
+    from ..families import load
+    from ..resolve import resolve
+
     vlm = load(args.model_path, **arguments.load_options(args))
     layers = list(range(vlm.cost.layers)) if args.layers is None else args.layers
     for layer in layers:

@@ -82,7 +82,7 @@ class LayerForward:
         output = self.original(hidden_states, **kwargs)
         here.record_cache(cache)
         if deletes:
-            self._check_heard(here)
+            self._check_seen(here)
         if not isinstance(output, tuple):
             return here.cut(output)
         return here.cut(output[0]), *output[1:]
@@ -101,7 +101,7 @@ class LayerForward:
         finally:
             self._attending.here = None
         if deletes:
-            self._check_heard(here)
+            self._check_seen(here)
         here.record_cache(cache)
         if not narrowed:  # an attention module without `o_proj`
             attended = self._read(here, here.narrow(attended))
@@ -124,7 +124,7 @@ class LayerForward:
         count = self._read_last(here)
         return tensor[:, -count:] if count else tensor
 
-    def _check_heard(self, here: LayerPass) -> None:
+    def _check_seen(self, here: LayerPass) -> None:
         if not here.attention_seen:
             raise UnsupportedError(
                 f"{type(self.layer).__name__} or its attention does not hand keyword arguments on, so nothing was pruned; "

@@ -166,7 +166,7 @@ class LayerPass:
 
     cached: What the layer's cache held before, columns and validity as `cache.entries`; None where it held every token.
     survivors: Which carried tokens go on after this layer, once it is known; None for all.
-    heard: Whether its attention was shown to the state.
+    attention_seen: Whether its attention was shown to the state.
     """
 
     def __init__(self, state: PrefillState, index: int, cached: tuple[Tensor, Tensor | None] | None) -> None:

@@ -8,6 +8,7 @@ that is answered again continues its file; joining asks for all of them, complet
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def chunk_file(folder: Path, num_chunks: int, chunk_idx: int) -> Path:
 
 def begun(folder: Path) -> int:
     """Into how many chunks the run was cut whose files are there, 0 where there are none; files of several runs are refused."""
-    counts = {int(path.stem.split("_")[0]) for path in folder.glob("*_*.jsonl") if path.stem.replace("_", "").isdecimal()}
+    counts = {int(found[1]) for path in folder.glob("*_*.jsonl") if (found := re.fullmatch(r"(\d+)_\d+", path.stem))}
     if len(counts) > 1:
         said = " and ".join(map(str, sorted(counts)))
         raise FitPruneError(f"{folder} holds answers in {said} chunks: remove all but one run's files, or give --overwrite")

@@ -46,7 +46,7 @@ def claims(config: Mapping[str, Any]) -> bool:
     """Whether an original config.json is of LLaVA-NeXT: it merges tiles, or cuts images into them."""
     merged = str(config.get("mm_patch_merge_type")).startswith("spatial")
     tiled = str(config.get("image_aspect_ratio")).startswith("anyres")
-    return merged or tiled
+    return not config.get("is_multipath_encoder") and (merged or tiled)
 
 
 def configure(original: Original) -> Any:

@@ -44,7 +44,7 @@ def load(
         dtype: "auto", "float32", "bfloat16", "float16"; default float32 on a CPU, else the checkpoint's.
         attn: Attention implementation, such as "sdpa".
         device_map: As transformers'.
-        tensor_parallel: Share the model between the processes of torchrun, which all ask it the same (shared.py).
+        tensor_parallel: Share the model between the processes of torchrun, which all ask it the same (sharding.py).
     Raises:
         FitPruneError: no such checkpoint, a family that is not known, a damaged or unsafe file; says what to do.
     """

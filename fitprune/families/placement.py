@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ..checkpoints.source import Source
-from ..errors import FitPruneError, explained
+from ..errors import FitPruneError, explained, first_line
 from .sharding import tensor_parallel, zero3
 
 
@@ -57,8 +58,10 @@ def from_transformers(
     accelerator = zero3()
     with explained(f"cannot load the tokenizer of {path}"):
         tokenizer = AutoTokenizer.from_pretrained(path)
-    with explained(f"cannot load {path}"):
+    try:  # the class may be ours (LLaVA-HR): only what a checkpoint can cause
         model, report = kind.from_pretrained(path, dtype=dtype, device_map=device_map, output_loading_info=True, **options)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
+        raise FitPruneError(f"cannot load {path}: {first_line(error)}") from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise FitPruneError(f"{path} lacks {len(missing)} weights, such as {missing[0]}: download the checkpoint again")
@@ -67,6 +70,8 @@ def from_transformers(
             engine = accelerator.prepare(model.eval())
             return engine.module, tokenizer
     if device_map is None and not one_model:
-        with explained(f"cannot use device {device!r}"):
+        try:
             model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise FitPruneError(f"cannot use device {device!r}: {first_line(error)}") from None
     return model.eval(), tokenizer

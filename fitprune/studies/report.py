@@ -53,7 +53,7 @@ def summarise(choice: Choice, drifts: Sequence[Drift], cost: CostModel) -> Drift
             flops[at] += sum(cost.prefill_flops(curve, drift.visual_tokens, drift.text_tokens))
     changed = [drift for drift in drifts if drift.dense != drift.pruned]
     return DriftRow(
-        name=choice.name,
+        name=choice.name.removeprefix("recipe "),
         ratio=(recipe.reduction_ratio or recipe.achieved or 0.0) if recipe else 0.0,
         source=choice.source,
         deletions=list(recipe.counts) if recipe else [],

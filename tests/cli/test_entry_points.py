@@ -186,11 +186,11 @@ for place in sys.argv[1:]:
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         del sys.modules[name]
     module = importlib.import_module(f"{package}.model.language_model.modeling_llama")
-    print(module.__file__.startswith(folder), "Modifications" in module.__doc__, module.prune.__module__)
+    print(module.__file__.startswith(folder), "Modifications" in module.__doc__, module.prune.__module__, module.attach.__module__)
 """
     places = [f"{ROOT / place.folder}:{place.package}" for place in (V15, NEXT, HR)]
     done = call(V15, sys.executable, "-c", code, *places)
-    assert done.stdout.splitlines() == ["True True fitprune.prune"] * 3, done.stderr
+    assert done.stdout.splitlines() == ["True True fitprune.prune fitprune.prune"] * 3, done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--reduction_ratio", "1.7"], ["--question-file", "missing.jsonl"]])

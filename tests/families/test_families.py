@@ -237,8 +237,13 @@ def test_a_family_with_an_original_layout_is_one_module_and_one_line(tmp_path: P
 
 
 @pytest.mark.parametrize("use", [lambda path, target: fitprune.load(path, device="cpu"), convert], ids=["load", "convert"])
-def test_a_config_that_two_families_claim_is_refused_with_both_names(tmp_path: Path, use: Callable[[str, Path], object]) -> None:
+def test_a_config_that_two_families_claim_is_refused_with_both_names(
+    tmp_path: Path, use: Callable[[str, Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = changed("llava_hr", tmp_path / "both", image_aspect_ratio="anyres")
+    with pytest.raises(FitPruneError, match="image_aspect_ratio 'anyres', which is not supported"):  # one claims it, and says what is wrong
+        use(path, tmp_path / "target")
+    monkeypatch.setattr(llava_next, "claims", lambda config: config["image_aspect_ratio"] == "anyres")
     with pytest.raises(FitPruneError, match="is claimed by llava_next and llava_hr, which no checkpoint is both of"):
         use(path, tmp_path / "target")
 

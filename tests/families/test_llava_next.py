@@ -278,7 +278,7 @@ def test_variants_are_refused_by_field(field: str, value: Any) -> None:
         ({"mm_patch_merge_type": "flat", "image_aspect_ratio": "pad"}, False),
         ({"mm_patch_merge_type": None, "image_aspect_ratio": None}, False),
         ({}, False),
-        ({"image_aspect_ratio": "anyres", "is_multipath_encoder": True}, True),
+        ({"image_aspect_ratio": "anyres", "is_multipath_encoder": True}, False),
         ({"image_aspect_ratio": "anyres", "is_multipath_encoder": False}, True),
     ],
 )

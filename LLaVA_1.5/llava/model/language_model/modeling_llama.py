@@ -4,7 +4,7 @@ Modifications, against transformers' LlamaModel (5.0 to 5.23), while `prune(mode
 
 - `LlamaDecoderLayer.forward`, in layers whose recipe entry is not zero: visual tokens are ranked by the product of the
   attention they receive from the text and from the image; the lowest are cut from the residual and the attention
-  output before the output projection (fitprune/decoder/layer.py, scores.py, select.py).
+  output before the output projection (fitprune/decoder/layer.py, fitprune/scores.py, fitprune/kernels/select.py).
 - Its last layer carries on only the positions whose logits were asked for.
 - Every later layer gets the rows of mask and rotary embedding that belong to its tokens (fitprune/decoder/state.py).
 - `LlamaAttention`: its implementation (sdpa, eager, flash) also shows query and key to the score (fitprune/decoder/attention.py).
@@ -18,7 +18,6 @@ several images and any attention implementation work; ties go by position; recip
 
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 
-from fitprune import Recipe, detach, prune
-from fitprune.decoder import attach
+from fitprune import Recipe, attach, detach, prune
 
 __all__ = ["LlamaDecoderLayer", "LlamaForCausalLM", "LlamaModel", "Recipe", "attach", "detach", "prune"]

@@ -13,7 +13,6 @@ LLaVA_1.5/llava/model/language_model/modeling_llama.py lists. What is peculiar h
 
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 
-from fitprune import Recipe, detach, prune
-from fitprune.decoder import attach
+from fitprune import Recipe, attach, detach, prune
 
 __all__ = ["LlamaDecoderLayer", "LlamaForCausalLM", "LlamaModel", "Recipe", "attach", "detach", "prune"]

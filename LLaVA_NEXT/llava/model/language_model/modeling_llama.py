@@ -16,7 +16,6 @@ Mistral and Qwen2 decoders (`llava-v1.6-mistral-7b`) have the same layers and ar
 
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 
-from fitprune import Recipe, detach, prune
-from fitprune.decoder import attach
+from fitprune import Recipe, attach, detach, prune
 
 __all__ = ["LlamaDecoderLayer", "LlamaForCausalLM", "LlamaModel", "Recipe", "attach", "detach", "prune"]

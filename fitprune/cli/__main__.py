@@ -1,0 +1,5 @@
+"""`python -m fitprune.cli`, as `fitprune`."""
+
+from . import main
+
+raise SystemExit(main())
