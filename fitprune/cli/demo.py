@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             vlm = load(args.model_path, **arguments.load_options(args))
             stats = None if calibration is None else observe_questions(vlm, calibration)
             fitted = stats and calibration and f"fitted from {stats.samples} samples of {calibration.question_file}"
-            print(f"fitprune demo: recipes {fitted or f'published for {vlm.name}'}", flush=True)
+            print(f"fitprune demo: recipes {fitted or f'published for {vlm.name}'}", file=sys.stderr)
             engine = Engine(vlm, stats, args.max_new_tokens)
             engine.warm_up()
             serving = server(engine, Path(uploads), args.host)
