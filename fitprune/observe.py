@@ -25,10 +25,11 @@ from .cost import CostModel
 from .decoder.attach import Attachment, ImageSpans, Prefill, PrefillPolicy, find_decoder
 from .decoder.state import PrefillState
 from .decoder.upstream import STATE_KEY
-from .decoder.visual_tokens import ByTokenId, find_spans
+from .decoder.visual_tokens import ByTokenId, Located, positions_of, runs_of, tokens_of
 from .errors import FitPruneError
 from .images.lengths import ImageLengths
 from .kernels import TEXT
+from .kernels.select import ALIVE
 from .scores import Attended
 from .stats import AttentionStats
 
@@ -68,14 +69,16 @@ def per_image(state: ObservationState) -> list[tuple[Tensor, Tensor, int, int]]:
     intra = torch.stack([i for _, i in state.received]).cpu()
     images = []
     for row, spans in enumerate(state.spans):
-        for start, end in spans:
-            text = int((state.host_group[row, end:] == TEXT).sum())
+        group, alive = state.host_group[row], state.host_status[row] == ALIVE
+        for image in spans:
+            place, count = positions_of(image), tokens_of(image)
+            text = int((group[image[-1][1] :] == TEXT).sum())
             if text == 0:
                 raise FitPruneError(
                     "a sample has no text after its image, so no attention from text can be observed: ask a question after the image"
                 )
-            others = int((state.host_group[row] == TEXT).sum())
-            images.append((cross[:, row, start:end] / text, intra[:, row, start:end] / (end - start), end - start, others))
+            others = int((alive & (group <= 0)).sum())
+            images.append((cross[:, row, place] / text, intra[:, row, place] / count, count, others))
     return images
 
 
@@ -173,11 +176,11 @@ def run_sample(model: nn.Module, sample: Mapping[str, Any]) -> None:
     """
     inputs = dict(sample)
     mask = inputs.pop("visual_mask", None)
-    spans = find_spans(mask) if mask is not None else ByTokenId(model.config, ImageLengths(model.config))(inputs)
-    if not all(spans):
+    located = Located({"image": runs_of(mask)}) if mask is not None else ByTokenId(model.config, ImageLengths(model.config))(inputs)
+    if not all(any(rows) for rows in zip(*located.runs.values(), strict=True)):
         raise FitPruneError("a calibration sample has no image: remove it, or check that its prompt contains the image token")
     base = getattr(model, "base_model", model)
-    base(**inputs, **{STATE_KEY: ImageSpans(spans)}, use_cache=False)
+    base(**inputs, **{STATE_KEY: ImageSpans(located)}, use_cache=False)
 
 
 def _digest(inputs: Mapping[str, Any]) -> bytes:

@@ -19,7 +19,9 @@ their hooks: the replacement goes inside them.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,10 +36,13 @@ from . import cache as kv
 from .attention import check_implementation, listening
 from .block import read_block
 from .layer import LayerForward
-from .state import Prefill, PrefillState
+from .state import Prefill, PrefillState, take_deepstack
 from .upstream import (
+    FEATURES,
     MASK,
     STATE_KEY,
+    DynamicCache,
+    argument_names,
     attention_of,
     attention_registry,
     bound,
@@ -45,10 +50,12 @@ from .upstream import (
     cache_in,
     caches_in,
     check,
+    check_positions,
     forward_name,
+    has_windows,
     use_implementation,
 )
-from .visual_tokens import NO_LENGTHS, ByMask, ByTokenId, Lengths, Spans, without_padding
+from .visual_tokens import NO_LENGTHS, ByMask, ByTokenId, Lengths, Located, image_lengths, without_padding
 
 _numbers = itertools.count()  # for names in the attention registry, so that two attachments never share one
 
@@ -57,11 +64,13 @@ _numbers = itertools.count()  # for names in the attention registry, so that two
 class ImageSpans:
     """What the model's pre-hook sends to its decoder's, and whether it was delivered.
 
-    spans: The images of this call; None where a mask says which tokens are visual.
+    located: The visual tokens of this call; None where a mask says which they are.
+    padding: The call's own 2-D attention mask [B, past + n], which decoders may be given in another form.
     logits_to_keep: How many of the last columns the model will look at; 0 for all.
     """
 
-    spans: Spans | None
+    located: Located | None
+    padding: Tensor | None = None
     logits_to_keep: int = 0
     delivered: bool = False
 
@@ -104,6 +113,7 @@ class Attachment:
         self.layers: list[nn.Module] = list(self.decoder.layers)  # type: ignore[arg-type]
         self.config = cast(Any, self.decoder.config)
         self.shares_heads = False  # whether other processes hold some of the heads
+        self._call = threading.local()  # .located: the visual tokens of the call that runs on this thread
         if attachment_of(model) is not None:
             raise FitPruneError("this model already has a recipe attached: leave that `with` block, or call detach(model), first")
         check_implementation(self.config._attn_implementation)
@@ -134,11 +144,13 @@ class Attachment:
         locate = ByTokenId(model.config, lengths) if self._mask is None else None
 
         def find(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            if STATE_KEY in kwargs:
+            if (sent := kwargs.get(STATE_KEY)) is not None:
+                self._call.located = sent.located
+                sent.padding = _two_dimensional(bound(module, args, kwargs).get(MASK)) if sent.padding is None else sent.padding
                 return None
             call = bound(module, args, kwargs)
-            spans = None if locate is None else locate(call)
-            visual = spans is None or any(spans)
+            located = None if locate is None else locate(call)
+            visual = located is None or bool(located)
             if call.get("labels") is not None and visual:
                 raise UnsupportedError(
                     "training and losses need every token's logits, which pruning does not compute: call the model without labels"
@@ -148,17 +160,25 @@ class Attachment:
                 raise UnsupportedError(
                     "logits_to_keep as a tensor names positions that pruning may have removed: give a number of last tokens"
                 )
+            if located:
+                check_positions(module, call)
+            if visual:
+                kv.make_room(cache_in(call))
             read = int(keep or 0) if not isinstance(keep, Tensor) and not _shows_hidden_states(module, call) else 0
-            return args, {**kwargs, STATE_KEY: ImageSpans(spans, read)}
+            self._call.located = located
+            return args, {**kwargs, STATE_KEY: ImageSpans(located, _two_dimensional(call.get(MASK)), read)}
 
         def arrived(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             sent = kwargs.get(STATE_KEY)
-            if isinstance(sent, ImageSpans) and any(sent.spans or []) and not sent.delivered:
+            self._call.located = None
+            if not isinstance(sent, ImageSpans) or not sent.located:
+                return
+            if not sent.delivered:
                 raise UnsupportedError(
                     f"{type(model).__name__} does not hand keyword arguments on to its decoder, so nothing was pruned: "
                     "pass visual_mask= to prune()"
                 )
-            if isinstance(sent, ImageSpans) and any(sent.spans or []) and getattr(output, "loss", None) is not None:
+            if getattr(output, "loss", None) is not None:
                 raise UnsupportedError(
                     "this call made a loss, which pruning does not compute from every token: call the model without labels"
                 )
@@ -170,9 +190,27 @@ class Attachment:
         for part in base.children() if base is not self.decoder else ():
             if all(module is not self.decoder for module in part.modules()):  # a vision tower, a projector
                 undo.callback(part.register_forward_pre_hook(not_for_it, with_kwargs=True).remove)
+        for kind, name in FEATURES.items():
+            if base is not self.decoder and callable(getattr(base, name, None)):
+                self._record_lengths(base, kind, name, undo)
         for module in {id(m): m for m in (model, base) if m is not self.decoder}.values():
             undo.callback(module.register_forward_pre_hook(find, with_kwargs=True).remove)
             undo.callback(module.register_forward_hook(arrived, with_kwargs=True).remove)
+
+    def _record_lengths(self, base: nn.Module, kind: str, name: str, undo: ExitStack) -> None:
+        """Has a model note how many tokens it makes of each image or video of the call at hand (`generate` calls it outside of one)."""
+        original = getattr(base, name)
+
+        @functools.wraps(original)  # `generate` reads its signature
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            features = original(*args, **kwargs)
+            located = getattr(self._call, "located", None)
+            if located is not None:
+                located.made[kind] = image_lengths(features)
+            return features
+
+        setattr(base, name, recorded)
+        undo.callback(lambda: delattr(base, name))
 
     def _replace_forward(self, index: int, layer: nn.Module, attention: nn.Module | None, undo: ExitStack) -> None:
         name, block = forward_name(layer), read_block(layer)
@@ -214,8 +252,8 @@ class Attachment:
         past = int(cache.get_seq_length()) if cache is not None else 0
         if isinstance(sent, ImageSpans):
             sent.delivered = True
-        if isinstance(sent, ImageSpans) and sent.spans is not None:
-            spans = sent.spans
+        if isinstance(sent, ImageSpans) and sent.located is not None:
+            spans = sent.located.spans()
         elif self._mask is not None:
             spans = self._mask.window(rows, past, length)
         else:
@@ -234,14 +272,33 @@ class Attachment:
             )
         flash = "flash" in (self.config._attn_implementation or "")
         check_implementation(self.config._attn_implementation)
-        real = _real(call.get(MASK), length) if prefill else None
+        padding = sent.padding if isinstance(sent, ImageSpans) and sent.padding is not None else call.get(MASK)
+        real = _real(padding, length) if prefill else None
         if real is not None:
             spans = without_padding(spans, real)
         read = sent.logits_to_keep if isinstance(sent, ImageSpans) else 0
-        told = Prefill(spans, length, past, real, tokens.device, flash, read)
         if prefill:
+            if flash and has_windows(self.config):
+                raise UnsupportedError(
+                    "flash attention counts a sliding window in tokens, and pruned tokens leave gaps: load the model with attn_implementation='sdpa'"
+                )
             kv.check_prunable(cache)
-        return args, {**kwargs, STATE_KEY: self.policy.begin(told) if prefill else PrefillState(told)}
+            args, kwargs = self._own_cache(decoder, args, kwargs, call, cache)
+        told = Prefill(spans, length, past, real, tokens.device, flash, read)
+        state = self.policy.begin(told) if prefill else PrefillState(told)
+        for name in take_deepstack(call, state):
+            kwargs = {**kwargs, name: None}
+        return args, {**kwargs, STATE_KEY: state}
+
+    def _own_cache(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], call: Mapping[str, Any], cache: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A decoder with sliding windows would make a cache that forgets: it is given one that keeps all, as its masks know the window."""
+        wanted = call.get("use_cache") if call.get("use_cache") is not None else getattr(self.config, "use_cache", False)
+        name = cache_argument(decoder)
+        if cache is not None or not wanted or name is None or name in dict(zip(argument_names(decoder), args, strict=False)):
+            return args, kwargs
+        return args, ({**kwargs, name: DynamicCache()} if has_windows(self.config) else kwargs)
 
     def _after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         state = kwargs.get(STATE_KEY)
@@ -278,9 +335,23 @@ def _shows_hidden_states(module: nn.Module, call: Mapping[str, Any]) -> bool:
     )
 
 
-def _real(attention_mask: Tensor | None, length: int) -> Tensor | None:
-    """[B, length] bool on the CPU, False at padding among the new tokens; None without padding."""
-    if attention_mask is None or attention_mask.ndim != 2:
+def _two_dimensional(mask: Any) -> Tensor | None:
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def _real(mask: Any, length: int) -> Tensor | None:
+    """Which of the new tokens are real, by whatever mask there is; a 4-D one hides padding from itself.
+
+    Returns:
+        [B, length] bool on the CPU, False at padding; None without padding.
+    """
+    if isinstance(mask, Mapping):  # by type of layer
+        mask = next((one for one in mask.values() if isinstance(one, Tensor)), None)
+    if not isinstance(mask, Tensor):
         return None
-    real = attention_mask[:, -length:].cpu().bool()
+    if mask.ndim == 4:
+        own = mask[:, 0, -length:, -length:].diagonal(dim1=-2, dim2=-1)
+        real = (own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2).cpu()
+    else:
+        real = mask[:, -length:].cpu().bool()
     return None if bool(real.all()) else real

@@ -9,7 +9,8 @@ A pruned layer is the cache's own layer with a mixin added (`mark`), so quantise
 their behaviour. It takes new tokens only from a forward that has read its notes (`admit`): anything else, be it a model
 without a recipe attached or a transformers that hides its cache from us, would attend by a mask made for layer 0.
 
-Left out: sliding windows (a window counts tokens, not positions) and `crop`, which assisted decoding needs: layers of unequal
+Layers that keep only a window of the tokens are replaced by layers that keep all, while they are empty (`make_room`): a window counts
+tokens, and the model's own mask knows it by position. Left out: `crop`, which assisted decoding needs: layers of unequal
 length cannot be cut back to one length.
 
     pytest tests/decoder/test_cache.py
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedError
-from .upstream import Cache, DynamicLayer
+from .upstream import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 
 class PrunedLayer:
@@ -60,6 +61,11 @@ class PrunedLayer:
         if valid is not None:
             valid = torch.nn.functional.pad(valid, (0, added), value=True)
         return columns, valid
+
+    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """As if the layer held every token: masks are made at that length, and read at what it holds."""
+        length, offset = super().get_mask_sizes(*args, **kwargs)  # type: ignore[misc]
+        return length + self.seen - self.token_index.shape[1], offset
 
     def _rows(self, index: Tensor) -> None:
         self.token_index = self.token_index[index.to(self.token_index.device)]
@@ -138,6 +144,14 @@ def all_valid(cache: Cache | None, layer: int) -> bool:
 def is_pruned(cache: Cache | None) -> bool:
     """Whether some layer of the cache lacks tokens."""
     return any(isinstance(layer, PrunedLayer) for layer in getattr(cache, "layers", None) or [])
+
+
+def make_room(cache: Any) -> None:
+    """Replaces the layers of an empty cache that would keep only a window by layers that keep all: the model's masks know the window,
+    and pruned tokens leave gaps that a window which counts tokens would not."""
+    for index, layer in enumerate(getattr(cache, "layers", None) or []):
+        if type(layer) is DynamicSlidingWindowLayer and not layer.get_seq_length():
+            cache.layers[index] = DynamicLayer()
 
 
 def check_notes(cache: Any) -> None:

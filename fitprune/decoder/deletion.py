@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ..errors import FitPruneError
 from ..kernels.attended import Attended
-from ..kernels.select import ALIVE, DELETED, PADDING, compact, lowest, padded_counts
+from ..kernels.select import ALIVE, DELETED, compact, lowest, padded_counts
 from ..recipe import Recipe
 from ..scores import Score
 from ..trace import Steps, Trace
 from .state import Prefill, PrefillState
+from .visual_tokens import tokens_of
 
 
 class DeletionState(PrefillState):
@@ -27,13 +28,13 @@ class DeletionState(PrefillState):
         super().__init__(call)
         self.policy = policy
         recipe, layers = policy.recipe, policy.layers
-        per_image = [[recipe.deletions(end - start, layers) for start, end in row] for row in self.spans]
+        per_image = [[recipe.deletions(tokens_of(image), layers) for image in row] for row in self.spans]
         self.counts = [[[image[layer] for image in row] for row in per_image] for layer in range(layers)]
         alike = all(rows.count(rows[0]) == len(rows) for rows in self.counts)  # then a layer's counts are one number each
         counts = [padded_counts(rows) for rows in self.counts]
         self.quotas = None if alike else torch.tensor(counts, device=self.status.device)  # [L, B, I]
         self.steps: Steps = []
-        self._plan((self.host_group != 0).sum(1).tolist())
+        self._plan((self.host_status == ALIVE).sum(1).tolist())
 
     def _plan(self, carried: list[int]) -> None:
         """Fixes how many columns each layer carries on, for rows that begin with so many that are to be carried."""
@@ -77,5 +78,5 @@ class DeletionPolicy:
 
     def begin(self, call: Prefill) -> PrefillState:
         state = DeletionState(self, call)
-        state.steps = self.trace.clear(state.past, torch.where(state.host_group == 0, PADDING, ALIVE), state.host_group)
+        state.steps = self.trace.clear(state.past, state.host_status, state.host_group)
         return state

@@ -39,6 +39,7 @@ from . import cache as kv
 from .deletion import DeletionState
 from .state import Prefill
 from .upstream import MASK, POSITIONS, STATE_KEY, DynamicCache, DynamicLayer, cache_argument, cache_in, output_with_cache
+from .visual_tokens import tokens_of
 
 BUCKET = 32  # prompt lengths are rounded up to a multiple of this
 WARM_UP = 2  # runs before a recording: kernels are compiled and chosen then
@@ -219,7 +220,7 @@ class Graphs:
 
     def _replayed(self, state: DeletionState, given: Inputs, cache: Any) -> Any:
         """The prefill of inputs that have the bucket's length already, from its recording."""
-        images = tuple(tuple(end - start for start, end in row) for row in state.spans)
+        images = tuple(tuple(map(tokens_of, row)) for row in state.spans)
         shapes = given.embeds.shape[1], given.positions.shape, given.embeds.dtype
         key = (images, *shapes, state.padded, torch.is_inference_mode_enabled())
         recording = self.recordings.get(key)

@@ -77,15 +77,15 @@ class LayerForward:
         if deletes:
             kwargs[STATE_KEY] = here
         if self.block is not None and (deletes or self._read_last(here)):
-            output = self._cut_inside(self.block, hidden_states, here, deletes, cache, kwargs)
+            output = state.leave(self.index, self._cut_inside(self.block, hidden_states, here, deletes, cache, kwargs))
             return (output,) if self.block.in_tuple else output
         output = self.original(hidden_states, **kwargs)
         here.record_cache(cache)
         if deletes:
             self._check_seen(here)
         if not isinstance(output, tuple):
-            return here.cut(output)
-        return here.cut(output[0]), *output[1:]
+            return state.leave(self.index, here.cut(output))
+        return state.leave(self.index, here.cut(output[0])), *output[1:]
 
     def _cut_inside(
         self, block: Block, hidden_states: Tensor, here: LayerPass, deletes: bool, cache: Any, kwargs: dict[str, Any]

@@ -15,7 +15,7 @@ layer watched (observe.py), or nothing more, after a prefill that was pruned bef
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..kernels import TEXT, masks
 from ..kernels.attended import Attended
 from ..kernels.select import ALIVE, PADDING, take
 from . import cache as kv
-from .upstream import MASK, POSITIONS, ROTARY
+from .upstream import DEEPSTACK, MASK, POSITIONS, ROTARY
 from .visual_tokens import Spans, groups
 
 
@@ -35,7 +35,7 @@ from .visual_tokens import Spans, groups
 class Prefill:
     """A forward over n new tokens (B rows) that follow `past` cached ones.
 
-    spans: Images of every row, positions within the new tokens.
+    spans: Images of every row, positions within the new tokens (visual_tokens.py).
     length: n, the number of new tokens.
     past: Tokens before them, as counted by layer 0's cache.
     real: [B, n] bool on the CPU, False at padding; None if there is none.
@@ -57,28 +57,30 @@ class PrefillState:
 
     token_index: [B, m] which of the n new tokens are carried, None while all are.
     status: [B, m] `ALIVE`, `PADDING` or `DELETED` for each of them: rows that keep different numbers are filled up to a rectangle.
-    token_group: [B, m] `TEXT`, 0 (padding, deleted) or the number of the image.
+    token_group: [B, m] `TEXT`, the number of the image, or 0: padding, deleted, or between the runs of one image.
     pad_slots: Whether any row carries something that is not alive (known to the host).
     layers_entered: How many layers this forward has gone into.
     cache: The one that the layers were seen to fill, None if none was.
+    deepstack: What is added to the hidden states after each of the first layers, [B, n, E] each, zero where nothing is.
     """
 
     def __init__(self, call: Prefill) -> None:
         self.call, self.spans, self.length, self.past = call, call.spans, call.length, call.past
-        group = groups(call.spans, call.length)
-        group[group == 0] = TEXT
+        group, between = groups(call.spans, call.length)
+        group[(group == 0) & ~between] = TEXT
         status = torch.full_like(group, ALIVE)
         if call.real is not None:
             group[~call.real], status[~call.real] = 0, PADDING
-        self.host_group = group
+        self.host_group, self.host_status = group, status
         self.token_group, self.status = group.to(call.device), status.to(call.device)
         self.images = max(map(len, call.spans), default=0)
-        starts, ends = [s for row in call.spans for s, _ in row], [e for row in call.spans for _, e in row]
-        self.visual = (min(starts, default=0), max(ends, default=0))
+        images = [image for row in call.spans for image in row]
+        self.visual = (min((image[0][0] for image in images), default=0), max((image[-1][1] for image in images), default=0))
         self.token_index: Tensor | None = None
         self.padded = self.pad_slots = call.real is not None
         self.layers_entered = 0
         self.cache: Any = None
+        self.deepstack: list[Tensor] = []
         self._remembered: dict[str, tuple[Any, Any]] = {}
 
     # ---- what subclasses decide -------------------------------------------------------------------------------
@@ -120,11 +122,27 @@ class PrefillState:
             return entered
         embeddings = kwargs.get(ROTARY)
         if embeddings is not None:
-            kwargs[ROTARY] = self._once("rotary", embeddings, lambda: tuple(map(self.carried, embeddings)))
+            kwargs[ROTARY] = self._once("rotary", embeddings, lambda: self._rotary(embeddings))
+        if embeddings is not None and self.call.flash:
             kwargs[POSITIONS] = None  # used up; flash attention would take their gaps for packed sequences
         elif kwargs.get(POSITIONS) is not None:
             kwargs[POSITIONS] = self.carried(kwargs[POSITIONS], dim=-1)
+        for name, value in kwargs.items():  # what else there is per token, such as embeddings per layer
+            if name not in (MASK, POSITIONS, ROTARY) and isinstance(value, Tensor) and value.ndim > 2 and value.shape[1] == self.length:
+                kwargs[name] = take(value, self.token_index, 1)
         return entered
+
+    def leave(self, layer: int, hidden: Tensor) -> Tensor:
+        """After a layer and its cut: what the model adds to its visual tokens there (deepstack), for those that are left."""
+        if layer >= len(self.deepstack):
+            return hidden
+        added = self.deepstack[layer].to(hidden.device, hidden.dtype)
+        added = added if self.token_index is None else take(added, self.token_index, 1)
+        return hidden + added[:, -hidden.shape[1] :]  # the last layer may carry on only what is read
+
+    def _rotary(self, embeddings: Any) -> Any:
+        """Cosines and sines of the carried tokens, or one complex tensor [B or 1, n, D]."""
+        return self.carried(embeddings) if isinstance(embeddings, Tensor) else tuple(map(self.carried, embeddings))
 
     def columns(self) -> Tensor:
         """[B, m] places of the carried tokens, counted from the start of layer 0's cache."""
@@ -244,3 +262,19 @@ class LayerPass:
         if state.call.flash:
             return masks.flash(mask, columns, valid)
         return masks.dense(mask, state.columns(), columns, valid, carried=state.token_index)
+
+
+def take_deepstack(call: Mapping[str, Any], state: PrefillState) -> list[str]:
+    """Takes over what a decoder adds to its visual tokens after its first layers, at places that pruning moves.
+
+    Returns:
+        Names of the decoder's arguments that it no longer needs.
+    """
+    places, features = (call.get(name) for name in DEEPSTACK)
+    if places is None or features is None:
+        return []
+    for feature in features:
+        whole = feature.new_zeros(*places.shape, feature.shape[-1])
+        whole[places.to(feature.device)] = feature
+        state.deepstack.append(whole)
+    return list(DEEPSTACK)

@@ -36,6 +36,7 @@ RAN = ("5.0.0", "5.17.0", "5.23.0", "5.24.0")  # transformers, oldest first; pyp
 # Names of arguments, where there is nothing but the name to tell them by; `TABLE` has them checked.
 STATE_KEY = "fitprune"  # ours: under it a forward's state travels, from the model down to its attention
 MASK, POSITIONS, ROTARY = "attention_mask", "position_ids", "position_embeddings"  # of layers; narrowed by state.py
+DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")  # of decoders that add image features after their first layers
 PROJECTION = "o_proj"  # attention's last step; where it has none of this name, a deleted token pays for its projection
 _CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")  # of forwards without annotations
 
@@ -201,15 +202,39 @@ def _hands_on(module: nn.Module) -> bool:
     return any(one.kind is one.VAR_KEYWORD for one in parameters(module).values())
 
 
-def encoded_images(call: Mapping[str, Any]) -> Any:
-    """The images that `generate` encoded before the prefill, [n, hidden] each; None if the call brings none.
+def encoded_features(call: Mapping[str, Any]) -> dict[str, Any]:
+    """What `generate` made of images and videos before the prefill, by kind ("image", "video"); empty if the call brings nothing.
 
-    They come as a mapping with an entry `image`, whose `pooler_output` is what goes to the visual tokens' places.
+    It comes as a mapping with these entries, whose `pooler_output` is what goes to the visual tokens' places.
     """
     for value in call.values():
-        if isinstance(value, Mapping) and "image" in value:
-            return getattr(value["image"], "pooler_output", None)
-    return None
+        if isinstance(value, Mapping) and ("image" in value or "video" in value):
+            return {kind: value[kind] for kind in ("image", "video") if value.get(kind) is not None}
+    return {}
+
+
+FEATURES = {"image": "get_image_features", "video": "get_video_features"}  # methods of a model that make what goes to those places
+
+
+def check_positions(module: nn.Module, call: Mapping[str, Any]) -> None:
+    """Refuses a call whose images would stand at positions of text: models with M-RoPE tell by these ids where images are, and say nothing.
+
+    Raises:
+        UnsupportedError: if neither they nor positions are given.
+    """
+    name = "mm_token_type_ids"
+    by_ids = hasattr(getattr(module, "base_model", module), "get_rope_index") and name in parameters(module)
+    given = call.get(name) is not None or call.get(POSITIONS) is not None
+    if by_ids and not given and any(key.endswith("grid_thw") and value is not None for key, value in call.items()):
+        raise UnsupportedError(
+            f"this call brings images without {name}, by which {type(module).__name__} places them: pass what the processor makes "
+            "(return_mm_token_type_ids=True), or position_ids"
+        )
+
+
+def has_windows(config: Any) -> bool:
+    """Whether a decoder's own cache would have layers that keep only a window of the tokens."""
+    return any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=config).layers)
 
 
 def forward_name(module: nn.Module) -> str:

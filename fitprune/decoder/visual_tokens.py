@@ -1,86 +1,127 @@
-"""Where the visual tokens are: one span per image, read from the inputs, never assumed.
+"""Where the visual tokens are: a set of positions per image or video, read from the inputs, never assumed.
 
 The released code hard-codes 35 tokens before the image and 576 of the image. Here a prompt may have any prefix, any
-number of images and any number of tokens per image; each image is a *span* (start, end) of its row and gets its own
-deletion budget. Spans come from the image-token id in `input_ids` or from a boolean mask that the caller gives.
+number of images and any number of tokens per image; each image gets its own deletion budget. It is a list of *runs* (start, end)
+of its row: one run for most models, one per row of patches (Pixtral) or per frame of a video (Qwen3-VL) for others. What stands
+between the runs of one image (row ends, timestamps) belongs to its frame: it is never deleted and does not count as text that asks.
 
-Adjacent images make one run of image tokens. It is split by `Lengths`, which are handed in (all images have one size, or the
-call says how large they are: images/lengths.py), or where the call brings images encoded, as transformers' `generate`
-does since it encodes them before the prefill: then their lengths are at hand for any model.
+Visual tokens come from the ids of images and videos in `input_ids`, or from a boolean mask that the caller gives. Adjacent images make one
+run. Where one ends and the next begins is known, in this order, by what the call says (image_sizes: images/lengths.py), by the features
+that the model itself makes of each image in this call, or that `generate` made before it, and by a size that all images have.
 
     pytest tests/decoder/test_visual_tokens.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import FitPruneError
-from .upstream import encoded_images
+from .upstream import encoded_features
 
-Spans = list[list[tuple[int, int]]]  # per row, per image: first position and one past the last
+Run = tuple[int, int]  # first position and one past the last
+Image = tuple[Run, ...]  # ascending; a video is one as well
+Spans = list[list[Image]]  # per row, per image
+KINDS = ("image", "video")
+
+
+def runs_of(mask: Tensor) -> list[list[Run]]:
+    """Runs of True of [B, S] bool, row by row."""
+    edges = torch.nn.functional.pad(mask.cpu().to(torch.int8), (1, 1)).diff(dim=1)  # one transfer for all rows
+    ends = ((row == 1, row == -1) for row in edges)
+    return [[(int(a), int(b)) for a, b in zip(start.nonzero(), end.nonzero(), strict=True)] for start, end in ends]
 
 
 def find_spans(mask: Tensor, tokens_per_image: int | None = None) -> Spans:
-    """Runs of True, row by row.
+    """Every run of True is an image.
 
     Args:
         mask: [B, S] bool, True at visual positions.
         tokens_per_image: Runs of a multiple of this length are split into images of this length.
     """
-    edges = torch.nn.functional.pad(mask.cpu().to(torch.int8), (1, 1)).diff(dim=1)  # one transfer for all rows
     spans: Spans = []
-    for row in edges:
-        starts, ends = (row == 1).nonzero().flatten().tolist(), (row == -1).nonzero().flatten().tolist()
-        images: list[tuple[int, int]] = []
-        for start, end in zip(starts, ends, strict=True):
+    for runs in runs_of(mask):
+        spans.append([])
+        for start, end in runs:
             size = tokens_per_image if tokens_per_image and (end - start) % tokens_per_image == 0 else end - start
-            images += [(at, at + size) for at in range(start, end, size)]
-        spans.append(images)
+            spans[-1] += [((at, at + size),) for at in range(start, end, size)]
     return spans
 
 
-def split(spans: Spans, lengths: Sequence[int]) -> Spans | None:
-    """Spans cut into images of the given lengths, in order of appearance, row by row; None where they do not fit."""
+def tokens_of(image: Image) -> int:
+    """How many visual tokens an image has."""
+    return sum(end - start for start, end in image)
+
+
+def positions_of(image: Image) -> Tensor:
+    """Its positions, ascending [n]."""
+    return torch.cat([torch.arange(start, end) for start, end in image])
+
+
+def split(rows: Sequence[Sequence[Run]], lengths: Sequence[int], across: bool = False) -> Spans | None:
+    """Runs cut into images of the given lengths, in order of appearance, row by row; None where they do not fit.
+
+    Args:
+        across: Whether an image may be several runs of its row; these are whole then.
+    """
     left = iter(lengths)
-    images: Spans = []
-    for row in spans:
-        images.append([])
-        for start, end in row:
-            while start < end:
-                length = next(left, 0)
-                if not 0 < length <= end - start:
+    spans: Spans = []
+    for runs in rows:
+        spans.append([])
+        image: list[Run] = []
+        missing = 0  # tokens that the image at hand still lacks
+        for start, end in runs:
+            at = start
+            while at < end:
+                if not missing and (missing := next(left, 0)) <= 0:
                     return None
-                images[-1].append((start, start + length))
-                start += length
-    return images if next(left, None) is None else None
+                stop = min(end, at + missing)
+                image.append((at, stop))
+                missing -= stop - at
+                if (missing and not (across and at == start)) or (not missing and len(image) > 1 and stop != end):
+                    return None
+                if not missing:
+                    spans[-1].append(tuple(image))
+                    image = []
+                at = stop
+        if missing:
+            return None
+    return spans if next(left, None) is None else None
 
 
 def without_padding(spans: Spans, real: Tensor) -> Spans:
-    """Spans less their padding: an image may come padded itself, in a batch of images of different sizes.
+    """Images less their padding: an image may come padded itself, in a batch of images of different sizes.
 
     Args:
         real: [B, S] bool, False at padding.
     """
     kept: Spans = []
     for images, row in zip(spans, real, strict=True):
-        kept.append([])
-        for start, end in images:
-            kept[-1] += [(start + a, start + b) for a, b in find_spans(row[None, start:end])[0]]
+        cut = (tuple((start + a, start + b) for start, end in image for a, b in runs_of(row[None, start:end])[0]) for image in images)
+        kept.append([image for image in cut if image])
     return kept
 
 
-def groups(spans: Spans, length: int) -> Tensor:
-    """[B, length] int on the CPU: the number of the image (1, 2, …) that each position belongs to, else 0."""
+def groups(spans: Spans, length: int) -> tuple[Tensor, Tensor]:
+    """What each position belongs to, both on the CPU.
+
+    Returns:
+        [B, length] int, the number of the image (1, 2, …) that a position is a visual token of, else 0; and [B, length] bool, True for
+        what stands between the runs of one image.
+    """
     group = torch.zeros(len(spans), length, dtype=torch.long)
-    for row, images in zip(group, spans, strict=True):
-        for number, (start, end) in enumerate(images, 1):
-            row[start:end] = number
-    return group
+    within = torch.zeros_like(group, dtype=torch.bool)
+    for row, inside, images in zip(group, within, spans, strict=True):
+        for number, image in enumerate(images, 1):
+            inside[image[0][0] : image[-1][1]] = True
+            for start, end in image:
+                row[start:end] = number
+    return group, within & (group == 0)
 
 
 class Lengths(Protocol):
@@ -103,55 +144,115 @@ class _NoLengths:
 NO_LENGTHS = _NoLengths()
 
 
+@dataclass
+class Located:
+    """The visual tokens of a call before it is known which image each belongs to.
+
+    runs: Per kind of `KINDS`, row by row.
+    told: Tokens of each image by what comes with the call; None where that says nothing.
+    each: Tokens that every image has, if that is known.
+    made: Tokens of each image and video by the features that the model makes of them, filled in while it does.
+    """
+
+    runs: dict[str, list[list[Run]]]
+    told: list[int] | None = None
+    each: int | None = None
+    made: dict[str, list[int]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return any(run for rows in self.runs.values() for run in rows)
+
+    def spans(self) -> Spans:
+        """The images and videos of each row, by their first position.
+
+        Raises:
+            FitPruneError: if images are not as long as their `image_sizes` say.
+        """
+        found = [self._of(kind, rows) for kind, rows in self.runs.items()]
+        return [sorted(image for images in rows for image in images) for rows in zip(*found, strict=True)]
+
+    def _of(self, kind: str, rows: list[list[Run]]) -> Spans:
+        if kind == "image" and self.told is not None:
+            return split(rows, self.told) or _misfit(rows, self.told)
+        made = self.made.get(kind, [])  # a prefill in chunks brings parts of images, which do not add up
+        if made and (images := split(rows, made, across=True)) is not None:
+            return images
+        size = self.each if kind == "image" else None
+        return [list(_cut(runs, size)) for runs in rows]
+
+
+def _cut(runs: Sequence[Run], size: int | None) -> Iterator[Image]:
+    for start, end in runs:
+        step = size if size and (end - start) % size == 0 else end - start
+        yield from (((at, at + step),) for at in range(start, end, step))
+
+
+def visual_ids(config: Any) -> dict[str, int]:
+    """Token ids of images and of videos by kind, as the config names them; a kind that it does not name is left out."""
+    found = {}
+    for kind in KINDS:
+        names = [f"{kind}_token_id", f"{kind}_token_index"]
+        values = (getattr(place, name, None) for place in (config, getattr(config, "vision_config", None)) for name in names)
+        if (value := next((value for value in values if isinstance(value, int)), None)) is not None:
+            found[kind] = value
+    return found
+
+
+def visual_inputs(call: Mapping[str, Any]) -> list[str]:
+    """Names of a call's arguments that bring pixels of images or videos."""
+    return [name for name, value in call.items() if "pixel_values" in name and isinstance(value, Tensor | list | tuple)]
+
+
 class ByTokenId:
-    """Finds images by the id of the image token in `input_ids`, as transformers' own LLaVA models do."""
+    """Finds images and videos by the ids of their tokens in `input_ids`, as transformers' own models do."""
 
     def __init__(self, config: Any, lengths: Lengths = NO_LENGTHS) -> None:
         """Raises FitPruneError if the config names no image token."""
-        token = getattr(config, "image_token_id", None)
-        if token is None:
-            token = getattr(config, "image_token_index", None)
-        if token is None:
+        self.ids = visual_ids(config)
+        if not self.ids:
             raise FitPruneError(
                 f"a {type(config).__name__} names no image token, so nothing says which tokens are visual: "
                 "pass visual_mask= (bool [batch, sequence], True at visual positions)"
             )
-        self.token = int(token)
         self.lengths = lengths
 
-    def __call__(self, call: Mapping[str, Any]) -> Spans:
-        """Spans within the tokens of this call (`input_ids` [B, n]).
+    def __call__(self, call: Mapping[str, Any]) -> Located:
+        """The visual tokens of this call (`input_ids` [B, n]).
 
         Raises:
-            FitPruneError: if images are not as long as their `image_sizes` say, or text and images cannot be told apart.
+            FitPruneError: if text and images cannot be told apart, or pixels come without any visual token.
         """
         ids = call.get("input_ids")
+        embeds = call.get("inputs_embeds")
+        if ids is None and embeds is not None and embeds.shape[1] == 1:
+            return Located({"image": [[] for _ in range(embeds.shape[0])]})
         if ids is None:
-            embeds = call.get("inputs_embeds")
-            if embeds is not None and embeds.shape[1] == 1:
-                return [[] for _ in range(embeds.shape[0])]
             raise FitPruneError("called with inputs_embeds only, which do not tell visual tokens from text: pass visual_mask= to prune()")
         if ids.shape[1] == 1:  # decoding: no need to look, and no wait for the device
-            return [[] for _ in range(ids.shape[0])]
-        mask = ids == self.token
-        if (told := self.lengths.told(call)) is not None:
-            runs = find_spans(mask)
-            return split(runs, told) or _misfit(runs, told)
-        encoded = _encoded_lengths(call)  # a prefill in chunks brings parts of images, which fit no run
-        images = split(find_spans(mask), encoded) if encoded else None
-        return images or find_spans(mask, self.lengths.each)
+            return Located({"image": [[] for _ in range(ids.shape[0])]})
+        found = Located({kind: runs_of(ids == token) for kind, token in self.ids.items()}, self.lengths.told(call), self.lengths.each)
+        if not found and (brings := visual_inputs(call)):
+            raise FitPruneError(
+                f"this call brings {' and '.join(brings)}, but none of its tokens is {' or '.join(map(str, self.ids.values()))}, by which "
+                "the config names visual tokens: check the prompt, or pass visual_mask= to prune()"
+            )
+        for kind, features in encoded_features(call).items():
+            found.made[kind] = image_lengths(features)
+        return found
 
 
-def _encoded_lengths(call: Mapping[str, Any]) -> list[int]:
-    """Tokens of each image that the call brings encoded; empty if it brings none, or not one by one."""
-    images = encoded_images(call)  # a list of [n, hidden], or [images, n, hidden]
-    if images is None or any(image.ndim != 2 for image in images):
+def image_lengths(features: Any) -> list[int]:
+    """Tokens of each image, from what a model makes of them: a list of [n, hidden], or [images, n, hidden]; empty if it is neither."""
+    features = getattr(features, "pooler_output", features)
+    if isinstance(features, Tensor):
+        return [features.shape[1]] * features.shape[0] if features.ndim == 3 else []
+    if not isinstance(features, list | tuple) or not all(isinstance(one, Tensor) and one.ndim in (2, 3) for one in features):
         return []
-    return [len(image) for image in images]
+    return [length for one in features for length in ([len(one)] if one.ndim == 2 else [one.shape[1]] * len(one))]
 
 
-def _misfit(spans: Spans, lengths: Sequence[int]) -> NoReturn:
-    runs = [end - start for row in spans for start, end in row]
+def _misfit(rows: Sequence[Sequence[Run]], lengths: Sequence[int]) -> NoReturn:
+    runs = [end - start for row in rows for start, end in row]
     hint = "give each image as many image tokens as it takes, and images in the order of their tokens"
     if sum(runs) == sum(lengths):
         hint += " (older transformers repeat them in another order for beams: several images in a prompt need num_beams=1)"

@@ -74,7 +74,7 @@ class ThresholdState(PrefillState):
     def __init__(self, policy: Thresholds, call: Prefill) -> None:
         super().__init__(call)
         self.policy = policy
-        start, end = self.spans[0][0]
+        ((start, end),) = self.spans[0][0]
         self.text = int((self.host_group[0, end:] == TEXT).sum())
         policy.removed_at = torch.full((end - start,), -1)
         policy.rows = []
@@ -101,7 +101,7 @@ class ThresholdState(PrefillState):
         if len(gone) == 0:
             return None
         original = gone if self.token_index is None else self.token_index[0, gone]
-        policy.removed_at[original.cpu() - self.spans[0][0][0]] = seen.layer
+        policy.removed_at[original.cpu() - self.spans[0][0][0][0]] = seen.layer
         self.status[0, gone], self.token_group[0, gone] = DELETED, 0
         self.pad_slots = False
         return compact(self.status, self.status.shape[1] - len(gone))
@@ -116,7 +116,7 @@ class Thresholds:
     removed_at: Tensor
 
     def begin(self, call: Prefill) -> PrefillState:
-        if len(call.spans) != 1 or len(call.spans[0]) != 1 or call.real is not None:
+        if len(call.spans) != 1 or len(call.spans[0]) != 1 or len(call.spans[0][0]) != 1 or call.real is not None:
             raise FitPruneError("replay takes samples of one row with one image and no padding, as the released code does")
         return ThresholdState(self, call)
 
