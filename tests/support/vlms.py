@@ -1,0 +1,247 @@
+"""Tiny vision-language models of many classes of transformers, inputs for them, and where their visual tokens truly are.
+
+Everything is made from a config: no network, no processor. A `Family` builds a model and writes prompts as the class's own
+processor would, with every field that the model's forward needs; it notes, as it writes, which positions are an image's or a
+video's, so the ground truth is no search for token ids. Models have few, small layers, and weights sharp enough that scores
+of neighbouring ranks differ by more than floating-point noise.
+
+    family = vlms.available()["Qwen2_5_VL"]
+    model = family.model()
+    inputs = family.inputs([[4, "image", 5], [2, "image", "image", 3]], padding="left")
+    model(**inputs.call).logits
+    inputs.visuals[1][0].tokens        # positions of the second row's first image
+
+The families are in vlm_native.py (native resolutions) and vlm_tiles.py (one size, or tiles); the oracle is in oracle.py.
+
+    pytest tests/decoder/test_vlm_support.py
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Part = int | str  # so many text tokens, "image" or "video"
+Row = Sequence[Part]
+
+LAYERS, HIDDEN, HEADS, KEY_HEADS, HEAD_DIM = 4, 64, 4, 2, 16
+VOCAB, PAD, BOS, TEXT = 128, 0, 1, (3, 100)  # text tokens are drawn from TEXT
+IMAGE, VIDEO, START, END, BREAK, MARK = 120, 121, 122, 123, 124, 110  # MARK and those after it: rows, columns, timestamps
+
+TEXT_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 80,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KEY_HEADS,
+    "head_dim": HEAD_DIM,
+    "max_position_embeddings": 1024,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": None,
+    "tie_word_embeddings": False,
+}
+
+
+@dataclass
+class Visual:
+    """One image or video of a row.
+
+    tokens: [n] positions of its visual tokens. frame: positions of other tokens between its first and its last visual
+    token: row breaks, tile marks, timestamps. They are no text that asks.
+    """
+
+    kind: str
+    tokens: Tensor
+    frame: Tensor
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """Stretches of adjacent positions: first and one past the last."""
+        edges = [0, *((self.tokens.diff() > 1).nonzero().flatten() + 1).tolist(), len(self.tokens)]
+        return [(int(self.tokens[a]), int(self.tokens[b - 1]) + 1) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+@dataclass
+class Inputs:
+    """What a model's forward is called with, and the truth about it: per row its images and videos, in order.
+
+    real: [B, S] bool, False at padding.
+    """
+
+    call: dict[str, Any]
+    visuals: list[list[Visual]]
+    real: Tensor
+
+    @property
+    def visual(self) -> Tensor:
+        """[B, S] bool, True at visual tokens: what `visual_mask=` takes."""
+        return self._marked("tokens")
+
+    @property
+    def asks(self) -> Tensor:
+        """[B, S] bool, True at text that asks: real, not visual, and not within an image or video."""
+        return self.real & ~self._marked("tokens") & ~self._marked("frame")
+
+    def _marked(self, name: str) -> Tensor:
+        mask = torch.zeros_like(self.real)
+        for row, visuals in zip(mask, self.visuals, strict=True):
+            for one in visuals:
+                row[getattr(one, name)] = True
+        return mask
+
+    def continued(self, new: Tensor) -> Inputs:
+        """The same prompt (padded on the left, or not at all) with text tokens [B, m] behind it, as after `generate`."""
+        call = dict(self.call)
+        call["input_ids"] = torch.cat([call["input_ids"], new], 1)
+        for name, value in {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": self.generated_type}.items():
+            if name in call:
+                call[name] = torch.cat([call[name], torch.full_like(new, value)], 1)
+        return Inputs(call, self.visuals, torch.cat([self.real, torch.ones_like(new, dtype=torch.bool)], 1), self.generated_type)
+
+    generated_type: int = 0
+    """What `token_type_ids` say of generated tokens."""
+
+
+@dataclass
+class Draft:
+    """A row being written. `shown` counts its images and videos so far, `coming` the images that it will have."""
+
+    generator: torch.Generator
+    coming: int = 0
+    ids: list[int] = field(default_factory=list)
+    visuals: list[tuple[str, list[int]]] = field(default_factory=list)
+    fields: dict[str, list[Tensor]] = field(default_factory=dict)
+    shown: int = -1
+
+    def text(self, count: int) -> None:
+        self.ids += torch.randint(*TEXT, (count,), generator=self.generator).tolist()
+
+    def special(self, *ids: int) -> None:
+        self.ids += ids
+
+    def visual(self, count: int, token: int = IMAGE) -> None:
+        """Visual tokens of the image or video that is being written."""
+        self.visuals[-1][1].extend(range(len(self.ids), len(self.ids) + count))
+        self.ids += [token] * count
+
+    def pixels(self, *shape: int, name: str = "pixel_values") -> None:
+        self.give(name, torch.randn(*shape, generator=self.generator))
+
+    def give(self, name: str, value: Tensor) -> None:
+        self.fields.setdefault(name, []).append(value)
+
+    def done(self, shift: int) -> list[Visual]:
+        found = []
+        for kind, tokens in self.visuals:
+            frame = sorted(set(range(tokens[0], tokens[-1])) - set(tokens))
+            found.append(Visual(kind, torch.tensor(tokens) + shift, torch.tensor(frame, dtype=torch.long) + shift))
+        return found
+
+
+class Family:
+    """One class of models: how to build one, and how its processor writes prompts."""
+
+    needs: str
+    """The class in `transformers` without which the family is not available."""
+    videos = False
+    types: str | None = None
+    """The name of the input that says what each token is, if the processor makes one."""
+    image_type, generated_type = 1, 0
+    absolute = False
+    """Whether `forward` counts padding as positions and something depends on them other than by distance."""
+    recurrent: tuple[int, ...] = ()
+    """Layers that cannot delete: linear attention."""
+
+    def build(self) -> Any:
+        """A model from its config, as initialised."""
+        raise NotImplementedError
+
+    def image(self, draft: Draft) -> None:
+        """Writes the next image of a row; even and odd ones have other sizes, where the class knows sizes."""
+        raise NotImplementedError
+
+    def video(self, draft: Draft) -> None:
+        raise NotImplementedError
+
+    def fields(self, drafts: list[Draft]) -> dict[str, Tensor]:
+        """The inputs beside ids and masks, for all rows: by default what the rows gave, one after the other."""
+        names = dict.fromkeys(name for draft in drafts for name in draft.fields)
+        return {name: torch.cat([one for draft in drafts for one in draft.fields.get(name, [])]) for name in names}
+
+    @lru_cache(maxsize=None)  # noqa: B019 (families live as long as the process)
+    def model(self) -> Any:
+        """The tiny model, built once, in float32 and eval mode."""
+        torch.manual_seed(0)
+        return sharpen(self.build().float())
+
+    def draft(self, row: Row) -> Draft:
+        draft = Draft(torch.Generator().manual_seed(zlib.crc32(repr(list(row)).encode())), sum(part == "image" for part in row))
+        for part in row:
+            if isinstance(part, int):
+                draft.text(part)
+            else:
+                draft.visuals.append((part, []))
+                draft.shown += 1
+                (self.image if part == "image" else self.video)(draft)
+        return draft
+
+    def inputs(self, rows: Sequence[Row], padding: str | None = None) -> Inputs:
+        """Inputs of a batch. A row is the same wherever it stands: its content depends on its parts alone.
+
+        Args:
+            rows: Each a list of parts: so many text tokens, "image" or "video".
+            padding: "left" or "right"; None for rows of one length, without an attention mask.
+        """
+        drafts = [self.draft(row) for row in rows]
+        width = max(len(draft.ids) for draft in drafts)
+        assert padding or all(len(draft.ids) == width for draft in drafts), "rows of unlike lengths need padding"
+        ids, real = torch.full((len(rows), width), PAD), torch.zeros(len(rows), width, dtype=torch.bool)
+        types, visuals = torch.zeros_like(ids), []
+        for at, draft in enumerate(drafts):
+            shift = width - len(draft.ids) if padding == "left" else 0
+            ids[at, shift : shift + len(draft.ids)] = torch.tensor(draft.ids)
+            real[at, shift : shift + len(draft.ids)] = True
+            visuals.append(draft.done(shift))
+            for one in visuals[-1]:
+                types[at, one.tokens] = self.image_type if (ids[at, one.tokens] == IMAGE).all() else 2 * self.image_type
+        call: dict[str, Any] = {"input_ids": ids}
+        if padding:
+            call["attention_mask"] = real.long()
+        if self.types:
+            call[self.types] = types
+        return Inputs({**call, **self.fields(drafts)}, visuals, real, self.generated_type)
+
+
+def sharpen(model: nn.Module, seed: int = 0) -> Any:
+    """Redraws weights: unit activations, queries and keys large enough for peaked attention."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        part = name.rsplit(".", 2)[-2] if "." in name else name
+        if part in ("q_norm", "k_norm"):
+            weight.data += 0.6
+        elif weight.ndim >= 2:
+            scale = max(weight.shape[1:]) ** -0.5 if weight.ndim <= 3 else weight[0].numel() ** -0.5
+            if "embed" in name and weight.ndim == 2:
+                scale = 1.0
+            elif any(one in name for one in ("q_proj", "k_proj", "qkv")):
+                scale *= 1.6
+            weight.data = torch.randn(weight.shape, generator=generator) * scale
+    return model.eval()
+
+
+def available() -> dict[str, Family]:
+    """Every family that the installed transformers has, by name."""
+    import transformers
+    import vlm_native
+    import vlm_tiles
+
+    families: dict[str, Family] = {**vlm_native.FAMILIES, **vlm_tiles.FAMILIES}
+    return {name: one for name, one in families.items() if hasattr(transformers, one.needs)}
