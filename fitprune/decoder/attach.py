@@ -280,7 +280,7 @@ class Attachment:
         if prefill:
             if flash and has_windows(self.config):
                 raise UnsupportedError(
-                    "flash attention counts a sliding window in tokens, and pruned tokens leave gaps: load the model with attn_implementation='sdpa'"
+                    "flash attention counts a sliding window in tokens, and pruned tokens leave gaps: load with attn_implementation='sdpa'"
                 )
             kv.check_prunable(cache)
             args, kwargs = self._own_cache(decoder, args, kwargs, call, cache)

@@ -129,6 +129,8 @@ class Lengths(Protocol):
 
     each: int | None
     """What every image takes; None where they differ, or nobody knows."""
+    mark: str | None
+    """Where images come in tiles, whether an image is told by the token ahead of its "first" or of its "last" tile; else None."""
 
     def told(self, call: Mapping[str, Any]) -> list[int] | None:
         """What the images of this call take, in order, by what comes with them; None where that says nothing."""
@@ -136,6 +138,7 @@ class Lengths(Protocol):
 
 class _NoLengths:
     each: int | None = None
+    mark: str | None = None
 
     def told(self, call: Mapping[str, Any]) -> list[int] | None:
         return None
@@ -152,12 +155,14 @@ class Located:
     told: Tokens of each image by what comes with the call; None where that says nothing.
     each: Tokens that every image has, if that is known.
     made: Tokens of each image and video by the features that the model makes of them, filled in while it does.
+    marks: Where images come in tiles, the token ahead of each run of `runs["image"]`; and which run has an image's mark: "first" or "last".
     """
 
     runs: dict[str, list[list[Run]]]
     told: list[int] | None = None
     each: int | None = None
     made: dict[str, list[int]] = field(default_factory=dict)
+    marks: tuple[list[list[int]], str] | None = None
 
     def __bool__(self) -> bool:
         return any(run for rows in self.runs.values() for run in rows)
@@ -172,6 +177,8 @@ class Located:
         return [sorted(image for images in rows for image in images) for rows in zip(*found, strict=True)]
 
     def _of(self, kind: str, rows: list[list[Run]]) -> Spans:
+        if kind == "image" and self.marks is not None:
+            return [_joined(runs, marks, self.marks[1]) for runs, marks in zip(rows, self.marks[0], strict=True)]
         if kind == "image" and self.told is not None:
             return split(rows, self.told) or _misfit(rows, self.told)
         made = self.made.get(kind, [])  # a prefill in chunks brings parts of images, which do not add up
@@ -185,6 +192,18 @@ def _cut(runs: Sequence[Run], size: int | None) -> Iterator[Image]:
     for start, end in runs:
         step = size if size and (end - start) % size == 0 else end - start
         yield from (((at, at + step),) for at in range(start, end, step))
+
+
+def _joined(runs: Sequence[Run], marks: Sequence[int], which: str) -> list[Image]:
+    """Tiles put together: an image begins (or ends) at each run that has the same token ahead as the row's first (or last) run."""
+    images: list[list[Run]] = []
+    done = True
+    for run, mark in zip(runs, marks, strict=True):
+        if done or (which == "first" and mark == marks[0]):
+            images.append([])
+        images[-1].append(run)
+        done = which == "last" and mark == marks[-1]
+    return [tuple(image) for image in images]
 
 
 def visual_ids(config: Any) -> dict[str, int]:
@@ -231,6 +250,9 @@ class ByTokenId:
         if ids.shape[1] == 1:  # decoding: no need to look, and no wait for the device
             return Located({"image": [[] for _ in range(ids.shape[0])]})
         found = Located({kind: runs_of(ids == token) for kind, token in self.ids.items()}, self.lengths.told(call), self.lengths.each)
+        if self.lengths.mark and found.runs.get("image"):
+            rows = zip(ids.tolist(), found.runs["image"], strict=True)
+            found.marks = [[row[start - 1] if start else -1 for start, _ in runs] for row, runs in rows], self.lengths.mark
         if not found and (brings := visual_inputs(call)):
             raise FitPruneError(
                 f"this call brings {' and '.join(brings)}, but none of its tokens is {' or '.join(map(str, self.ids.values()))}, by which "

@@ -12,17 +12,24 @@ import torch
 
 from . import anyres
 
+TILED = {  # model types whose tower sees an image in tiles → the tile that every image has, and whose mark in the prompt tells images apart
+    **dict.fromkeys(("internvl", "smolvlm", "idefics3", "aya_vision", "cohere2_vision", "llama4"), "last"),  # the whole, smaller
+    "ovis2": "first",
+}
+
 
 class ImageLengths:
     """Of one model; what decoder/visual_tokens.py asks.
 
     each: What every image takes, None where they differ (tiles) or the config does not say.
+    mark: Where images come in tiles, see `TILED`; else None.
     """
 
     def __init__(self, config: Any) -> None:
         one_size = getattr(config, "image_grid_pinpoints", None) is None  # without tiles every image has the same size
         self.each = _image_size(config) if one_size else None
         self.tiles = anyres.of_config(config)
+        self.mark = TILED.get(getattr(config, "model_type", ""))
 
     def told(self, call: Mapping[str, Any]) -> list[int] | None:
         """The tokens of each image of a call that brings `image_sizes` [images, 2] (height, width); None if it does not."""

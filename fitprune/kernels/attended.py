@@ -53,7 +53,7 @@ class Attended:
             self.token_group,
             key_group,
             images=self.images,
-            rows=(self.visual[0], self.query.shape[2]),
+            rows=(0 if self.mask is not None and self.mask.ndim == 4 else self.visual[0], self.query.shape[2]),
             columns=(past + self.visual[0], past + self.visual[1]),
             logsumexp=self.logsumexp,
             heads=self.heads,
