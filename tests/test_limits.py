@@ -7,7 +7,7 @@ import tiny
 import torch
 from test_prune import ROWS
 from tiny import LAYERS, RECIPE, embedded, prompt
-from transformers import AttentionInterface, Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM, StaticCache
+from transformers import AttentionInterface, Gemma2Config, Gemma2ForCausalLM, StaticCache
 
 import fitprune
 from fitprune import FitPruneError, Recipe, UnsupportedError
@@ -73,19 +73,6 @@ def test_assisted_decoding(llama):
     with refused("assistant"), torch.no_grad(), fitprune.prune(llama, RECIPE, visual_mask=mask):
         llama.generate(ids, **GREEDY, assistant_model=tiny.llama(seed=5))
     assert clean(llama)
-
-
-@pytest.mark.parametrize("by_hand", [False, True])
-def test_sliding_window_caches(by_hand):
-    """Also the one that the decoder makes for itself."""
-    model = tiny.sharpen(MistralForCausalLM(MistralConfig(**tiny.SIZES, sliding_window=12)))
-    embeds, mask = embedded(24, (3, 19))
-    with refused("sliding", UnsupportedError), torch.no_grad(), fitprune.prune(model, RECIPE, visual_mask=mask):
-        if by_hand:
-            model(inputs_embeds=embeds)
-        else:
-            model.generate(inputs_embeds=embeds, **GREEDY)
-    assert clean(model)
 
 
 # ---- training ----------------------------------------------------------------------------------------------------

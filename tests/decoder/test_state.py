@@ -10,7 +10,7 @@ from fitprune.kernels.select import ALIVE, DELETED, PADDING
 
 def test_a_layer_gets_the_models_mask_at_what_it_holds():
     """Two rows: one lost a token, the other carries a deleted one; the cache held two of three earlier tokens."""
-    state = PrefillState(Prefill([[(1, 3)], [(1, 2)]], 4, past=3))
+    state = PrefillState(Prefill([[((1, 3),)], [((1, 2),)]], 4, past=3))
     state.token_index = torch.tensor([[0, 2, 3], [0, 1, 3]])
     state.status, state.pad_slots = torch.tensor([[ALIVE] * 3, [ALIVE, DELETED, ALIVE]]), True
     cache = _cache(torch.tensor([[0, 2], [0, 1]]), torch.tensor([[True, True], [False, True]]), 3)
@@ -32,7 +32,7 @@ def test_a_layer_gets_the_models_mask_at_what_it_holds():
 
 @pytest.mark.parametrize("flash", [False, True])
 def test_a_mask_is_made_once_between_two_cuts(flash):
-    state = PrefillState(Prefill([[(1, 3)]], 5, real=torch.tensor([[False, True, True, True, True]]), flash=flash))
+    state = PrefillState(Prefill([[((1, 3),)]], 5, real=torch.tensor([[False, True, True, True, True]]), flash=flash))
     state.token_index, state.status = torch.tensor([[0, 3, 4]]), torch.tensor([[PADDING, ALIVE, ALIVE]])
     given = torch.ones((1, 5) if flash else (1, 1, 5, 5), dtype=torch.bool)
     made = []
@@ -72,7 +72,7 @@ def test_rows_of_embeddings_of_any_layout():
 
 
 def test_entering_an_uncut_layer_changes_nothing():
-    state = PrefillState(Prefill([[(1, 3)]], 5))
+    state = PrefillState(Prefill([[((1, 3),)]], 5))
     given = {"attention_mask": torch.zeros(1, 1, 5, 5), "position_ids": torch.arange(5)[None]}
     kwargs = dict(given)
     here = state.enter(0, torch.zeros(1, 5, 2), None, kwargs)
@@ -81,14 +81,14 @@ def test_entering_an_uncut_layer_changes_nothing():
 
 
 @pytest.mark.parametrize("flash", [False, True])
-def test_positions_are_used_up_by_rotary_embeddings(flash):
+def test_positions_with_gaps_do_not_reach_flash_attention(flash):
     """Flash attention would take gaps in position_ids for packed sequences."""
-    state = PrefillState(Prefill([[(1, 3)]], 5, flash=flash))
+    state = PrefillState(Prefill([[((1, 3),)]], 5, flash=flash))
     state.token_index, state.status = torch.tensor([[0, 3, 4]]), torch.zeros(1, 3, dtype=torch.long)
     cos = torch.randn(1, 5, 4)
     kwargs = {"attention_mask": None, "position_ids": torch.arange(5)[None], "position_embeddings": (cos, cos)}
     state.enter(1, torch.zeros(1, 3, 2), None, kwargs)
-    assert kwargs["position_ids"] is None
+    assert kwargs["position_ids"] is None if flash else kwargs["position_ids"].tolist() == [[0, 3, 4]]
     assert torch.equal(kwargs["position_embeddings"][0], cos[:, [0, 3, 4]])
     bare = {"attention_mask": None, "position_ids": torch.arange(5)[None]}
     state.enter(1, torch.zeros(1, 3, 2), None, bare)  # a layer that makes its own embeddings needs them
@@ -105,7 +105,7 @@ def test_what_a_layer_deletes_stays_valid_in_its_own_cache():
             self.status[0, 1], self.pad_slots = DELETED, True
             return torch.tensor([[0, 1, 2], [0, 1, 2]])
 
-    state = Deleting(Prefill([[(1, 3)], [(1, 2)]], 4))
+    state = Deleting(Prefill([[((1, 3),)], [((1, 2),)]], 4))
     state.token_index, state.status = torch.tensor([[0, 1, 2, 3]] * 2), torch.zeros(2, 4, dtype=torch.long)
     state.length = 4
     cache = DynamicCache()

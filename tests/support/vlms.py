@@ -21,7 +21,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -176,7 +176,7 @@ class Family:
         names = dict.fromkeys(name for draft in drafts for name in draft.fields)
         return {name: torch.cat([one for draft in drafts for one in draft.fields.get(name, [])]) for name in names}
 
-    @lru_cache(maxsize=None)  # noqa: B019 (families live as long as the process)
+    @cache  # noqa: B019 (families live as long as the process)
     def model(self) -> Any:
         """The tiny model, built once, in float32 and eval mode."""
         torch.manual_seed(0)
