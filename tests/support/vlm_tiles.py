@@ -1,6 +1,8 @@
 """Families whose images have one size, or are cut into tiles of one size: InternVL, LLaVA, Gemma and others. See vlms.py.
 
-pytest tests/decoder/test_vlm_support.py
+How many tiles an image takes is, for most, not said by the call: the prompt says it.
+
+    pytest tests/decoder/test_vlm_support.py
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from vlms import BOS, END, HIDDEN, IMAGE, LAYERS, MARK, START, TEXT_SIZES, VIDEO, Draft, Family
+from vlms import BOS, BREAK, END, HIDDEN, IMAGE, LAYERS, MARK, START, TEXT_SIZES, VIDEO, Draft, Family
 
 TOWER: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
 NO_HEAD_DIM = {name: value for name, value in TEXT_SIZES.items() if name != "head_dim"}
@@ -18,6 +20,7 @@ class InternVL(Family):
     """Tiles of 9 tokens, all in one run between a start and an end; a video's frames look like images in the call."""
 
     needs = "InternVLForConditionalGeneration"
+    videos = True
     tiles = (1, 3)
 
     def build(self) -> Any:
@@ -34,6 +37,16 @@ class InternVL(Family):
         draft.special(START)
         draft.visual(9 * tiles)
         draft.special(END)
+
+    def video(self, draft: Draft) -> None:
+        draft.pixels(2, 3, 24, 24)
+        draft.visuals.pop()
+        for _ in range(2):
+            draft.visuals.append(("image", []))
+            draft.text(2)  # "Frame1: "
+            draft.special(START)
+            draft.visual(9)
+            draft.special(END)
 
 
 class LlavaOnevision(Family):
@@ -118,6 +131,7 @@ class SmolVLM(Family):
     """Tiles between marks of their row and column, then the whole; images of a row fill up one block of tiles."""
 
     needs = "SmolVLMForConditionalGeneration"
+    videos = True
     grids = ((0, 0), (2, 1))  # rows and columns of tiles; none: the whole image only
     config = "SmolVLMConfig"
 
@@ -147,6 +161,16 @@ class SmolVLM(Family):
         draft.visual(9)
         draft.special(START)
 
+    def video(self, draft: Draft) -> None:
+        draft.pixels(2, 3, 24, 24)
+        draft.visuals.pop()
+        for _ in range(2):
+            draft.visuals.append(("image", []))
+            draft.text(3)  # "Frame from 00:01:"
+            draft.special(START, MARK + 9)
+            draft.visual(9)
+            draft.special(START)
+
     def fields(self, drafts: list[Draft]) -> dict[str, Any]:
         tiles = [torch.cat(draft.fields["pixel_values"]) if draft.fields else torch.zeros(0, 3, 24, 24) for draft in drafts]
         most = max(len(one) for one in tiles)
@@ -159,6 +183,7 @@ class SmolVLM(Family):
 
 class Idefics3(SmolVLM):
     needs = "Idefics3ForConditionalGeneration"
+    videos = False
     config = "Idefics3Config"
 
 
@@ -222,12 +247,182 @@ class PaliGemma(Family):
             draft.special(BOS)
 
 
+class Ovis2(Family):
+    """The whole, then tiles with marks between them, all of them words of a visual vocabulary."""
+
+    needs = "Ovis2ForConditionalGeneration"
+    grids = ((1, 1), (1, 2))
+
+    def build(self) -> Any:
+        from transformers import Ovis2Config, Ovis2ForConditionalGeneration, Qwen2Config
+
+        model = Ovis2ForConditionalGeneration(
+            Ovis2Config(
+                vision_config={**TOWER, "image_size": 12, "vocab_size": 40, "num_visual_indicator_tokens": 5},
+                text_config=Qwen2Config(**NO_HEAD_DIM),
+                image_token_id=IMAGE,
+                visual_indicator_token_ids=[START, MARK, MARK + 1, MARK + 2, END],
+                vocab_size=TEXT_SIZES["vocab_size"],
+                hidden_size=HIDDEN,
+                tie_word_embeddings=False,
+            )
+        )
+        model.model.vision_tower.head_norm.weight.data *= 3  # else every patch is much the same mixture of words
+        return model
+
+    def image(self, draft: Draft) -> None:
+        rows, columns = self.grids[draft.shown % 2]
+        tiles = rows * columns if rows * columns > 1 else 0
+        draft.pixels(1 + tiles, 3, 12, 12)
+        draft.special(START)
+        draft.visual(9)
+        draft.special(MARK)
+        for tile in range(tiles):
+            draft.visual(9)
+            if tile + 1 < tiles:
+                draft.special(MARK + (1 if (tile + 1) % columns else 2))
+        draft.special(END)
+
+
+class AyaVision(Family):
+    """Numbered tiles, then the whole; layers with windows and layers without positions."""
+
+    needs = "AyaVisionForConditionalGeneration"
+    tiles = (1, 3)
+
+    def text(self) -> Any:
+        from transformers import Cohere2Config
+
+        kinds = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+        return Cohere2Config(**NO_HEAD_DIM, layer_types=kinds, sliding_window=12, logit_scale=1.0)
+
+    def build(self) -> Any:
+        from transformers import AyaVisionConfig, AyaVisionForConditionalGeneration, SiglipVisionConfig
+
+        vision = SiglipVisionConfig(**TOWER, image_size=24, vision_use_head=False)
+        config = AyaVisionConfig(vision_config=vision, text_config=self.text(), image_token_index=IMAGE, tie_word_embeddings=False)
+        return AyaVisionForConditionalGeneration(config)
+
+    def image(self, draft: Draft) -> None:
+        tiles = self.tiles[draft.shown % 2]
+        draft.pixels(tiles, 3, 24, 24)
+        draft.special(START)
+        for tile in range(1, tiles):
+            draft.special(MARK, MARK + tile)  # "TILE", "_1"
+            draft.visual(9)
+        draft.special(MARK + 9)
+        draft.visual(9)
+        draft.special(END)
+
+
+class Cohere2Vision(AyaVision):
+    """A line break after each tile."""
+
+    needs = "Cohere2VisionForConditionalGeneration"
+
+    def build(self) -> Any:
+        from transformers import Cohere2VisionConfig, Cohere2VisionForConditionalGeneration, SiglipVisionConfig
+
+        vision = SiglipVisionConfig(**TOWER, image_size=24, vision_use_head=False)
+        ids = {"image_token_id": IMAGE, "alignment_intermediate_size": 64, "tie_word_embeddings": False}
+        return Cohere2VisionForConditionalGeneration(Cohere2VisionConfig(vision_config=vision, text_config=self.text(), **ids))
+
+    def image(self, draft: Draft) -> None:
+        tiles = self.tiles[draft.shown % 2]
+        draft.pixels(tiles, 3, 24, 24)
+        draft.special(START)
+        for _ in range(tiles):
+            draft.visual(9)
+            draft.special(BREAK)
+        draft.special(END)
+
+
+class Llama4(Family):
+    """Chunks in most layers, no rotation but a temperature by position in the last; rotary factors are complex."""
+
+    needs = "Llama4ForConditionalGeneration"
+    absolute = True
+    grids = ((1, 1), (1, 2))
+
+    def build(self) -> Any:
+        from transformers import Llama4Config, Llama4ForConditionalGeneration, Llama4TextConfig, Llama4VisionConfig
+
+        text = {**TEXT_SIZES, "intermediate_size": 40, "intermediate_size_mlp": 80, "num_local_experts": 2, "num_experts_per_tok": 1}
+        text |= {"interleave_moe_layer_step": 2, "attention_chunk_size": 16, "floor_scale": 8, "attn_scale": 0.5}
+        vision = {**TOWER, "image_size": 24, "intermediate_size": 128}
+        vision |= {"projector_input_dim": 48, "projector_output_dim": 48, "vision_output_dim": 48}
+        model = Llama4ForConditionalGeneration(
+            Llama4Config(
+                text_config=Llama4TextConfig(**text),
+                vision_config=Llama4VisionConfig(**vision),
+                image_token_index=IMAGE,
+                boi_token_index=START,
+                eoi_token_index=END,
+            )
+        )
+        # transformers 5.24 reads this field of an output that lacks it, so every forward of the class fails
+        model.language_model.register_forward_hook(lambda module, args, output: setattr(output, "image_outputs", None))
+        return model
+
+    def image(self, draft: Draft) -> None:
+        rows, columns = self.grids[draft.shown % 2]
+        tiles = rows * columns if rows * columns > 1 else 0
+        draft.pixels(tiles + 1, 3, 24, 24)
+        draft.special(START)
+        for tile in range(tiles):
+            draft.visual(9)
+            draft.special(MARK if (tile + 1) % columns else MARK + 1)
+        draft.special(MARK + 2)
+        draft.visual(9)
+        draft.special(END)
+
+
+class Phi4Multimodal(Family):
+    """Crops of an image line by line, then the whole, with ends of lines: one run. The config names no image token itself."""
+
+    needs = "Phi4MultimodalForCausalLM"
+    sizes = ((16, 16), (16, 32))  # height, width; a crop is 16 × 16 pixels and 2 × 2 tokens
+
+    def build(self) -> Any:
+        from transformers import Phi4MultimodalConfig, Phi4MultimodalForCausalLM
+
+        audio = {"hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2, "ext_pw_out_channel": 16}
+        audio |= {"depthwise_separable_out_channel": 16, "nemo_conv_channels": 16, "input_size": 16, "audio_token_id": MARK + 9}
+        vision = {**TOWER, "image_size": 16, "crop_size": 16, "image_token_id": IMAGE}
+        return Phi4MultimodalForCausalLM(Phi4MultimodalConfig(**NO_HEAD_DIM, vision_config=vision, audio_config=audio))
+
+    def image(self, draft: Draft) -> None:
+        height, width = self.sizes[draft.shown % 2]
+        draft.pixels(1 + height * width // 16**2, 3, 16, 16, name="image_pixel_values")
+        draft.give("image_sizes", torch.tensor([[height, width]]))
+        draft.visual(height // 8 * (width // 8 + 1) + 1 + 2 * (2 + 1))
+
+    def fields(self, drafts: list[Draft]) -> dict[str, Any]:
+        images = [one for draft in drafts for one in draft.fields.get("image_pixel_values", [])]
+        if not images:
+            return {}
+        most = max(map(len, images))
+        values = torch.stack([torch.cat([one, torch.zeros(most - len(one), *one.shape[1:])]) for one in images])
+        real = torch.stack([torch.arange(most) < len(one) for one in images])
+        sizes = torch.cat([one for draft in drafts for one in draft.fields.get("image_sizes", [])])
+        return {
+            "image_pixel_values": values,
+            "image_sizes": sizes,
+            "image_attention_mask": real[:, :, None, None].expand(-1, -1, 4, 4).long(),
+        }
+
+
 FAMILIES: dict[str, Family] = {
     "InternVL": InternVL(),
     "LlavaOnevision": LlavaOnevision(),
     "LlavaNextVideo": LlavaNextVideo(),
     "SmolVLM": SmolVLM(),
     "Idefics3": Idefics3(),
+    "Ovis2": Ovis2(),
+    "AyaVision": AyaVision(),
+    "Cohere2Vision": Cohere2Vision(),
+    "Llama4": Llama4(),
+    "Phi4Multimodal": Phi4Multimodal(),
     "Gemma3": Gemma3(),
     "PaliGemma": PaliGemma(),
 }

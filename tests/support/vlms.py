@@ -18,10 +18,11 @@ The families are in vlm_native.py (native resolutions) and vlm_tiles.py (one siz
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ Row = Sequence[Part]
 
 LAYERS, HIDDEN, HEADS, KEY_HEADS, HEAD_DIM = 4, 64, 4, 2, 16
 VOCAB, PAD, BOS, TEXT = 128, 0, 1, (3, 100)  # text tokens are drawn from TEXT
+SPECIAL = [PAD, BOS, 2, *range(TEXT[1], VOCAB)]  # `suppress_tokens` for generate: what no text would bring
 IMAGE, VIDEO, START, END, BREAK, MARK = 120, 121, 122, 123, 124, 110  # MARK and those after it: rows, columns, timestamps
 
 TEXT_SIZES: dict[str, Any] = {
@@ -66,7 +68,7 @@ class Visual:
     def runs(self) -> list[tuple[int, int]]:
         """Stretches of adjacent positions: first and one past the last."""
         edges = [0, *((self.tokens.diff() > 1).nonzero().flatten() + 1).tolist(), len(self.tokens)]
-        return [(int(self.tokens[a]), int(self.tokens[b - 1]) + 1) for a, b in zip(edges, edges[1:], strict=False)]
+        return [(int(self.tokens[a]), int(self.tokens[b - 1]) + 1) for a, b in itertools.pairwise(edges)]
 
 
 @dataclass
@@ -152,6 +154,8 @@ class Family:
     needs: str
     """The class in `transformers` without which the family is not available."""
     videos = False
+    mixes = True
+    """Whether images and videos may stand in one batch."""
     types: str | None = None
     """The name of the input that says what each token is, if the processor makes one."""
     image_type, generated_type = 1, 0
@@ -159,6 +163,8 @@ class Family:
     """Whether `forward` counts padding as positions and something depends on them other than by distance."""
     recurrent: tuple[int, ...] = ()
     """Layers that cannot delete: linear attention."""
+    norms = 0.6
+    """What is added to the weights of norms of queries and keys: attention is sharper for it."""
 
     def build(self) -> Any:
         """A model from its config, as initialised."""
@@ -176,11 +182,11 @@ class Family:
         names = dict.fromkeys(name for draft in drafts for name in draft.fields)
         return {name: torch.cat([one for draft in drafts for one in draft.fields.get(name, [])]) for name in names}
 
-    @lru_cache(maxsize=None)  # noqa: B019 (families live as long as the process)
+    @cache  # noqa: B019 (families live as long as the process)
     def model(self) -> Any:
         """The tiny model, built once, in float32 and eval mode."""
         torch.manual_seed(0)
-        return sharpen(self.build().float())
+        return sharpen(self.build().float(), self.norms)
 
     def draft(self, row: Row) -> Draft:
         draft = Draft(torch.Generator().manual_seed(zlib.crc32(repr(list(row)).encode())), sum(part == "image" for part in row))
@@ -211,7 +217,7 @@ class Family:
             real[at, shift : shift + len(draft.ids)] = True
             visuals.append(draft.done(shift))
             for one in visuals[-1]:
-                types[at, one.tokens] = self.image_type if (ids[at, one.tokens] == IMAGE).all() else 2 * self.image_type
+                types[at, one.tokens] = (2 if one.kind == "video" else 1) * self.image_type
         call: dict[str, Any] = {"input_ids": ids}
         if padding:
             call["attention_mask"] = real.long()
@@ -220,13 +226,13 @@ class Family:
         return Inputs({**call, **self.fields(drafts)}, visuals, real, self.generated_type)
 
 
-def sharpen(model: nn.Module, seed: int = 0) -> Any:
+def sharpen(model: nn.Module, norms: float, seed: int = 0) -> Any:
     """Redraws weights: unit activations, queries and keys large enough for peaked attention."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         part = name.rsplit(".", 2)[-2] if "." in name else name
         if part in ("q_norm", "k_norm"):
-            weight.data += 0.6
+            weight.data += norms
         elif weight.ndim >= 2:
             scale = max(weight.shape[1:]) ** -0.5 if weight.ndim <= 3 else weight[0].numel() ** -0.5
             if "embed" in name and weight.ndim == 2:
