@@ -11,7 +11,8 @@ of neighbouring ranks differ by more than floating-point noise.
     model(**inputs.call).logits
     inputs.visuals[1][0].tokens        # positions of the second row's first image
 
-The families are in vlm_native.py (native resolutions) and vlm_tiles.py (one size, or tiles); the oracle is in oracle.py.
+The families are in vlm_native.py (native resolutions), vlm_tiles.py (one size, or tiles) and vlm_lines.py (tiles, line by line);
+the oracle is in oracle.py.
 
     pytest tests/decoder/test_vlm_support.py
 """
@@ -50,6 +51,8 @@ TEXT_SIZES: dict[str, Any] = {
     "eos_token_id": None,
     "tie_word_embeddings": False,
 }
+NO_HEAD_DIM = {name: value for name, value in TEXT_SIZES.items() if name != "head_dim"}
+TOWER: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
 
 
 @dataclass
@@ -161,6 +164,10 @@ class Family:
     image_type, generated_type = 1, 0
     absolute = False
     """Whether `forward` counts padding as positions and something depends on them other than by distance."""
+    both_ways = False
+    """Whether text sees what comes after it."""
+    shows_maps = True
+    """Whether the model runs with `output_attentions`, and without it afterwards."""
     recurrent: tuple[int, ...] = ()
     """Layers that cannot delete: linear attention."""
     norms = 0.6
@@ -246,8 +253,9 @@ def sharpen(model: nn.Module, norms: float, seed: int = 0) -> Any:
 def available() -> dict[str, Family]:
     """Every family that the installed transformers has, by name."""
     import transformers
+    import vlm_lines
     import vlm_native
     import vlm_tiles
 
-    families: dict[str, Family] = {**vlm_native.FAMILIES, **vlm_tiles.FAMILIES}
+    families: dict[str, Family] = {**vlm_native.FAMILIES, **vlm_tiles.FAMILIES, **vlm_lines.FAMILIES}
     return {name: one for name, one in families.items() if hasattr(transformers, one.needs)}
