@@ -159,17 +159,16 @@ def _on_survivors(module: Any, layer: int, removed: Tensor, real: Tensor, undo: 
 
 @contextmanager
 def _attending(model: nn.Module, decoder: Any, attention: Callable[..., Any]) -> Iterator[None]:
-    """Inside this block the decoder's layers attend with `attention`, and everything else with eager attention."""
-    own = {id(decoder.config), *(id(layer.self_attn.config) for layer in decoder.layers if hasattr(layer, "self_attn"))}
-    own.add(id(model.config.get_text_config()))  # type: ignore[union-attr]
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    configs.setdefault(id(model.config.get_text_config()), model.config.get_text_config())  # type: ignore[union-attr]
+    """Inside this block the decoder's layers attend with `attention`; towers stay as they are."""
+    attentions = [layer.self_attn for layer in decoder.layers if hasattr(layer, "self_attn")]
+    text = model.config.get_text_config()  # type: ignore[union-attr]
+    own = {id(config): config for config in (decoder.config, text, *(one.config for one in attentions))}
     with ExitStack() as undo:
         AttentionInterface.register(NAME, attention)
         undo.callback(AttentionInterface._global_mapping.pop, NAME)
         AttentionMaskInterface.register(NAME, eager_mask)
         undo.callback(AttentionMaskInterface._global_mapping.pop, NAME)
-        for one in configs.values():
+        for one in own.values():
             undo.callback(setattr, one, "_attn_implementation_internal", one._attn_implementation_internal)
-            one._attn_implementation_internal = NAME if id(one) in own else "eager"
+            one._attn_implementation_internal = NAME
         yield

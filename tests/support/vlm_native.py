@@ -1,14 +1,17 @@
-"""Families whose images have their own resolution: Qwen-VL and its kin, GLM-V, Mistral 3. See vlms.py.
+"""Families whose images have their own resolution: Qwen-VL and its kin, GLM-V, Mistral 3, Gemma 4. See vlms.py.
 
-pytest tests/decoder/test_vlm_support.py
+How many tokens an image takes is said by its grid or its size in the call.
+
+    pytest tests/decoder/test_vlm_support.py
 """
+# ruff: noqa: RUF012
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from vlms import BREAK, END, HIDDEN, IMAGE, MARK, START, TEXT_SIZES, VIDEO, Draft, Family
+from vlms import BREAK, END, HIDDEN, IMAGE, LAYERS, MARK, START, TEXT_SIZES, VIDEO, Draft, Family
 
 IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
@@ -104,6 +107,56 @@ class Qwen3VLMoe(Qwen3VL):
         return Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(text_config=text, vision_config=self.vision, **IDS))
 
 
+class Qwen3_5(Qwen3VL):
+    """Every other layer is linear attention, which deletes nothing; no deepstack."""
+
+    needs = "Qwen3_5ForConditionalGeneration"
+    recurrent = (0, 2)
+    vision = {name: value for name, value in Qwen3VL.vision.items() if name != "deepstack_visual_indexes"}
+
+    def build(self) -> Any:
+        from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+        text = {**QWEN3_TEXT, "rope_parameters": {**self.rope, "partial_rotary_factor": 1.0}}
+        text["layer_types"] = ["linear_attention" if layer in self.recurrent else "full_attention" for layer in range(LAYERS)]
+        text |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        return Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=self.vision, **IDS))
+
+
+class Glm4v(Qwen2VL):
+    """A video's frames are written with the image's token, each before its timestamp, between a start and an end."""
+
+    needs = "Glm4vForConditionalGeneration"
+    mixes = False
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4, "out_hidden_size": HIDDEN}
+    vision |= {"image_size": 32}
+    config, stamp = "Glm4vConfig", (MARK,)
+
+    def build(self) -> Any:
+        import transformers
+
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
+        ids = {"image_token_id": IMAGE, "video_token_id": VIDEO, "image_start_token_id": START, "image_end_token_id": END}
+        ids |= {"video_start_token_id": MARK + 8, "video_end_token_id": MARK + 9}
+        text = {**QWEN3_TEXT, "rope_parameters": rope}
+        return getattr(transformers, self.needs)(getattr(transformers, self.config)(text_config=text, vision_config=self.vision, **ids))
+
+    def video(self, draft: Draft) -> None:
+        self.patches(draft, self.clip, "video_grid_thw", "pixel_values_videos")
+        frames, rows, columns = self.clip
+        draft.special(MARK + 8)
+        for frame in range(frames):
+            draft.special(START)
+            draft.visual(rows * columns // 4)
+            draft.special(END, *(one + frame for one in self.stamp))
+        draft.special(MARK + 9)
+
+
+class Glm46V(Glm4v):
+    needs = "Glm46VForConditionalGeneration"
+    config, stamp = "Glm46VConfig", (MARK, MARK + 2, MARK + 4)
+
+
 class Mistral3(Family):
     """Images of unlike sizes in one padded block; a break ends each row of patches, an end the last."""
 
@@ -158,11 +211,78 @@ class Mistral3OnMinistral3(Mistral3):
         return Ministral3Config(**TEXT_SIZES, rope_parameters={**rope, "max_position_embeddings": 1024})
 
 
+class Gemma4(Family):
+    """Masks by the kind of layer, two sizes of heads, inputs of their own for each layer; images see themselves both ways."""
+
+    needs = "Gemma4ForConditionalGeneration"
+    videos = True
+    types = "mm_token_type_ids"
+    norms = -0.3  # scores are not scaled down
+    layers, shared = LAYERS, 0
+    grids, clip = ((4, 6), (6, 8)), (4, 4)  # rows and columns of patches; 2 × 2 make a token
+
+    def build(self) -> Any:
+        from transformers import Gemma4Config, Gemma4ForConditionalGeneration, Gemma4TextConfig, Gemma4VisionConfig
+
+        vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+        vision |= {"head_dim": 16, "patch_size": 4, "pooling_kernel_size": 2, "position_embedding_size": 16}
+        text = {**TEXT_SIZES, "num_hidden_layers": self.layers, "num_kv_shared_layers": self.shared, "sliding_window": 12}
+        text |= {"layer_types": ["sliding_attention", "full_attention"] * (self.layers // 2), "global_head_dim": 32}
+        text |= {"vocab_size_per_layer_input": TEXT_SIZES["vocab_size"], "hidden_size_per_layer_input": 8}
+        return Gemma4ForConditionalGeneration(
+            Gemma4Config(
+                text_config=Gemma4TextConfig(**text, use_bidirectional_attention="vision"),
+                vision_config=Gemma4VisionConfig(**vision),
+                image_token_id=IMAGE,
+                video_token_id=VIDEO,
+                boi_token_id=START,
+                eoi_token_id=END,
+                audio_token_id=MARK + 9,
+                tie_word_embeddings=False,
+            )
+        )
+
+    def patches(self, draft: Draft, grid: tuple[int, int], pixels: str, places: str, count: int = 1) -> None:
+        """Patches, and where they are (column, row), both filled up to the most that there may be."""
+        rows, columns = grid
+        most = max(one * other for one, other in self.grids)
+        where = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(1)
+        where = torch.nn.functional.pad(where, (0, 0, 0, most - len(where)), value=-1)
+        draft.pixels(count, most, 3 * 4 * 4, name=pixels)
+        draft.give(places, where.expand(count, -1, -1))
+
+    def image(self, draft: Draft) -> None:
+        grid = self.grids[draft.shown % 2]
+        self.patches(draft, grid, "pixel_values", "image_position_ids")
+        draft.special(START)
+        draft.visual(grid[0] * grid[1] // 4)
+        draft.special(END)
+
+    def video(self, draft: Draft) -> None:
+        self.patches(draft, self.clip, "pixel_values_videos", "video_position_ids", count=2)
+        draft.give("num_frames_per_video", torch.tensor([2]))
+        for frame in range(2):
+            draft.special(MARK + frame, START)
+            draft.visual(self.clip[0] * self.clip[1] // 4, VIDEO)
+            draft.special(END)
+
+
+class Gemma4SharedKeys(Gemma4):
+    """The last two layers attend to the keys of the two before them."""
+
+    layers, shared = 6, 2
+
+
 FAMILIES: dict[str, Family] = {
     "Qwen2VL": Qwen2VL(),
     "Qwen2_5_VL": Qwen2_5_VL(),
     "Qwen3VL": Qwen3VL(),
     "Qwen3VLMoe": Qwen3VLMoe(),
+    "Qwen3_5": Qwen3_5(),
+    "Glm4v": Glm4v(),
+    "Glm46V": Glm46V(),
+    "Gemma4": Gemma4(),
+    "Gemma4SharedKeys": Gemma4SharedKeys(),
     "Mistral3": Mistral3(),
     "Mistral3OnMinistral3": Mistral3OnMinistral3(),
 }

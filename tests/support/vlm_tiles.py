@@ -1,6 +1,8 @@
-"""Families whose images have one size, or are cut into tiles of one size: InternVL, LLaVA, Gemma and others. See vlms.py.
+"""Families whose images have one size, or are cut into tiles of one size: InternVL, SmolVLM, Gemma and others. See vlms.py.
 
-pytest tests/decoder/test_vlm_support.py
+How many tiles an image takes is, for most, not said by the call: the prompt says it.
+
+    pytest tests/decoder/test_vlm_support.py
 """
 
 from __future__ import annotations
@@ -8,16 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from vlms import BOS, END, HIDDEN, IMAGE, LAYERS, MARK, START, TEXT_SIZES, VIDEO, Draft, Family
-
-TOWER: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
-NO_HEAD_DIM = {name: value for name, value in TEXT_SIZES.items() if name != "head_dim"}
+from vlms import BOS, BREAK, END, HIDDEN, IMAGE, LAYERS, MARK, NO_HEAD_DIM, START, TEXT_SIZES, TOWER, Draft, Family
 
 
 class InternVL(Family):
     """Tiles of 9 tokens, all in one run between a start and an end; a video's frames look like images in the call."""
 
     needs = "InternVLForConditionalGeneration"
+    videos = True
     tiles = (1, 3)
 
     def build(self) -> Any:
@@ -35,89 +35,22 @@ class InternVL(Family):
         draft.visual(9 * tiles)
         draft.special(END)
 
-
-class LlavaOnevision(Family):
-    """One image of a row comes as a whole and in tiles, with a token at the end of each line; several come whole."""
-
-    needs = "LlavaOnevisionForConditionalGeneration"
-    videos = True
-    side, sizes = 3, ((12, 24), (24, 12))  # tokens along a side of a tile; height and width of images, in pixels
-
-    def build(self) -> Any:
-        from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config, SiglipVisionConfig
-
-        return LlavaOnevisionForConditionalGeneration(
-            LlavaOnevisionConfig(
-                vision_config=SiglipVisionConfig(**TOWER, image_size=12, vision_use_head=False),
-                text_config=Qwen2Config(**NO_HEAD_DIM),
-                image_token_index=IMAGE,
-                video_token_index=VIDEO,
-                image_grid_pinpoints=[[12, 24], [24, 12], [24, 24]],
-            )
-        )
-
-    def image(self, draft: Draft) -> None:
-        size, pixels = self.sizes[draft.shown % 2], self.side * 4
-        draft.give("image_sizes", torch.tensor([size]))
-        if not draft.fields.get("batch_num_images"):
-            draft.give("batch_num_images", torch.tensor([draft.coming]))
-        if draft.coming > 1:
-            draft.pixels(1, 3, pixels, pixels)
-            draft.visual(self.side**2 + 1)
-        else:
-            rows, columns = size[0] // 4, size[1] // 4
-            draft.pixels(1 + rows * columns // self.side**2, 3, pixels, pixels)
-            draft.visual(self.side**2 + rows * columns + rows)
-
     def video(self, draft: Draft) -> None:
-        draft.pixels(1, 4, 3, self.side * 4, self.side * 4, name="pixel_values_videos")
-        draft.visual(4 * ((self.side + 1) // 2) ** 2 + 1, VIDEO)
-
-    def fields(self, drafts: list[Draft]) -> dict[str, Any]:
-        """Tiles are padded to the most that an image has: [images, tiles, 3, height, width]."""
-        images = [one for draft in drafts for one in draft.fields.pop("pixel_values", [])]
-        call: dict[str, Any] = super().fields(drafts)
-        if images:
-            most = max(map(len, images))
-            call["pixel_values"] = torch.stack([torch.cat([one, torch.zeros(most - len(one), *one.shape[1:])]) for one in images])
-        return call
-
-
-class LlavaNextVideo(LlavaOnevision):
-    """Every image whole and in tiles; a video pooled 2 × 2, without a token at its end."""
-
-    needs = "LlavaNextVideoForConditionalGeneration"
-    side, sizes = 4, ((16, 32), (32, 16))
-
-    def build(self) -> Any:
-        from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
-
-        return LlavaNextVideoForConditionalGeneration(
-            LlavaNextVideoConfig(
-                vision_config=CLIPVisionConfig(**TOWER, image_size=16),
-                text_config=LlamaConfig(**TEXT_SIZES),
-                image_token_index=IMAGE,
-                video_token_index=VIDEO,
-                image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]],
-            )
-        )
-
-    def image(self, draft: Draft) -> None:
-        size = self.sizes[draft.shown % 2]
-        rows, columns = size[0] // 4, size[1] // 4
-        draft.give("image_sizes", torch.tensor([size]))
-        draft.pixels(1 + rows * columns // self.side**2, 3, self.side * 4, self.side * 4)
-        draft.visual(self.side**2 + rows * columns + rows)
-
-    def video(self, draft: Draft) -> None:
-        draft.pixels(1, 4, 3, self.side * 4, self.side * 4, name="pixel_values_videos")
-        draft.visual(4 * (self.side // 2) ** 2, VIDEO)
+        draft.pixels(2, 3, 24, 24)
+        draft.visuals.pop()
+        for _ in range(2):
+            draft.visuals.append(("image", []))
+            draft.text(2)  # "Frame1: "
+            draft.special(START)
+            draft.visual(9)
+            draft.special(END)
 
 
 class SmolVLM(Family):
     """Tiles between marks of their row and column, then the whole; images of a row fill up one block of tiles."""
 
     needs = "SmolVLMForConditionalGeneration"
+    videos = True
     grids = ((0, 0), (2, 1))  # rows and columns of tiles; none: the whole image only
     config = "SmolVLMConfig"
 
@@ -147,6 +80,16 @@ class SmolVLM(Family):
         draft.visual(9)
         draft.special(START)
 
+    def video(self, draft: Draft) -> None:
+        draft.pixels(2, 3, 24, 24)
+        draft.visuals.pop()
+        for _ in range(2):
+            draft.visuals.append(("image", []))
+            draft.text(3)  # "Frame from 00:01:"
+            draft.special(START, MARK + 9)
+            draft.visual(9)
+            draft.special(START)
+
     def fields(self, drafts: list[Draft]) -> dict[str, Any]:
         tiles = [torch.cat(draft.fields["pixel_values"]) if draft.fields else torch.zeros(0, 3, 24, 24) for draft in drafts]
         most = max(len(one) for one in tiles)
@@ -159,6 +102,7 @@ class SmolVLM(Family):
 
 class Idefics3(SmolVLM):
     needs = "Idefics3ForConditionalGeneration"
+    videos = False
     config = "Idefics3Config"
 
 
@@ -199,6 +143,7 @@ class PaliGemma(Family):
     needs = "PaliGemmaForConditionalGeneration"
     types = "token_type_ids"
     image_type, generated_type = 0, 1
+    both_ways = True
 
     def build(self) -> Any:
         from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration, SiglipVisionConfig
@@ -222,12 +167,144 @@ class PaliGemma(Family):
             draft.special(BOS)
 
 
+class Ovis2(Family):
+    """The whole, then tiles with marks between them, all of them words of a visual vocabulary."""
+
+    needs = "Ovis2ForConditionalGeneration"
+    grids = ((1, 1), (1, 2))
+
+    def build(self) -> Any:
+        from transformers import Ovis2Config, Ovis2ForConditionalGeneration, Qwen2Config
+
+        model = Ovis2ForConditionalGeneration(
+            Ovis2Config(
+                vision_config={**TOWER, "image_size": 12, "vocab_size": 40, "num_visual_indicator_tokens": 5},
+                text_config=Qwen2Config(**NO_HEAD_DIM),
+                image_token_id=IMAGE,
+                visual_indicator_token_ids=[START, MARK, MARK + 1, MARK + 2, END],
+                vocab_size=TEXT_SIZES["vocab_size"],
+                hidden_size=HIDDEN,
+                tie_word_embeddings=False,
+            )
+        )
+        model.model.vision_tower.head_norm.weight.data *= 3  # else every patch is much the same mixture of words
+        return model
+
+    def image(self, draft: Draft) -> None:
+        rows, columns = self.grids[draft.shown % 2]
+        tiles = rows * columns if rows * columns > 1 else 0
+        draft.pixels(1 + tiles, 3, 12, 12)
+        draft.special(START)
+        draft.visual(9)
+        draft.special(MARK)
+        for tile in range(tiles):
+            draft.visual(9)
+            if tile + 1 < tiles:
+                draft.special(MARK + (1 if (tile + 1) % columns else 2))
+        draft.special(END)
+
+
+class AyaVision(Family):
+    """Numbered tiles, then the whole; layers with windows and layers without positions."""
+
+    needs = "AyaVisionForConditionalGeneration"
+    tiles = (1, 3)
+
+    def text(self) -> Any:
+        from transformers import Cohere2Config
+
+        kinds = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+        return Cohere2Config(**NO_HEAD_DIM, layer_types=kinds, sliding_window=12, logit_scale=1.0)
+
+    def build(self) -> Any:
+        from transformers import AyaVisionConfig, AyaVisionForConditionalGeneration, SiglipVisionConfig
+
+        vision = SiglipVisionConfig(**TOWER, image_size=24, vision_use_head=False)
+        config = AyaVisionConfig(vision_config=vision, text_config=self.text(), image_token_index=IMAGE, tie_word_embeddings=False)
+        return AyaVisionForConditionalGeneration(config)
+
+    def image(self, draft: Draft) -> None:
+        tiles = self.tiles[draft.shown % 2]
+        draft.pixels(tiles, 3, 24, 24)
+        draft.special(START)
+        for tile in range(1, tiles):
+            draft.special(MARK, MARK + tile)  # "TILE", "_1"
+            draft.visual(9)
+        draft.special(MARK + 9)
+        draft.visual(9)
+        draft.special(END)
+
+
+class Cohere2Vision(AyaVision):
+    """A line break after each tile."""
+
+    needs = "Cohere2VisionForConditionalGeneration"
+
+    def build(self) -> Any:
+        from transformers import Cohere2VisionConfig, Cohere2VisionForConditionalGeneration, SiglipVisionConfig
+
+        vision = SiglipVisionConfig(**TOWER, image_size=24, vision_use_head=False)
+        ids = {"image_token_id": IMAGE, "alignment_intermediate_size": 64, "tie_word_embeddings": False}
+        return Cohere2VisionForConditionalGeneration(Cohere2VisionConfig(vision_config=vision, text_config=self.text(), **ids))
+
+    def image(self, draft: Draft) -> None:
+        tiles = self.tiles[draft.shown % 2]
+        draft.pixels(tiles, 3, 24, 24)
+        draft.special(START)
+        for _ in range(tiles):
+            draft.visual(9)
+            draft.special(BREAK)
+        draft.special(END)
+
+
+class Llama4(Family):
+    """Chunks in most layers, no rotation but a temperature by position in the last; rotary factors are complex."""
+
+    needs = "Llama4ForConditionalGeneration"
+    absolute = True
+    grids = ((1, 1), (1, 2))
+
+    def build(self) -> Any:
+        from transformers import Llama4Config, Llama4ForConditionalGeneration, Llama4TextConfig, Llama4VisionConfig
+
+        text = {**TEXT_SIZES, "intermediate_size": 40, "intermediate_size_mlp": 80, "num_local_experts": 2, "num_experts_per_tok": 1}
+        text |= {"interleave_moe_layer_step": 2, "attention_chunk_size": 16, "floor_scale": 8, "attn_scale": 0.5}
+        vision = {**TOWER, "image_size": 24, "intermediate_size": 128}
+        vision |= {"projector_input_dim": 48, "projector_output_dim": 48, "vision_output_dim": 48}
+        model = Llama4ForConditionalGeneration(
+            Llama4Config(
+                text_config=Llama4TextConfig(**text),
+                vision_config=Llama4VisionConfig(**vision),
+                image_token_index=IMAGE,
+                boi_token_index=START,
+                eoi_token_index=END,
+            )
+        )
+        # transformers 5.24 reads this field of an output that lacks it, so every forward of the class fails
+        model.language_model.register_forward_hook(lambda module, args, output: setattr(output, "image_outputs", None))
+        return model
+
+    def image(self, draft: Draft) -> None:
+        rows, columns = self.grids[draft.shown % 2]
+        tiles = rows * columns if rows * columns > 1 else 0
+        draft.pixels(tiles + 1, 3, 24, 24)
+        draft.special(START)
+        for tile in range(tiles):
+            draft.visual(9)
+            draft.special(MARK if (tile + 1) % columns else MARK + 1)
+        draft.special(MARK + 2)
+        draft.visual(9)
+        draft.special(END)
+
+
 FAMILIES: dict[str, Family] = {
     "InternVL": InternVL(),
-    "LlavaOnevision": LlavaOnevision(),
-    "LlavaNextVideo": LlavaNextVideo(),
     "SmolVLM": SmolVLM(),
     "Idefics3": Idefics3(),
+    "Ovis2": Ovis2(),
+    "AyaVision": AyaVision(),
+    "Cohere2Vision": Cohere2Vision(),
+    "Llama4": Llama4(),
     "Gemma3": Gemma3(),
     "PaliGemma": PaliGemma(),
 }

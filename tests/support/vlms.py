@@ -11,13 +11,15 @@ of neighbouring ranks differ by more than floating-point noise.
     model(**inputs.call).logits
     inputs.visuals[1][0].tokens        # positions of the second row's first image
 
-The families are in vlm_native.py (native resolutions) and vlm_tiles.py (one size, or tiles); the oracle is in oracle.py.
+The families are in vlm_native.py (native resolutions), vlm_tiles.py (one size, or tiles) and vlm_lines.py (tiles, line by line);
+the oracle is in oracle.py.
 
     pytest tests/decoder/test_vlm_support.py
 """
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,6 +34,7 @@ Row = Sequence[Part]
 
 LAYERS, HIDDEN, HEADS, KEY_HEADS, HEAD_DIM = 4, 64, 4, 2, 16
 VOCAB, PAD, BOS, TEXT = 128, 0, 1, (3, 100)  # text tokens are drawn from TEXT
+SPECIAL = [PAD, BOS, 2, *range(TEXT[1], VOCAB)]  # `suppress_tokens` for generate: what no text would bring
 IMAGE, VIDEO, START, END, BREAK, MARK = 120, 121, 122, 123, 124, 110  # MARK and those after it: rows, columns, timestamps
 
 TEXT_SIZES: dict[str, Any] = {
@@ -48,6 +51,8 @@ TEXT_SIZES: dict[str, Any] = {
     "eos_token_id": None,
     "tie_word_embeddings": False,
 }
+NO_HEAD_DIM = {name: value for name, value in TEXT_SIZES.items() if name != "head_dim"}
+TOWER: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
 
 
 @dataclass
@@ -66,7 +71,7 @@ class Visual:
     def runs(self) -> list[tuple[int, int]]:
         """Stretches of adjacent positions: first and one past the last."""
         edges = [0, *((self.tokens.diff() > 1).nonzero().flatten() + 1).tolist(), len(self.tokens)]
-        return [(int(self.tokens[a]), int(self.tokens[b - 1]) + 1) for a, b in zip(edges, edges[1:], strict=False)]
+        return [(int(self.tokens[a]), int(self.tokens[b - 1]) + 1) for a, b in itertools.pairwise(edges)]
 
 
 @dataclass
@@ -152,13 +157,21 @@ class Family:
     needs: str
     """The class in `transformers` without which the family is not available."""
     videos = False
+    mixes = True
+    """Whether images and videos may stand in one batch."""
     types: str | None = None
     """The name of the input that says what each token is, if the processor makes one."""
     image_type, generated_type = 1, 0
     absolute = False
     """Whether `forward` counts padding as positions and something depends on them other than by distance."""
+    both_ways = False
+    """Whether text sees what comes after it."""
+    shows_maps = True
+    """Whether the model runs with `output_attentions`, and without it afterwards."""
     recurrent: tuple[int, ...] = ()
     """Layers that cannot delete: linear attention."""
+    norms = 0.6
+    """What is added to the weights of norms of queries and keys: attention is sharper for it."""
 
     def build(self) -> Any:
         """A model from its config, as initialised."""
@@ -180,7 +193,7 @@ class Family:
     def model(self) -> Any:
         """The tiny model, built once, in float32 and eval mode."""
         torch.manual_seed(0)
-        return sharpen(self.build().float())
+        return sharpen(self.build().float(), self.norms)
 
     def draft(self, row: Row) -> Draft:
         draft = Draft(torch.Generator().manual_seed(zlib.crc32(repr(list(row)).encode())), sum(part == "image" for part in row))
@@ -211,7 +224,7 @@ class Family:
             real[at, shift : shift + len(draft.ids)] = True
             visuals.append(draft.done(shift))
             for one in visuals[-1]:
-                types[at, one.tokens] = self.image_type if (ids[at, one.tokens] == IMAGE).all() else 2 * self.image_type
+                types[at, one.tokens] = (2 if one.kind == "video" else 1) * self.image_type
         call: dict[str, Any] = {"input_ids": ids}
         if padding:
             call["attention_mask"] = real.long()
@@ -220,13 +233,13 @@ class Family:
         return Inputs({**call, **self.fields(drafts)}, visuals, real, self.generated_type)
 
 
-def sharpen(model: nn.Module, seed: int = 0) -> Any:
+def sharpen(model: nn.Module, norms: float, seed: int = 0) -> Any:
     """Redraws weights: unit activations, queries and keys large enough for peaked attention."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         part = name.rsplit(".", 2)[-2] if "." in name else name
         if part in ("q_norm", "k_norm"):
-            weight.data += 0.6
+            weight.data += norms
         elif weight.ndim >= 2:
             scale = max(weight.shape[1:]) ** -0.5 if weight.ndim <= 3 else weight[0].numel() ** -0.5
             if "embed" in name and weight.ndim == 2:
@@ -240,8 +253,9 @@ def sharpen(model: nn.Module, seed: int = 0) -> Any:
 def available() -> dict[str, Family]:
     """Every family that the installed transformers has, by name."""
     import transformers
+    import vlm_lines
     import vlm_native
     import vlm_tiles
 
-    families: dict[str, Family] = {**vlm_native.FAMILIES, **vlm_tiles.FAMILIES}
+    families: dict[str, Family] = {**vlm_native.FAMILIES, **vlm_tiles.FAMILIES, **vlm_lines.FAMILIES}
     return {name: one for name, one in families.items() if hasattr(transformers, one.needs)}
