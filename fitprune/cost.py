@@ -56,22 +56,32 @@ class CostModel:
     def from_config(cls, config: Any) -> CostModel:
         """From a transformers config; that of a multi-modal model stands for its text decoder.
 
+        Of a mixture of experts those count that a token goes through.
+
         Raises:
-            FitPruneError: when the config does not describe a decoder of this shape.
+            FitPruneError: when the config does not describe a decoder of this shape, or layers of unlike cost.
         """
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        name = type(text).__name__
+        if "linear_attention" in (getattr(text, "layer_types", None) or ()):
+            raise FitPruneError(f"{name} has layers of linear attention, whose cost is not known here: give prune() a recipe of your own")
+        if getattr(text, "kv_lora_rank", None):
+            raise FitPruneError(f"{name} has latent attention (MLA), whose cost is not known here: give prune() a recipe of your own")
         try:
             return cls(
                 layers=text.num_hidden_layers,
                 hidden=text.hidden_size,
-                intermediate=text.intermediate_size,
+                intermediate=_active_intermediate(text),
                 heads=text.num_attention_heads,
                 kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
                 head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
                 vocab=getattr(text, "vocab_size", None) or 0,
             )
-        except AttributeError as error:
-            raise FitPruneError(f"{type(text).__name__} is not a Llama-shaped decoder config ({error}): see docs/new_family.md") from None
+        except FitPruneError:
+            raise
+        except Exception as error:  # transformers has errors of its own for sizes that differ by layer
+            said = " ".join(str(error).split())
+            raise FitPruneError(f"{name} is not a Llama-shaped decoder config ({said}): see docs/new_family.md") from None
 
     def to_dict(self) -> dict[str, int]:
         """Plain data for JSON."""
@@ -171,3 +181,15 @@ class CostModel:
 VICUNA_7B = CostModel(
     layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, head_dim=128, vocab=32000
 )  # the decoder of LLaVA-1.5-7B, LLaVA-NeXT-7B and LLaVA-HR-7B: the one that the published recipes were made for
+
+
+def _active_intermediate(text: Any) -> int:
+    """The width of a layer's MLP; of a mixture of experts that of those which a token goes through."""
+    each, chosen = getattr(text, "moe_intermediate_size", None), getattr(text, "num_experts_per_tok", None)
+    if not each or not chosen:
+        return int(text.intermediate_size)
+    if getattr(text, "mlp_only_layers", None) or getattr(text, "decoder_sparse_step", 1) != 1 or getattr(text, "first_k_dense_replace", 0):
+        raise FitPruneError(
+            f"{type(text).__name__} has layers with experts and layers without, whose cost differs: give prune() a recipe of your own"
+        )
+    return int(each * chosen + (getattr(text, "shared_expert_intermediate_size", 0) or 0))

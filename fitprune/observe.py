@@ -93,7 +93,8 @@ class Observer:
     def __init__(self, model: nn.Module, name: str | None = None) -> None:
         self.model, self.policy = model, Observation()
         self.name = name or getattr(model.config, "_name_or_path", None) or type(model).__name__
-        self.cost = CostModel.from_config(find_decoder(model).config)
+        decoder = find_decoder(model)
+        self.cost = CostModel.from_config(decoder.config)
 
     def __enter__(self) -> Observer:
         self._attachment = attach_policy(self.model, self.policy)

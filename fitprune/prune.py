@@ -27,6 +27,7 @@ from .cost import CostModel
 from .decoder.attach import Attachment, attachment_of, find_decoder
 from .decoder.deletion import DeletionPolicy
 from .decoder.graphs import Graphs
+from .decoder.upstream import forbidden_layers
 from .errors import FitPruneError, UnsupportedError
 from .images.lengths import ImageLengths
 from .recipe import Recipe
@@ -63,8 +64,12 @@ def attach(
     decoder = find_decoder(model)
     layers = len(decoder.layers)  # type: ignore[arg-type]
     recipe.check_layers(layers)
-    recipe.check_model(CostModel.from_config(decoder.config))
-    policy = DeletionPolicy(recipe, layers, find_score(score), seed)
+    try:
+        recipe.check_model(CostModel.from_config(decoder.config))
+    except FitPruneError:
+        if recipe.cost is not None:  # else it does not matter what the model costs
+            raise
+    policy = DeletionPolicy(recipe, layers, find_score(score), seed, forbidden_layers(decoder))
     attached = PrunedModel(model, policy, visual_mask, ImageLengths(getattr(model, "config", None)))
     if graphs:
         try:

@@ -270,6 +270,12 @@ class Attachment:
             raise UnsupportedError(
                 "pruning is for inference and this model is in training mode with gradients: call model.eval(), or detach to train"
             )
+        scale = getattr(self.config, "floor_scale", None) if getattr(self.config, "attn_temperature_tuning", False) else None
+        if scale and past + length >= scale:
+            raise UnsupportedError(
+                f"the attention of {type(decoder).__name__} is scaled by the number of tokens that it holds, which pruning changes: "
+                f"at most {scale - 1} tokens can be pruned"
+            )
         flash = "flash" in (self.config._attn_implementation or "")
         check_implementation(self.config._attn_implementation)
         padding = sent.padding if isinstance(sent, ImageSpans) and sent.padding is not None else call.get(MASK)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedError
-from .upstream import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from .upstream import Cache, DynamicLayer, DynamicSlidingWindowLayer, has_keys
 
 
 class PrunedLayer:
@@ -109,6 +109,8 @@ def _pruned(kind: type, state: dict[str, Any]) -> Any:
 def mark(cache: Cache, index: int, columns: Tensor, valid: Tensor | None, seen: int) -> None:
     """Writes down which tokens layer `index` of the cache holds; see `PrunedLayer` for the arguments."""
     layer = cache.layers[index]
+    if not has_keys(type(layer)):
+        return
     if not isinstance(layer, PrunedLayer):
         _check(type(layer), type(cache).__name__)  # a cache that the decoder made for itself was not seen before
         cache.layers[index] = layer = _pruned(type(layer), layer.__dict__)  # the same tensors, no copy
@@ -187,7 +189,7 @@ def check_prunable(cache: Cache | None) -> None:
         kinds = [cache.layer_class_to_replicate]
     else:
         kinds = [type(layer) for layer in cache.layers]
-    for kind in kinds:
+    for kind in filter(has_keys, kinds):
         _check(kind, name)
 
 

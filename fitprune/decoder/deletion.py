@@ -8,10 +8,12 @@ no layer synchronises with the host: that is what lets a whole prefill be record
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from ..errors import FitPruneError
+from ..errors import FitPruneError, UnsupportedError
 from ..kernels.attended import Attended
 from ..kernels.select import ALIVE, DELETED, compact, lowest, padded_counts
 from ..recipe import Recipe
@@ -30,6 +32,12 @@ class DeletionState(PrefillState):
         recipe, layers = policy.recipe, policy.layers
         per_image = [[recipe.deletions(tokens_of(image), layers) for image in row] for row in self.spans]
         self.counts = [[[image[layer] for image in row] for row in per_image] for layer in range(layers)]
+        for layer, reason in policy.forbidden.items():
+            if any(any(row) for row in self.counts[layer]):
+                allowed = ", ".join(str(one) for one in range(layers) if one not in policy.forbidden)
+                raise UnsupportedError(
+                    f"the recipe deletes in layer {layer}, which {reason}: let it delete in layers {allowed or 'none'} only"
+                )
         alike = all(rows.count(rows[0]) == len(rows) for rows in self.counts)  # then a layer's counts are one number each
         counts = [padded_counts(rows) for rows in self.counts]
         self.quotas = None if alike else torch.tensor(counts, device=self.status.device)  # [L, B, I]
@@ -72,8 +80,13 @@ class DeletionState(PrefillState):
 class DeletionPolicy:
     """What does not change from one forward to the next while a recipe is attached."""
 
-    def __init__(self, recipe: Recipe, layers: int, score: Score, seed: int) -> None:
+    def __init__(self, recipe: Recipe, layers: int, score: Score, seed: int, forbidden: Mapping[int, str] | None = None) -> None:
+        """
+        Args:
+            forbidden: Layers where nothing can be deleted, and why (`forbidden_layers`).
+        """
         self.recipe, self.layers, self.score, self.seed = recipe, layers, score, seed
+        self.forbidden = forbidden or {}
         self.trace = Trace()
 
     def begin(self, call: Prefill) -> PrefillState:

@@ -259,6 +259,12 @@ class LayerPass:
         if mask is None and not state.pad_slots and self.cached is None and not state.past:
             return None  # causal, and deleting tokens keeps it so
         columns, valid = self.keys()
+        if mask is not None and mask.ndim == 2 and not state.call.flash:  # of linear attention: which of the new tokens are real
+            return (
+                None
+                if state.token_index is None
+                else masks.flash(mask, state.token_index, state.status == ALIVE if state.pad_slots else None)
+            )
         if state.call.flash:
             return masks.flash(mask, columns, valid)
         return masks.dense(mask, state.columns(), columns, valid, carried=state.token_index)

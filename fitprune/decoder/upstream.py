@@ -111,6 +111,11 @@ def output_with_cache(hidden: Any, cache: Cache) -> Any:
     return BaseModelOutputWithPast(last_hidden_state=hidden, **{field: cache})
 
 
+def has_keys(kind: type) -> bool:
+    """Whether cache layers of that class hold keys and values, an entry per token; those of linear attention hold a state."""
+    return not hasattr(kind, "update_recurrent_state") or issubclass(kind, DynamicLayer)
+
+
 @lru_cache(maxsize=1)
 def _cache_layers_as_known() -> bool:
     """Whether `DynamicCache` grows layer by layer, its layers have the methods that cache.py extends (and is called by), and layers
@@ -150,9 +155,19 @@ def attention_function(module: nn.Module, name: str) -> Callable[..., Any]:
 def attention_of(layer: nn.Module) -> nn.Module | None:
     """A layer's self-attention: the part that takes the cache and consults a registry, else the one of that name."""
     for part in layer.children():
-        if attention_registry(part) is not None and cache_argument(part) is not None:
+        if attention_registry(part) is not None and cache_argument(part) is not None and hasattr(part, "config"):
             return part
     return getattr(layer, "self_attn", None)
+
+
+def forbidden_layers(decoder: nn.Module) -> dict[int, str]:
+    """Layers of a decoder where no token can be deleted, and why: nothing ranks there, or later layers read keys of earlier ones."""
+    layers: Any = decoder.layers
+    found = {index: "has no attention that could rank tokens" for index, layer in enumerate(layers) if attention_of(layer) is None}
+    config: Any = decoder.config
+    if getattr(config, "num_kv_shared_layers", 0):
+        found |= dict.fromkeys(range(len(layers) - 1), "stands before layers that share keys with earlier ones")
+    return found
 
 
 def use_implementation(config: Any, name: str) -> bool:

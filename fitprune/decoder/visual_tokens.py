@@ -155,6 +155,7 @@ class Located:
     told: Tokens of each image by what comes with the call; None where that says nothing.
     each: Tokens that every image has, if that is known.
     made: Tokens of each image and video by the features that the model makes of them, filled in while it does.
+    count: How many images the call brings, by the sizes that come with them; None where that is not said.
     marks: Where images come in tiles, the token ahead of each run of `runs["image"]`; and which run has an image's mark: "first" or "last".
     """
 
@@ -162,6 +163,7 @@ class Located:
     told: list[int] | None = None
     each: int | None = None
     made: dict[str, list[int]] = field(default_factory=dict)
+    count: int | None = None
     marks: tuple[list[list[int]], str] | None = None
 
     def __bool__(self) -> bool:
@@ -182,9 +184,16 @@ class Located:
         if kind == "image" and self.told is not None:
             return split(rows, self.told) or _misfit(rows, self.told)
         made = self.made.get(kind, [])  # a prefill in chunks brings parts of images, which do not add up
+        if kind == "image" and not made and not any(self.runs.get("video", [])):
+            made = self.made.get("video", [])  # frames that stand at the places of images (GLM)
         if made and (images := split(rows, made, across=True)) is not None:
             return images
         size = self.each if kind == "image" else None
+        if kind == "image" and size is None and self.count not in (None, sum(map(len, rows))):
+            raise FitPruneError(
+                f"this call brings {self.count} images, its tokens are {sum(map(len, rows))} runs of visual tokens, and nothing says "
+                "which are whose: put text between images, or pass visual_mask= to prune() with one run for each"
+            )
         return [list(_cut(runs, size)) for runs in rows]
 
 
@@ -250,6 +259,9 @@ class ByTokenId:
         if ids.shape[1] == 1:  # decoding: no need to look, and no wait for the device
             return Located({"image": [[] for _ in range(ids.shape[0])]})
         found = Located({kind: runs_of(ids == token) for kind, token in self.ids.items()}, self.lengths.told(call), self.lengths.each)
+        sizes = [call.get(name) for name in ("image_sizes", "image_grid_thw")]
+        if visual_inputs(call) and (given := next((one for one in sizes if one is not None), None)) is not None:
+            found.count = len(given)
         if self.lengths.mark and found.runs.get("image"):
             rows = zip(ids.tolist(), found.runs["image"], strict=True)
             found.marks = [[row[start - 1] if start else -1 for start, _ in runs] for row, runs in rows], self.lengths.mark

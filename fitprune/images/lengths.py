@@ -13,8 +13,8 @@ import torch
 from . import anyres
 
 TILED = {  # model types whose tower sees an image in tiles → the tile that every image has, and whose mark in the prompt tells images apart
-    **dict.fromkeys(("internvl", "smolvlm", "idefics3", "aya_vision", "cohere2_vision", "llama4"), "last"),  # the whole, smaller
-    "ovis2": "first",
+    **dict.fromkeys(("internvl", "smolvlm", "idefics3", "aya_vision", "llama4"), "last"),  # the whole, smaller
+    **dict.fromkeys(("ovis2", "cohere2_vision"), "first"),
 }
 
 

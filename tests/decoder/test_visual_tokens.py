@@ -253,7 +253,7 @@ def test_an_image_of_several_runs(rows):
     assert [[tokens_of(image) for image in images] for images in spans] == [list(map(sum, row)) for row in rows]
     group, between = groups(spans, 40)
     assert [row.nonzero().flatten().tolist() for row in between] == frame
-    assert [(row > 0).nonzero().flatten().tolist() for row in group] == [sum(places, []) for places in wanted]
+    assert [(row > 0).nonzero().flatten().tolist() for row in group] == [[at for image in places for at in image] for places in wanted]
     assert split(runs, [*lengths, 1], across=True) is None
     assert (split(runs, lengths) is None) == any(len(image) > 1 for row in rows for image in row)
 
