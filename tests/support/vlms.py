@@ -102,6 +102,11 @@ class Inputs:
                 row[getattr(one, name)] = True
         return mask
 
+    def positioned(self) -> Inputs:
+        """With `position_ids` that leave padding out, as `generate` makes them."""
+        places = (self.real.cumsum(1) - 1).clamp(min=0)
+        return Inputs({**self.call, "position_ids": places}, self.visuals, self.real, self.generated_type)
+
     def continued(self, new: Tensor) -> Inputs:
         """The same prompt (padded on the left, or not at all) with text tokens [B, m] behind it, as after `generate`."""
         call = dict(self.call)
