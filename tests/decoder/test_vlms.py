@@ -57,6 +57,7 @@ EVERYWHERE = {
 
 def fault(name, shares, scene, *, generates):
     """What makes a case fail today, or None."""
+    told = generates and FAMILIES[name].takes("mm_encoder_outputs")  # newer transformers encode images before the prefill
     if name in EVERYWHERE:
         return EVERYWHERE[name]
     if name in ("Qwen3VL", "Qwen3VLMoe"):
@@ -70,10 +71,10 @@ def fault(name, shares, scene, *, generates):
     if name.startswith("Glm"):
         return S5 if scene == "video" else None
     if name == "PaliGemma":
-        by_scene = {"one": BOTH_WAYS, "left": S3, "right": S3, "adjacent": BOTH_WAYS if generates else S4}
+        by_scene = {"one": BOTH_WAYS, "left": S3, "right": S3, "adjacent": BOTH_WAYS if told else S4}
         return by_scene.get(scene)
     if scene == "adjacent" and name.startswith("Llava"):
-        return None if generates else S4
+        return None if told else S4
     return {"video": S1, "both": S2}.get(scene)
 
 
