@@ -127,7 +127,7 @@ def _run(model: nn.Module, inputs: Inputs, removed: Tensor, decide: Callable[[in
         for layer, module in enumerate(decoder.layers):
             if hasattr(module, "linear_attn"):
                 _on_survivors(module.linear_attn, layer, removed, inputs.real, undo)
-        logits = model(**inputs.call, use_cache=False).logits
+        logits = model(**inputs.call).logits
     return Dense(logits, removed, seen, inputs.real)
 
 

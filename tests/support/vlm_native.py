@@ -260,7 +260,10 @@ class Gemma4(Family):
 
     def video(self, draft: Draft) -> None:
         self.patches(draft, self.clip, "pixel_values_videos", "video_position_ids", count=2)
-        draft.give("num_frames_per_video", torch.tensor([2]))
+        if self.takes("num_frames_per_video"):
+            draft.give("num_frames_per_video", torch.tensor([2]))
+        else:  # until some version after 5.17: [videos, frames, patches, …]
+            draft.fields.update({name: [draft.fields[name][0][None]] for name in ("pixel_values_videos", "video_position_ids")})
         for frame in range(2):
             draft.special(MARK + frame, START)
             draft.visual(self.clip[0] * self.clip[1] // 4, VIDEO)

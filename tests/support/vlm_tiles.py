@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from vlms import BOS, BREAK, END, HIDDEN, IMAGE, LAYERS, MARK, NO_HEAD_DIM, START, TEXT_SIZES, TOWER, Draft, Family
+from vlms import BOS, BREAK, END, HIDDEN, IMAGE, LAYERS, MARK, NO_HEAD_DIM, PAD, START, TEXT_SIZES, TOWER, Draft, Family
 
 
 class InternVL(Family):
@@ -261,6 +261,7 @@ class Llama4(Family):
     """Chunks in most layers, no rotation but a temperature by position in the last; rotary factors are complex."""
 
     needs = "Llama4ForConditionalGeneration"
+    since = (5, 17)  # 5.0 reads a field that its tower's output lacks
     absolute = True
     grids = ((1, 1), (1, 2))
 
@@ -278,6 +279,7 @@ class Llama4(Family):
                 image_token_index=IMAGE,
                 boi_token_index=START,
                 eoi_token_index=END,
+                pad_token_id=PAD,
             )
         )
         # transformers 5.24 reads this field of an output that lacks it, so every forward of the class fails

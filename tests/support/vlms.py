@@ -19,6 +19,7 @@ the oracle is in oracle.py.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import zlib
 from collections.abc import Sequence
@@ -102,6 +103,11 @@ class Inputs:
                 row[getattr(one, name)] = True
         return mask
 
+    def positioned(self) -> Inputs:
+        """With `position_ids` that leave padding out, as `generate` makes them."""
+        places = (self.real.cumsum(1) - 1).clamp(min=0)
+        return Inputs({**self.call, "position_ids": places}, self.visuals, self.real, self.generated_type)
+
     def continued(self, new: Tensor) -> Inputs:
         """The same prompt (padded on the left, or not at all) with text tokens [B, m] behind it, as after `generate`."""
         call = dict(self.call)
@@ -156,6 +162,8 @@ class Family:
 
     needs: str
     """The class in `transformers` without which the family is not available."""
+    since = (5, 0)
+    """The first version of transformers (of those that we run on) whose own model runs."""
     videos = False
     mixes = True
     """Whether images and videos may stand in one batch."""
@@ -195,6 +203,10 @@ class Family:
         torch.manual_seed(0)
         return sharpen(self.build().float(), self.norms)
 
+    def takes(self, name: str) -> bool:
+        """Whether the model's forward has an argument; some came after transformers 5.0."""
+        return name in inspect.signature(type(self.model()).forward).parameters
+
     def draft(self, row: Row) -> Draft:
         draft = Draft(torch.Generator().manual_seed(zlib.crc32(repr(list(row)).encode())), sum(part == "image" for part in row))
         for part in row:
@@ -228,7 +240,7 @@ class Family:
         call: dict[str, Any] = {"input_ids": ids}
         if padding:
             call["attention_mask"] = real.long()
-        if self.types:
+        if self.types and self.takes(self.types):
             call[self.types] = types
         return Inputs({**call, **self.fields(drafts)}, visuals, real, self.generated_type)
 
@@ -258,4 +270,5 @@ def available() -> dict[str, Family]:
     import vlm_tiles
 
     families: dict[str, Family] = {**vlm_native.FAMILIES, **vlm_tiles.FAMILIES, **vlm_lines.FAMILIES}
-    return {name: one for name, one in families.items() if hasattr(transformers, one.needs)}
+    version = tuple(map(int, transformers.__version__.split(".")[:2]))
+    return {name: one for name, one in families.items() if hasattr(transformers, one.needs) and version >= one.since}
