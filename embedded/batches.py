@@ -23,7 +23,7 @@ from .questions import FAMILIES, READING, Question, ask
 from .render import render
 from .scene import SIDE, Scene, draw, stream
 from .targets import targets
-from .tokens import PAD, answer_ids, question_ids
+from .tokens import VICUNA, Prompts
 
 SLOTS = 14  # questions per picture
 READ = 5  # of which about strings
@@ -48,17 +48,17 @@ def seeing(start: int, count: int, look: Look = plain_pictures) -> Batch:
     return look([draw("dense", start + at) for at in range(count)])
 
 
-def answering(start: int, count: int, look: Look = plain_pictures) -> Batch:
+def answering(start: int, count: int, look: Look = plain_pictures, prompts: Prompts = VICUNA) -> Batch:
     """Pictures, what their patches show, and `SLOTS` questions each.
 
     ids, slot, answer: [B, T] as in `network.Embedded.answer_loss`; family [B, SLOTS]: place in `FAMILIES`.
     """
     scenes = [draw("train", start + at) for at in range(count)]
     asked = [questions(scene) for scene in scenes]
-    rows = [_pack(of_scene, stream(scene.split, scene.index, 4)) for scene, of_scene in zip(scenes, asked, strict=True)]
+    rows = [_pack(of_scene, stream(scene.split, scene.index, 4), prompts) for scene, of_scene in zip(scenes, asked, strict=True)]
     longest = max(len(row) for row in rows)
     table = np.zeros((count, longest, 3), dtype=np.int64)
-    table[:, :, 0] = PAD
+    table[:, :, 0] = prompts.pad
     for at, row in enumerate(rows):
         table[at, : len(row)] = row
     ids, slot, answer = torch.from_numpy(table).unbind(-1)
@@ -79,12 +79,12 @@ def questions(scene: Scene) -> list[Question]:
     return found
 
 
-def _pack(asked: list[Question], random: np.random.RandomState) -> list[tuple[int, int, bool]]:
+def _pack(asked: list[Question], random: np.random.RandomState, prompts: Prompts) -> list[tuple[int, int, bool]]:
     """(token, slot, whether it is answer) of all questions; half of them carry LLaVA's instruction line."""
     row = []
     for slot, question in enumerate(asked, start=1):
-        row += [(token, slot, False) for token in question_ids(question.text, bool(random.randint(2)))]
-        row += [(token, slot, True) for token in answer_ids(question.answer)]
+        row += [(token, slot, False) for token in prompts.question(question.text, bool(random.randint(2)))]
+        row += [(token, slot, True) for token in prompts.answer(question.answer)]
     return row
 
 
@@ -106,9 +106,9 @@ class _Steps(Dataset[Batch]):
 
 
 def stream_of(
-    phase: str, first: int, last: int, count: int, rank: int, ranks: int, workers: int, look: Look | None = None
-) -> Iterator[Batch]:
+    phase: str, first: int, last: int, count: int, rank: int, ranks: int, workers: int,
+    look: Look = plain_pictures, prompts: Prompts = VICUNA,
+) -> Iterator[Batch]:  # fmt: skip
     """The batches of steps first … last - 1 of a phase ("see" or "answer") for one rank, `count` pictures each."""
-    make: Callable[..., Batch] = seeing if phase == "see" else answering
-    steps = _Steps(partial(make, look=look) if look else make, first, last, count, ranks, rank)
-    yield from DataLoader(steps, batch_size=None, num_workers=workers)
+    make: Callable[..., Batch] = partial(seeing, look=look) if phase == "see" else partial(answering, look=look, prompts=prompts)
+    yield from DataLoader(_Steps(make, first, last, count, ranks, rank), batch_size=None, num_workers=workers)

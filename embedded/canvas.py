@@ -8,6 +8,8 @@ is in `CANVASES`; all scenes of a batch share one, so that they take equally man
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from PIL import Image
 
@@ -18,11 +20,22 @@ Size = tuple[int, int]  # (width, height) in pixels
 CANVASES: dict[Size, int] = {(SIDE, SIDE): 7, (2 * SIDE, SIDE): 1, (SIDE, 2 * SIDE): 1, (2 * SIDE, 2 * SIDE): 1}
 
 
-def canvas_of(scene: Scene) -> Size:
+def canvas_of(scene: Scene, canvases: Mapping[Size, int] = CANVASES) -> Size:
     """The canvas that a batch which begins with this scene is drawn on."""
     random = stream(scene.split, scene.index, purpose=5)
-    chances = np.array(list(CANVASES.values())) / sum(CANVASES.values())
-    return list(CANVASES)[random.choice(len(chances), p=chances)]
+    chances = np.array(list(canvases.values())) / sum(canvases.values())
+    return list(canvases)[random.choice(len(chances), p=chances)]
+
+
+def corner_of(scene: Scene, size: Size) -> Size:
+    """Where on a canvas of that size the upper left corner of the scene's picture lies."""
+    return _corner(stream(scene.split, scene.index, purpose=6), size)[1]
+
+
+def _corner(random: np.random.RandomState, size: Size) -> tuple[np.ndarray, Size]:
+    """The noise around the picture and the picture's corner on it, drawn in this order."""
+    noise = background(random)
+    return noise, (int(random.randint(size[0] - SIDE + 1)), int(random.randint(size[1] - SIDE + 1)))
 
 
 def place(scene: Scene, size: Size) -> Image.Image:
@@ -30,7 +43,7 @@ def place(scene: Scene, size: Size) -> Image.Image:
     picture = render(scene)
     if size == picture.size:
         return picture
-    random = stream(scene.split, scene.index, purpose=6)
-    canvas = Image.fromarray(background(random)).resize(size, Image.Resampling.BILINEAR)
-    canvas.paste(picture, (int(random.randint(size[0] - SIDE + 1)), int(random.randint(size[1] - SIDE + 1))))
+    noise, corner = _corner(stream(scene.split, scene.index, purpose=6), size)
+    canvas = Image.fromarray(noise).resize(size, Image.Resampling.BILINEAR)
+    canvas.paste(picture, corner)
     return canvas

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import network, tiles, two_towers
+from . import chat, native, network, tiles, two_towers
 from .batches import Look, plain_pictures
 from .network import Embedded
+from .tokens import VICUNA, Prompts
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Model:
     """One embedded model.
 
     name: what `fitprune.load` is given. settings: size → transformers config. look: how scenes become its pictures.
-    see_steps, answer_steps: how long it is trained unless told otherwise.
+    see_steps, answer_steps: how long it is trained unless told otherwise. prompts: how it is asked.
     """
 
     name: str
@@ -28,10 +29,12 @@ class Model:
     look: Look
     see_steps: int
     answer_steps: int
+    prompts: Prompts = VICUNA
 
 
 MODELS = {
     "llava": Model("embedded", Embedded, network.config, plain_pictures, 2400, 3200),
     "next": Model("embedded-next", tiles.Tiled, tiles.settings, tiles.look, 0, 400),
     "hr": Model("embedded-hr", two_towers.TwoTowers, two_towers.settings, two_towers.look, 0, 500),
+    "qwen": Model("embedded-qwen", native.Native, native.settings, native.look, 300, 1200, chat.CHAT),
 }

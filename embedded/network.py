@@ -69,9 +69,7 @@ class Embedded(nn.Module):
         settings = config(size)
         self.llava = LlavaForConditionalGeneration._from_config(settings, attn_implementation="sdpa")
         self.llava.model.language_model.config._attn_implementation = ATTENTION
-        classes = sum(HEADS.values())
-        widths = (settings.vision_config.hidden_size, settings.text_config.hidden_size)
-        self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes)) for width in widths)
+        self.heads = question_heads(settings.vision_config.hidden_size, settings.text_config.hidden_size)
         _start(self.llava)
 
     def pace(self, name: str) -> float:
@@ -110,6 +108,10 @@ class Embedded(nn.Module):
             right = ((guess == targets) & (targets > 0)).sum((0, 2)) / (targets > 0).sum((0, 2)).clamp(min=1)
         return torch.stack(losses).mean(), right
 
+    def loss(self, outputs: tuple[Tensor, ...], batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """`answer_loss` of what `see` gave."""
+        return self.answer_loss(outputs[-1], batch["ids"], batch["slot"], batch["answer"])
+
     def answer_loss(self, image: Tensor, ids: Tensor, slot: Tensor, answer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean cross-entropy over answer tokens, attention away from home, and per answer token whether it was the likeliest.
 
@@ -127,10 +129,19 @@ class Embedded(nn.Module):
             inputs_embeds=embeds, attention_mask=mask[:, None], position_ids=positions, use_cache=False,
             visual=(shared - image.shape[1], shared), away=away,
         ).last_hidden_state  # fmt: skip
+        return self.judge(hidden[:, shared:], ids, answer, away)
+
+    def judge(self, hidden: Tensor, ids: Tensor, answer: Tensor, away: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What `answer_loss` returns, of the decoder's output [B, T, C] for `ids`."""
         ahead = F.pad(answer[:, 1:], (0, 1))  # the token before an answer's token predicts it
-        logits = self.llava.lm_head(hidden[:, shared:][ahead]).float()
+        logits = self.llava.lm_head(hidden[ahead]).float()
         wanted = ids[answer]
         return F.cross_entropy(logits, wanted), torch.stack(away).mean(), logits.argmax(-1) == wanted
+
+
+def question_heads(*widths: int) -> nn.ModuleList:
+    """What asks patches of these widths what they show; thrown away after training."""
+    return nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(HEADS.values()))) for width in widths)
 
 
 def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:

@@ -18,6 +18,7 @@ from .network import Embedded
 WARM_UP, DECAY = 0.02, 0.4  # shares of a phase
 RATES = {"matrix": 2.2e-3, "vector": 1.8e-3, "projector": 3e-3}
 VISION_LATER = 0.5  # the vision tower's rate against the others', once questions are answered
+TOWERS, BLOCKS = ("vision_tower", ".visual."), (".layers.", ".blocks.")  # in the names of weights
 Optimizers = dict[str, Optimizer]
 
 
@@ -30,9 +31,10 @@ def optimizers(model: Embedded) -> Optimizers:
     """By part ("vision", "text"), kind and, where it is not 1, the model's pace; each with `initial_lr` in its groups."""
     groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        part = "vision" if "vision_tower" in name or "projector" in name or name.startswith("heads.") else "text"
-        inside = parameter.ndim == 2 and ".layers." in name
-        kind = "matrix" if inside else "projector" if "projector" in name else "vector"
+        projects = "projector" in name or "merger" in name
+        part = "vision" if projects or name.startswith("heads.") or any(tower in name for tower in TOWERS) else "text"
+        inside = parameter.ndim == 2 and any(blocks in name for blocks in BLOCKS)
+        kind = "matrix" if inside else "projector" if projects else "vector"
         pace = model.pace(name)
         groups.setdefault(f"{part} {kind}" + (f" {pace}" if pace != 1 else ""), []).append(parameter)
     made: Optimizers = {}

@@ -26,15 +26,21 @@ HEADS = {
 }  # name: number of classes; class 0 is "nothing"
 
 
-def targets(scene: Scene, grid: int) -> np.ndarray:
-    """Classes per patch, int64 [len(HEADS), grid * grid], in the order of `HEADS`; `IGNORE` where a patch is not asked."""
-    found = np.zeros((len(HEADS), grid, grid), dtype=np.int64)
+def targets(scene: Scene, grid: int, canvas: tuple[int, int] = (SIDE, SIDE), corner: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """Classes per patch, int64 [len(HEADS), patches], in the order of `HEADS`; `IGNORE` where a patch is not asked.
+
+    grid: patches along the edge of the scene's picture. canvas: (width, height), multiples of a patch's edge, of the picture on
+    which the scene's lies with its upper left corner at `corner`, (x, y).
+    """
+    edge = SIDE // grid
+    found = np.zeros((len(HEADS), canvas[1] // edge, canvas[0] // edge), dtype=np.int64)
     names = list(HEADS)
     around = slice(names.index("left of"), None)
     found[around] = IGNORE  # only shapes are asked what is around them
     for shape in scene.shapes:
         mask = shape_mask(shape.kind, shape.radius) > 127
-        much, little = _patches(mask, shape.x - shape.radius, shape.y - shape.radius, grid, 0.12)
+        at = (corner[0] + shape.x - shape.radius, corner[1] + shape.y - shape.radius)
+        much, little = _patches(mask, at, canvas, edge, 0.12)
         beside = [scene.beside(shape, direction) for direction in DIRECTIONS]
         found[0][much] = 1 + KINDS.index(shape.kind)
         found[1][much] = 1 + list(COLORS).index(shape.color)
@@ -42,19 +48,20 @@ def targets(scene: Scene, grid: int) -> np.ndarray:
         found[:2, little] = IGNORE
     first = names.index("character 1")
     for text in scene.texts:
-        much, little = _patches(np.ones((text.height, text.width), bool), text.x, text.y, grid, 0.15)
-        for at in range(LENGTH):
-            shown = 1 + CHARACTERS.index(text.text[at]) if at < len(text.text) else 0
-            found[first + at][much] = shown
-            found[first + at][little] = IGNORE
+        at = (corner[0] + text.x, corner[1] + text.y)
+        much, little = _patches(np.ones((text.height, text.width), bool), at, canvas, edge, 0.15)
+        for place in range(LENGTH):
+            shown = 1 + CHARACTERS.index(text.text[place]) if place < len(text.text) else 0
+            found[first + place][much] = shown
+            found[first + place][little] = IGNORE
     return found.reshape(len(HEADS), -1)
 
 
-def _patches(mask: np.ndarray, x: int, y: int, grid: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+def _patches(mask: np.ndarray, at: tuple[int, int], canvas: tuple[int, int], edge: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     """Where a mask at (x, y) covers at least `share` of a patch, and where it covers less than that but something."""
-    size = SIDE // grid
-    canvas = np.zeros((SIDE, SIDE), dtype=np.int64)
-    canvas[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
-    covered = canvas.reshape(grid, size, grid, size).sum(axis=(1, 3))
-    much = covered >= share * size**2
+    (x, y), (width, height) = at, canvas
+    area = np.zeros((height, width), dtype=np.int64)
+    area[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
+    covered = area.reshape(height // edge, edge, width // edge, edge).sum(axis=(1, 3))
+    much = covered >= share * edge**2
     return much, (covered > 0) & ~much

@@ -10,6 +10,8 @@ and as short as a small model deserves. Characters that stand nowhere in the voc
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -36,17 +38,23 @@ def sentences() -> list[str]:
     return [system.strip(), "USER:", user.strip(), INSTRUCTION]
 
 
-@cache
-def tokenizer() -> Tokenizer:
-    """The tokenizer of the embedded models; adds the BOS token, as Llama's does."""
+def word_piece(special: Sequence[str], more: Sequence[str] = ()) -> Tokenizer:
+    """The words and characters after the special tokens given ("<unk>" among them), with `more` words at the end."""
     plurals = [f"{kind}es" if kind.endswith("s") else f"{kind}s" for kind in KINDS]
-    pieces = [*WORDS, *KINDS, *plurals, *COLORS, *CHARACTERS, *(f"##{c}" for c in CHARACTERS), *"?.,:'\"-"]
-    vocabulary = {piece: at for at, piece in enumerate(dict.fromkeys([*SPECIAL, *pieces]))}
+    pieces = [*WORDS, *KINDS, *plurals, *COLORS, *CHARACTERS, *(f"##{c}" for c in CHARACTERS), *"?.,:'\"-", *more]
+    vocabulary = {piece: at for at, piece in enumerate(dict.fromkeys([*special, *pieces]))}
     made = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIAL[UNKNOWN], max_input_chars_per_word=32))
     made.normalizer = normalizers.Lowercase()
     made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     made.decoder = decoders.WordPiece(prefix="##")
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    return made
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """The tokenizer of the embedded LLaVAs; adds the BOS token, as Llama's does."""
+    made = word_piece(SPECIAL)
     made.add_tokens([AddedToken(text, lstrip=True, rstrip=True, normalized=False) for text in sentences()])
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     return made
@@ -74,3 +82,19 @@ def _frame(text: str) -> list[str]:
 @cache
 def _ids(text: str) -> list[int]:
     return list(tokenizer().encode(text).ids)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """How questions and answers become tokens in training.
+
+    question: (text, with the instruction line?) → what stands between picture and answer. answer: answer → its tokens, with
+    the one that ends it. pad: fills a row up.
+    """
+
+    question: Callable[[str, bool], list[int]]
+    answer: Callable[[str], list[int]]
+    pad: int
+
+
+VICUNA = Prompts(question_ids, answer_ids, PAD)

@@ -130,7 +130,7 @@ def _work(rank: int, plan: Plan, run: Run, meeting: str) -> None:
     saved, notes = time.monotonic(), _Notes(run.folder / LOG if rank == 0 else None)
     while step < plan.steps:
         phase, first, last = plan.phase(step)
-        for batch in stream_of(phase, first, last, plan.batch // run.ranks, rank, run.ranks, run.workers, kind.look):
+        for batch in stream_of(phase, first, last, plan.batch // run.ranks, rank, run.ranks, run.workers, kind.look, kind.prompts):
             progress = plan.phase(step)[1] / last
             factor = set_rates(made, phase, progress)
             batch = {key: value.to(run.device, non_blocking=True) for key, value in batch.items()}
@@ -161,7 +161,7 @@ def _losses(model: Embedded, batch: dict[str, Tensor], phase: str, progress: flo
     patch_loss, figures = model.see_loss(outputs, batch)
     if phase == "see":
         return patch_loss, figures
-    loss, away, right = model.answer_loss(outputs[-1], batch["ids"], batch["slot"], batch["answer"])
+    loss, away, right = model.loss(outputs, batch)
     rows = torch.arange(len(batch["ids"]), device=right.device)[:, None].expand_as(batch["ids"])
     exact = torch.ones_like(batch["family"], dtype=torch.int64)
     at = (rows[batch["answer"]] * exact.shape[1] + batch["slot"][batch["answer"]] - 1).long()
@@ -261,7 +261,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The flags of a run; the defaults fit the machine."""
     gpu, cores = torch.cuda.is_available(), os.cpu_count() or 1
     parser.add_argument("folder", type=Path, help="the run: its checkpoint and its log")
-    parser.add_argument("--family", choices=MODELS, default="llava", help="next and hr start from the embedded llava")
+    parser.add_argument("--family", choices=MODELS, default="llava", help="all but llava start from the embedded llava")
     parser.add_argument("--size", choices=SIZES, default="small", help="of a llava; others have that of the llava")
     parser.add_argument("--batch", type=arguments.positive, default=128 if gpu else Plan.batch, help="pictures per step")
     parser.add_argument("--see-steps", type=arguments.positive, help="of the vision tower alone; default by family")
