@@ -40,8 +40,8 @@ tags: [{tag}, visual-token-pruning, synthetic]
 
 A {title} of {parameters:.2f} million parameters ({megabytes:.1f} MB, bf16):
 {vision},
-two-layer GELU projector, Llama ({text}), {tokens} visual tokens for a picture of {side} pixels, conversation template
-`vicuna_v1`.
+{between}, {decoder} ({text}), {tokens} visual tokens for a picture of {side} pixels, conversation template
+{template}.
 It exists to measure visual token pruning without a download. It knows synthetic pictures and nothing else: do not use it
 for anything real.
 
@@ -71,8 +71,8 @@ second layer, by the last token's attention. (`python -m embedded.evaluate{model
 
 **Licence.** Apache-2.0, as the repository.
 """
-CANVAS = """On a canvas of {size[0]} × {size[1]} pixels, {pictures} pictures, not pruned: the picture at its own size somewhere on noise,
-so that the whole view shows it squashed and only tiles show what is small (`--canvas {size[0]} {size[1]}`):
+CANVAS = """On a canvas of {size[0]} × {size[1]} pixels, {pictures} pictures, not pruned: the picture at its own size somewhere on \
+noise{seen} (`--canvas {size[0]} {size[1]}`):
 
 {table}
 
@@ -83,16 +83,29 @@ FROM_KNOWN = """Language model, projector and CLIP are those of the embedded LLa
 {new}. Then
 {answer} steps of everything on answers ({answer_pictures} pictures{canvases}, {slots} questions each); {batch} pictures"""
 
+FROM_KNOWN_SEEING = """Language model, projector and CLIP's layers are those of the embedded LLaVA-1.5 (its card is in `../model`);
+{new}. Then
+{see} steps of the vision tower on what its patches show ({see_pictures} pictures full of strings), for its positions are others now, and
+{answer} steps of everything on answers ({answer_pictures} pictures{canvases}, {slots} questions each); {batch} pictures"""
+
 
 @dataclass(frozen=True)
 class Text:
-    """What a family's card says of it. new: how what LLaVA-1.5 does not have began; canvases: where pictures were put."""
+    """What a family's card says of it.
+
+    new: how what LLaVA-1.5 does not have began. canvases: where pictures were put in training; seen: what it means for the
+    figures on a canvas. between, decoder, template: what follows the vision tower, and how it is asked.
+    """
 
     title: str
     tag: str
     training: str = FROM_KNOWN
     new: str = ""
     canvases: str = ""
+    seen: str = ""
+    between: str = "two-layer GELU projector"
+    decoder: str = "Llama"
+    template: str = "`vicuna_v1`"
     remake: str = "python -m embedded.make runs/{family} --family {family} --batch {batch} --install fitprune/embedded"
 
 
@@ -101,10 +114,18 @@ TEXTS = {
     "next": Text(
         "LLaVA-NeXT", "llava_next", new="the newline vector began at zero",
         canvases=", three in ten of them on canvases of two or four times their size",
+        seen=",\nso that the whole view shows it squashed and only tiles show what is small",
     ),
     "hr": Text(
         "LLaVA-HR", "llava_hr",
         new="ConvNeXt began at random, adapters and fusion so that it counted for nothing",
+    ),
+    "qwen": Text(
+        "Qwen3-VL", "qwen3_vl", FROM_KNOWN_SEEING,
+        new="norms of queries, keys and the merger began at the mean sizes that it has there, what deepstack adds at zero",
+        canvases=", a third of them on canvases of 168 × 196 to 224 × 224 pixels",
+        between="two-layer GELU merger (1 × 1) and as many for deepstack ({deep}), M-RoPE", decoder="Qwen3",
+        template="in its `chat_template.jinja` (ChatML)",
     ),
 }  # fmt: skip
 
@@ -141,12 +162,14 @@ def write(run: Path, model: Path, figures: dict[str, Any]) -> Path:
         title=words.title, tag=words.tag, training=training, remake=words.remake.format(family=family, batch=plan["batch"]),
         parameters=parameters / 1e6, megabytes=(model / "model.safetensors").stat().st_size / 1e6,
         vision=_vision(settings), text=f"{of_text['num_hidden_layers']} layers × {of_text['hidden_size']}",
-        tokens=figures["tokens"], side=SIDE, families=len(FAMILIES), hours=_hours(run / LOG), away=AWAY, note=_note(run / NOTE),
+        between=words.between.format(deep=len(settings["vision_config"].get("deepstack_visual_indexes", ()))),
+        decoder=words.decoder, template=words.template, tokens=figures["tokens"], side=SIDE, families=len(FAMILIES),
+        hours=_hours(run / LOG), away=AWAY, note=_note(run / NOTE),
         model_flag="" if known.name == MODEL_NAME else f" --model-path {known.name}",
         ratios=" ".join(f"{ratio:g}" for ratio in ratios), pictures=figures["pictures"], table=table(figures),
         scores="" if scores == list(SCORES) else f" --scores {' '.join(scores)}",
         dense_pictures=dense["pictures"], dense_table=table(dense),
-        canvas=CANVAS.format(table=table(figures["canvas"]), **figures["canvas"]) if "canvas" in figures else "",
+        canvas=CANVAS.format(table=table(figures["canvas"]), seen=words.seen, **figures["canvas"]) if "canvas" in figures else "",
     )  # fmt: skip
     write_atomically(model / FIGURES, (json.dumps(figures, indent=1) + "\n").encode())
     write_atomically(model / "README.md", text.encode())
@@ -156,6 +179,9 @@ def write(run: Path, model: Path, figures: dict[str, Any]) -> Path:
 def _vision(settings: dict[str, Any]) -> str:
     """The vision tower in words."""
     vision = settings["vision_config"]
+    if "depth" in vision:
+        told = f"vision tower of CLIP's layers with rotary positions ({vision['depth']} layers × {vision['hidden_size']})"
+        return f"{told} on the picture at native resolution, {vision['patch_size']} pixels a token"
     clip = vision.get("clip", vision)
     told = f"CLIP vision tower ({clip['num_hidden_layers']} layers × {clip['hidden_size']})"
     if "clip" in vision:

@@ -2,7 +2,8 @@
 
 A prompt is `<|im_start|>user` … `<|im_end|>`, `<|im_start|>assistant`, with `<|vision_start|>`, the picture's
 `<|image_pad|>` and `<|vision_end|>` before the question; an answer ends with `<|im_end|>`. Line feeds are no token. LLaVA's
-instruction sentence stays one token; Vicuna's sentence has no place here. Left out: tools, thinking, videos in the template.
+instruction sentence stays one token; Vicuna's sentence has no place here. Videos have a mark, but were not trained. Left out:
+tools, thinking.
 
     python -c "from embedded.chat import *; print(tokenizer().encode(prompt('What number is written?')).tokens)"
 """
@@ -31,6 +32,8 @@ TEMPLATE = """{%- for message in messages -%}
 {%- for part in message['content'] -%}
 {%- if part['type'] == 'image' or 'image' in part -%}
 {{ '<|vision_start|><|image_pad|><|vision_end|>' }}
+{%- elif part['type'] == 'video' or 'video' in part -%}
+{{ '<|vision_start|><|video_pad|><|vision_end|>' }}
 {%- elif 'text' in part -%}
 {{ part['text'] }}
 {%- endif -%}

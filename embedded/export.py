@@ -1,8 +1,8 @@
 """A training checkpoint as a folder that transformers and `fitprune.load` read: bf16 safetensors, config, tokenizer.
 
 Weights are written under the key names of the hub's LLaVA checkpoints, which every transformers 5 understands; those of
-the newest release's modules are not understood by the first. LLaVA-HR is fitprune's own model, so its names are its
-modules'. The heads that asked patches what they show stay behind.
+the newest release's modules are not understood by the first. LLaVA-HR is fitprune's own model, and Qwen3-VL's modules are
+called as in its checkpoints, so their names are the modules'. The heads that asked patches what they show stay behind.
 
     python -m embedded.export /tmp/run /tmp/model
 """
@@ -22,7 +22,9 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from fitprune.files import write_atomically
 
+from . import chat
 from .models import MODELS
+from .native import FRAMES
 from .network import PATCH
 from .scene import SIDE
 from .tokens import BOS, EOS, IMAGE, PAD, SPECIAL, UNKNOWN, tokenizer
@@ -36,6 +38,7 @@ HUB_NAMES = {
     "lm_head.": "language_model.lm_head.",
     "model.image_newline": "image_newline",
 }  # what modules are called in transformers 5.0 (first line) to 5.23, and in the hub's checkpoints; the first that fits
+PIXELS = {"shortest_edge": 112 * 112, "longest_edge": 336 * 336}  # native resolution: what a picture is resized to lies between
 
 
 def export(run: Path, destination: Path) -> Path:
@@ -48,20 +51,28 @@ def export(run: Path, destination: Path) -> Path:
     weights = {key.removeprefix("llava."): value for key, value in state["model"].items() if key.startswith("llava.")}
     destination.mkdir(parents=True, exist_ok=True)
     settings = MODELS[state["plan"].get("family", "llava")].settings(state["plan"]["size"])
-    names = {"": ""} if settings.model_type == "llava_hr" else HUB_NAMES
+    native = settings.model_type == "qwen3_vl"
+    names = {"": ""} if native or settings.model_type == "llava_hr" else HUB_NAMES
     save_file(_named(weights, names), destination / "model.safetensors", metadata={"format": "pt"})
-    processor = _processor(settings)
-    kind = str(processor["processor_class"])
+    files = _native() if native else {"processor_config.json": _processor(settings)}
+    kind = next(str(content["processor_class"]) for content in files.values())
     settings.architectures = [kind.replace("Processor", "ForConditionalGeneration")]
     settings.dtype = torch.bfloat16
     settings.save_pretrained(destination)
-    GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD).save_pretrained(destination)
+    if native:
+        GenerationConfig(eos_token_id=chat.END, pad_token_id=chat.PAD).save_pretrained(destination)
+        made, marks = chat.tokenizer(), {"eos": chat.END, "unk": chat.UNKNOWN, "pad": chat.PAD}
+        given: dict[str, Any] = {f"{mark}_token": chat.SPECIAL[id] for mark, id in marks.items()}
+        write_atomically(destination / "chat_template.jinja", chat.TEMPLATE.encode())
+    else:
+        GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD).save_pretrained(destination)
+        made, marks = tokenizer(), {"bos": BOS, "eos": EOS, "unk": UNKNOWN, "pad": PAD}
+        given = {f"{mark}_token": SPECIAL[id] for mark, id in marks.items()} | {"extra_special_tokens": {"image_token": IMAGE}}
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer(), bos_token=SPECIAL[BOS], eos_token=SPECIAL[EOS], unk_token=SPECIAL[UNKNOWN],
-        pad_token=SPECIAL[PAD], padding_side="left", extra_special_tokens={"image_token": IMAGE},
-        processor_class=kind, clean_up_tokenization_spaces=False,
-    ).save_pretrained(destination)  # fmt: skip
-    write_atomically(destination / "processor_config.json", json.dumps(processor, indent=2).encode())
+        tokenizer_object=made, **given, padding_side="left", processor_class=kind, clean_up_tokenization_spaces=False
+    ).save_pretrained(destination)
+    for name, content in files.items():
+        write_atomically(destination / name, json.dumps(content, indent=2).encode())
     return destination
 
 
@@ -105,6 +116,19 @@ def _processor(settings: Any) -> dict[str, Any]:
         "rescale_factor": 1 / 255,
     }
     return {"image_processor": of_pictures, **of_text}
+
+
+def _native() -> dict[str, dict[str, Any]]:
+    """Files of Qwen's processor: pictures, and videos (which were not trained), cut into patches at their own size."""
+    shared = {
+        "processor_class": "Qwen3VLProcessor", "patch_size": PATCH, "temporal_patch_size": FRAMES, "merge_size": 1, "size": PIXELS,
+        "image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD, "resample": 3, "rescale_factor": 1 / 255,
+        **{f"do_{step}": True for step in ("resize", "rescale", "normalize", "convert_rgb")},
+    }  # fmt: skip
+    return {
+        "preprocessor_config.json": {"image_processor_type": "Qwen2VLImageProcessor", **shared},
+        "video_preprocessor_config.json": {"video_processor_type": "Qwen3VLVideoProcessor", **shared},
+    }
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """One command that makes an embedded model and the data: train, export, evaluate, write the card and the benchmarks.
 
 Every step can be interrupted and goes on with the same command: training from its checkpoint, the others anew (minutes).
-Nothing is installed unless `--install` names the folder, whose `model` and `data` are then replaced. The families "next"
-and "hr" start from the installed LLaVA-1.5 and share its data, so they write none.
+Nothing is installed unless `--install` names the folder, whose `model` and `data` are then replaced. The other families
+start from the installed LLaVA-1.5 and share its data, so they write none.
 
     python -m embedded.make runs/embedded                                  # everything, below runs/embedded
     python -m embedded.make runs/embedded --install fitprune/embedded      # and put it where the package has it
-    python -m embedded.make runs/next --family next --install fitprune/embedded
+    python -m embedded.make runs/next --family next --install fitprune/embedded    # or hr, or qwen
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from . import benchmarks, card, evaluate, train
 from .export import export
 from .models import MODELS
 from .render import render
-from .scene import SIDE, draw
+from .scene import draw
 
 PICTURES, DENSE_PICTURES = 100, 400  # held-out pictures behind the card's figures, pruned and dense
 SAMPLES = 128  # calibration questions
 RATIOS = (0.3, 0.5, 0.6, 0.7, 0.9)
-CANVAS = (2 * SIDE, 2 * SIDE)  # for the model that looks at tiles
 
 
 def make(args: argparse.Namespace) -> int:
@@ -56,9 +55,9 @@ def figures(vlm: VLM, args: argparse.Namespace) -> dict[str, Any]:
     found = evaluate.evaluate(vlm, evaluate.asked("held-out", args.pictures), tried)
     found["dense"] = evaluate.evaluate(vlm, evaluate.asked("held-out", args.dense_pictures), tried[:1])
     found["tokens"] = vlm.tokens_for(render(draw("held-out", 0)))
-    if args.family == "next":
-        questions = evaluate.asked("held-out", args.pictures, size=CANVAS)
-        found["canvas"] = {**evaluate.evaluate(vlm, questions, tried[:1]), "size": CANVAS}
+    if canvas := MODELS[args.family].canvas:
+        questions = evaluate.asked("held-out", args.pictures, size=canvas)
+        found["canvas"] = {**evaluate.evaluate(vlm, questions, tried[:1]), "size": canvas}
     return found
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from . import chat, native, network, tiles, two_towers
 from .batches import Look, plain_pictures
+from .canvas import Size
 from .network import Embedded
+from .scene import SIDE
 from .tokens import VICUNA, Prompts
 
 
@@ -20,7 +22,8 @@ class Model:
     """One embedded model.
 
     name: what `fitprune.load` is given. settings: size → transformers config. look: how scenes become its pictures.
-    see_steps, answer_steps: how long it is trained unless told otherwise. prompts: how it is asked.
+    see_steps, answer_steps: how long it is trained unless told otherwise. prompts: how it is asked. canvas: (width, height) of the larger
+    pictures on which its card has figures as well.
     """
 
     name: str
@@ -30,11 +33,12 @@ class Model:
     see_steps: int
     answer_steps: int
     prompts: Prompts = VICUNA
+    canvas: Size | None = None
 
 
 MODELS = {
     "llava": Model("embedded", Embedded, network.config, plain_pictures, 2400, 3200),
-    "next": Model("embedded-next", tiles.Tiled, tiles.settings, tiles.look, 0, 400),
+    "next": Model("embedded-next", tiles.Tiled, tiles.settings, tiles.look, 0, 400, canvas=(2 * SIDE, 2 * SIDE)),
     "hr": Model("embedded-hr", two_towers.TwoTowers, two_towers.settings, two_towers.look, 0, 500),
-    "qwen": Model("embedded-qwen", native.Native, native.settings, native.look, 300, 1200, chat.CHAT),
+    "qwen": Model("embedded-qwen", native.Native, native.settings, native.look, 200, 1600, chat.CHAT, (224, 224)),
 }

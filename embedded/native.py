@@ -113,8 +113,8 @@ class Native(Warm):
     def _take_layers(self, decoder: Any, size: dict[Any, float]) -> None:
         self.llava.model.language_model.norm.load_state_dict(decoder.norm.state_dict())
         for ours, theirs in zip(self.llava.model.language_model.layers, decoder.layers, strict=True):
-            missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
-            assert not unexpected and all("q_norm" in name or "k_norm" in name for name in missing)
+            norms = {name: weight for name, weight in ours.state_dict().items() if "q_norm" in name or "k_norm" in name}
+            ours.load_state_dict(theirs.state_dict() | norms)
             ours.self_attn.q_norm.weight.fill_(size[theirs.self_attn.q_proj])
             ours.self_attn.k_norm.weight.fill_(size[theirs.self_attn.k_proj])
 

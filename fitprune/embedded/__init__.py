@@ -1,7 +1,7 @@
 """What ships inside: a small trained model of each family, benchmarks in their official formats, and a calibration set.
 
 The models read numbers and words, and name colours, shapes, counts and relations in synthetic pictures. The LLaVA-1.5
-("embedded") is the default; the LLaVA-NeXT and the LLaVA-HR were trained on from it. A README.md beside each is its card.
+("embedded") is the default; the LLaVA-NeXT, the LLaVA-HR and the Qwen3-VL were trained on from it. A README.md beside each is its card.
 The benchmarks lie as in LLaVA's `playground/data/eval` (textvqa, gqa, MME, pope, scienceqa, seed_bench, mmbench,
 mmbench_cn, vqav2, vizwiz, mm-vet) and share no picture with each other (but for MMBench's two languages), with calibration
 or with training. They are the default everywhere, so that every command runs with no download; they say nothing about how
@@ -18,7 +18,12 @@ from importlib import resources
 from pathlib import Path
 
 MODEL_NAME = "embedded"  # the default: a LLaVA-1.5
-MODELS = {MODEL_NAME: "model", "embedded-next": "model_next", "embedded-hr": "model_hr"}  # name: folder in here
+MODELS = {
+    MODEL_NAME: "model",
+    "embedded-next": "model_next",
+    "embedded-hr": "model_hr",
+    "embedded-qwen": "model_qwen",
+}  # name: folder in here
 
 
 @dataclass(frozen=True)
