@@ -9,18 +9,22 @@ list of parts, as templates of vision-language models want it; where an answer h
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from ..checkpoints.source import Source, read_json
 from ..checkpoints.tokenize import IMAGE
 from ..errors import FitPruneError, first_line
+from .conversation import build_prompt
 
 VIDEO = "<video>"
 _PARTS = re.compile(rf"({re.escape(IMAGE)}|{re.escape(VIDEO)})\n?")
 _KINDS = {IMAGE: "image", VIDEO: "video"}
 
 Message = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 def check_template(processor: Any, name: str) -> None:
@@ -30,6 +34,33 @@ def check_template(processor: Any, name: str) -> None:
             f"{name} has no chat template, so nothing says how it is asked: put one into chat_template.jinja in its folder "
             "(one that was made for its language model and for images)"
         )
+
+
+def own_template(source: Source, tokenizer: Any) -> str | None:
+    """The chat template among a checkpoint's files, None if it brings none."""
+    if (path := source.get("chat_template.jinja")) is not None:
+        return path.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json"):
+        if (path := source.get(name)) is not None and isinstance(found := read_json(path).get("chat_template"), str):
+            return found
+    return tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+
+
+def say_if_other(name: str, template: str, own: str | None, tokenizer: Any) -> None:
+    """Logs one line if a checkpoint's own chat template writes a question in another form than ours, its system text apart."""
+    turns = [(f"{IMAGE}\nWhy?", None)]
+    if own is None:
+        return
+    try:
+        theirs = tokenizer.apply_chat_template(messages(turns), chat_template=own, tokenize=False, add_generation_prompt=True)
+    except Exception:  # one that cannot write a question with an image says nothing about how it is asked
+        return
+    ours, theirs = (text.strip().removeprefix(tokenizer.bos_token or "").strip() for text in (build_prompt(template, turns), str(theirs)))
+    if not ours.endswith(theirs):
+        log.warning(
+            "%s brings a chat template of another form than %s, in which it is asked here: give --conv-mode %s to be sure, or another one",
+            name, template, template,
+        )  # fmt: skip
 
 
 def content(said: str) -> list[Message]:

@@ -15,6 +15,7 @@ from ..distributed.launch import zero_stage
 from ..embedded import MODELS, model_path
 from ..errors import FitPruneError, first_line
 from . import FAMILIES, processor
+from .chat import own_template, say_if_other
 from .placement import dtype_named, from_transformers, read_config, where
 from .protocols import Family, OriginalFamily
 from .vlm import VLM
@@ -76,6 +77,8 @@ def load(
     if place is None:
         maker = _maker(family, model.config, None, path)
     usual = family.template(model.config, tokenizer, name)
+    if place is not None and usual and not template:
+        say_if_other(path, usual, own_template(source, tokenizer), tokenizer)
     return VLM(name, model, tokenizer, template or usual, family, family.images(model.config, maker), usual, maker)
 
 
@@ -120,8 +123,8 @@ def family_of(config: Mapping[str, Any], path: str) -> Family:
         import transformers
 
         raise FitPruneError(
-            f"{path} is a {kind!r} model, which is no vision-language model of transformers {transformers.__version__}, and none of the "
-            f"families known here ({', '.join(FAMILIES)}): a newer transformers may know it; see docs/new_family.md"
+            f"{path} is a {kind!r} model, no vision-language model of transformers {transformers.__version__} and of no family known here "
+            f"({', '.join(FAMILIES)}): install a transformers that knows it, or see docs/new_family.md"
         )
     return cast(Family, processor)
 

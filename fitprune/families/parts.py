@@ -100,10 +100,13 @@ def _image_processor(source: Source) -> Any:
     name = next((str(one["image_processor_type"]) for one in said if one.get("image_processor_type")), "")
     name = name.removesuffix("Pil").removesuffix("Fast")
     for known in (f"{name}Pil", name) if name else ():  # before the implementations were renamed, the plain name was Pillow's
-        kind = getattr(transformers, known, None)
+        kind: Any = getattr(transformers, known, None)
         if isinstance(kind, type) and issubclass(kind, BaseImageProcessor) and "torchvision" not in _backends(kind):
             return kind.from_pretrained(source.place)
-    return AutoImageProcessor.from_pretrained(source.place)
+    try:
+        return AutoImageProcessor.from_pretrained(source.place)
+    except ImportError:
+        raise FitPruneError(f"{name or 'the image processor'} of {source} {TORCHVISION}") from None
 
 
 def _backends(kind: type) -> set[str]:

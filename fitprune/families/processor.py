@@ -165,8 +165,11 @@ def tensors(value: Any) -> bool:
 
 def check_marks(processor: Any, text: str, kind: str, given: int) -> None:
     """Raises a FitPruneError where a prompt has not as many marks of images (or videos) as there are."""
-    mark = getattr(processor, f"{kind}_token", None)
-    if isinstance(mark, str) and (found := text.count(mark)) != given:
+    names = ("image_token", "boi_token") if kind == "image" else ("video_token",)  # Gemma 3 writes the second, of either name
+    marks = [mark for name in names if isinstance(mark := getattr(processor, name, None), str)]
+    found = {mark: text.count(mark) for mark in marks}
+    if marks and max(found.values()) != given:
+        mark = max(marks, key=found.__getitem__)
         raise FitPruneError(
-            f"the prompt has {found} {mark} but there are {given} {kind}(s): leave it out of the text, and check that the chat template writes it"
+            f"the prompt has {found[mark]} {mark} but there are {given} {kind}(s): leave it out of the text, or see what the chat template writes"
         )

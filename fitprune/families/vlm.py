@@ -9,7 +9,7 @@ the template around a question, generation, what ends an answer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from .chat import VIDEO
 from .conversation import stop_string
 from .protocols import Family, Images, View, Visual
 
+# What a checkpoint's own generation config may say, taken back: the likeliest token by the model's logits is next.
 PLAIN: dict[str, Any] = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}
+GREEDY: dict[str, Any] = {**PLAIN, "do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
 
 @dataclass
@@ -34,6 +36,7 @@ class VLM:
     """One loaded checkpoint.
 
     template: of conversation.py, "" for a checkpoint that is asked by its own chat template. processor: what the family makes inputs with.
+    placed: grids of visual tokens that token_places.py has asked the model about.
     """
 
     name: str
@@ -44,6 +47,7 @@ class VLM:
     images: Images
     default_template: str = ""
     processor: Any = None
+    placed: set[tuple[tuple[int, int], ...]] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         self.default_template = self.default_template or self.template
@@ -62,10 +66,10 @@ class VLM:
     def image_token(self) -> int:
         return visual_ids(self.model.config)["image"]
 
-    def visual_tokens(self, inputs: Mapping[str, Tensor]) -> int:
-        """How many tokens of images and videos a batch of inputs has."""
-        ids = torch.tensor(list(visual_ids(self.model.config).values()), device=inputs["input_ids"].device)
-        return int(torch.isin(inputs["input_ids"], ids).sum())
+    def count_visual(self, ids: Sequence[int] | Tensor) -> int:
+        """How many tokens of images and videos are among token ids, of any shape."""
+        known = torch.tensor(list(visual_ids(self.model.config).values()))
+        return int(torch.isin(torch.as_tensor(ids).cpu(), known).sum())
 
     @property
     def cost(self) -> CostModel:
@@ -134,12 +138,14 @@ class VLM:
 
         Generation wants padding on the left; observing on the right, where it moves nothing.
         """
+        return self.on_device(self.family.encode(self, questions, padding_side))
+
+    def on_device(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs on the model's device; pixels in its precision."""
         dtype = next(self.model.parameters()).dtype
-        inputs = self.family.encode(self, questions, padding_side)
         return {key: self._here(value, dtype if "pixel" in key else None) for key, value in inputs.items()}
 
     def _here(self, value: Any, dtype: torch.dtype | None) -> Any:
-        """A tensor, or a list of them, on the model's device; pixels in its precision."""
         if isinstance(value, list):
             return [self._here(one, dtype) for one in value]
         return value.to(self.device, dtype if value.is_floating_point() else None)

@@ -1,4 +1,4 @@
-"""lmms-eval's messages as a prompt in the checkpoint's own conversation template, with the images in order.
+"""lmms-eval's messages as the turns of a conversation, which the checkpoint's own template writes, with the images in order.
 
 A message is a role and a list of texts and images. Each image becomes `<image>` and a line break where it stands, as in `VLM.ask`, so
 that an image and a question give the prompt that `fitprune eval` gives. Where a message's text has `<image>` itself, its images go there.
@@ -16,7 +16,6 @@ from PIL import Image
 
 from ..checkpoints.tokenize import IMAGE
 from ..errors import FitPruneError
-from ..families.conversation import build_prompt
 from ..images.reading import read_image
 
 # role: "system", "user" or "assistant"; content: text, or a list of {"type": "text", "text": …}, {"type": "image", "url": …}
@@ -28,8 +27,8 @@ def user_message(text: str, images: Sequence[Any]) -> Message:
     return {"role": "user", "content": [*({"type": "image", "url": image} for image in images), {"type": "text", "text": text}]}
 
 
-def conversation(template: str, messages: Sequence[Message], answer: str | None = None) -> tuple[str, list[Image.Image]]:
-    """The whole prompt, ending where the model is to answer, or with the answer that is given; and its images.
+def conversation(messages: Sequence[Message], answer: str | None = None) -> tuple[list[tuple[str, str | None]], list[Image.Image]]:
+    """The turns of `VLM.write`, the last of them with the answer, if one is given; and their images.
 
     Raises a FitPruneError for messages that do not end with the user's and for what is not text or a readable image.
     """
@@ -48,7 +47,7 @@ def conversation(template: str, messages: Sequence[Message], answer: str | None 
         images += shown
     if not said:
         raise FitPruneError("the last message has to be the user's: there is nothing to answer")
-    return build_prompt(template, [*turns, ("\n".join(said), answer)]), images
+    return [*turns, ("\n".join(said), answer)], images
 
 
 def _spoken(content: str | Sequence[Mapping[str, Any]]) -> tuple[str, list[Image.Image]]:

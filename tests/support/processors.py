@@ -6,19 +6,21 @@ agree. A folder holds the files that a repository of such a model has; nothing i
     path = processors.saved("Qwen2_5_VL", tmp_path)
     fitprune.load(str(path)).ask("What is it?", image)
 
-A processor by transformers' own hands (for the expected values) is `reference(path)`, which puts it together as a test may: without torchvision
-in place of the video processor stands an empty object, as nobody asks about videos then.
+A processor by transformers' own hands (for the expected values) is `reference(path)`, which puts it together as a test may: where
+torchvision is missing an empty object stands for the video processor, as nobody asks about videos then.
 
     pytest tests/families/test_processor.py
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -308,3 +310,58 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
 def saved(name: str, folder: Path) -> Path:
     """A checkpoint of that class in a folder."""
     return BUILDERS[name]().save(folder)
+
+
+# ---- by transformers' own hands -------------------------------------------------------------------------------------
+
+
+class Absent:
+    """Stands for the video processor where torchvision is not installed."""
+
+    num_frames = fps = valid_kwargs = None
+    model_input_names: tuple[str, ...] = ()
+
+
+def reference(path: Path) -> Any:
+    """The checkpoint's processor, put together of its parts without our code."""
+    said = json.loads((path / "processor_config.json").read_text())
+    kind = getattr(transformers, said.pop("processor_class"))
+    image = json.loads((path / "preprocessor_config.json").read_text())["image_processor_type"].removesuffix("Pil").removesuffix("Fast")
+    image = getattr(transformers, f"{image}Pil", None) or getattr(transformers, image)
+    parts = {
+        "image_processor": image.from_pretrained(path),
+        "tokenizer": PreTrainedTokenizerFast.from_pretrained(path),
+        "chat_template": (path / "chat_template.jinja").read_text(),
+    }
+    if "video_processor" in kind.get_attributes():
+        whole = transformers.utils.is_torchvision_available()
+        parts["video_processor"] = transformers.AutoVideoProcessor.from_pretrained(path) if whole else Absent()
+    with mock.patch.object(transformers.ProcessorMixin, "check_argument_for_proper_class", lambda *_: None):
+        return kind(**parts, **said)
+
+
+def expected_inputs(path: Path, model: Any, *content: dict[str, Any]) -> dict[str, Any]:
+    """What transformers' processor makes of one user's message."""
+    messages = [{"role": "user", "content": list(content)}]
+    options = {"tokenize": True, "add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+    made = reference(path).apply_chat_template(messages, **options)
+    known = {**inspect.signature(type(model).forward).parameters, **inspect.signature(type(model.base_model).forward).parameters}
+    return {name: value for name, value in made.items() if name in known}
+
+
+def missing(name: str) -> str:
+    """Why a checkpoint's processor cannot be made here; "" if it can."""
+    if name == "SmolVLM":
+        try:
+            import transformers.models.smolvlm.processing_smolvlm as smolvlm
+        except ImportError as error:
+            return f"transformers {transformers.__version__}: {error}"
+        smolvlm.num2words = smolvlm.num2words or str  # for the number of frames of a video, in words
+    try:
+        checkpoint = BUILDERS[name]()
+        kind = getattr(transformers, checkpoint.processor)
+    except (ImportError, AttributeError) as error:
+        return f"transformers {transformers.__version__}: {error}"
+    if getattr(kind, "is_dummy", False) or getattr(type(checkpoint.image_processor), "is_dummy", False):
+        return f"{checkpoint.processor} of transformers {transformers.__version__} needs torchvision"
+    return ""
