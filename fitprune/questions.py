@@ -1,10 +1,10 @@
 """Question files: JSON lines, one question about one image each, as LLaVA's loaders read them; and which to fit on.
 
-A line is an object with `question_id` (a number or a string; TextVQA and MME repeat it, so it is no key), `image` (a
-path inside the image folder), `text` (all that the user says, instruction included, without `<image>`) and an optional
-`category`. For models that know videos it may have a `video` (a file in the image folder, or a folder there with an image per frame)
-instead of the image or beside it, with `fps` and `max_frames` for how many of its frames are looked at. Other keys are ignored. Blank lines are skipped; anything else that is not a question is refused with its
-line number, because a question that is silently lost shifts every benchmark that depends on line order.
+A line is an object with `question_id` (a number or a string; TextVQA and MME repeat it, so it is no key), `image` (a path inside the image
+folder), `text` (all that the user says, instruction included, without `<image>`) and an optional `category`. For models that know videos
+it may have a `video` (a file in the image folder, or a folder there with an image per frame) instead of the image or beside it, with `fps`
+and `max_frames` for how many of its frames are looked at. Other keys are ignored. Blank lines are skipped; anything else that is not a
+question is refused with its line number, because a question that is silently lost shifts every benchmark that depends on line order.
 
 Fitting needs images and questions, no answers: a `Calibration` takes evenly spaced ones, so that a file sorted by kind is
 covered. Question files of other shapes (ScienceQA's list, MMBench's table) are read by their benchmark, into the same

@@ -99,4 +99,6 @@ def render(processor: Any, turns: Sequence[tuple[str, str | None]]) -> str:
             continue
         if "{'type': 'text'" not in made:  # a list written out as it is
             return str(made)
-    raise FitPruneError(f"the checkpoint's chat template cannot write this conversation: {first_line(failed) if failed else 'texts in parts'}")
+    raise FitPruneError(
+        f"the checkpoint's chat template cannot write this conversation: {first_line(failed) if failed else 'texts in parts'}"
+    )

@@ -11,7 +11,7 @@ is there, else something that says so when it is used. Left out: processors that
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from ..checkpoints.source import Source, read_json
 from ..errors import FitPruneError, explained, first_line
@@ -46,7 +46,9 @@ def processor_class(source: Source, config: Any) -> Any:
     except ModuleNotFoundError as error:
         raise FitPruneError(f"{name}, the processor of {source}, {TORCHVISION} ({first_line(error.__cause__ or error)})") from None
     if kind is None and any(one.get("auto_map") for one in said):
-        raise FitPruneError(f"{name}, the processor of {source}, is code of its own, which is not run: use a version in transformers' layout")
+        raise FitPruneError(
+            f"{name}, the processor of {source}, is code of its own, which is not run: use a version in transformers' layout"
+        )
     if kind is None:
         raise FitPruneError(f"transformers {transformers.__version__} has no {name}, the processor of {source}: install a newer one")
     if getattr(kind, "is_dummy", False):
@@ -101,17 +103,17 @@ def _image_processor(source: Source) -> Any:
     name = name.removesuffix("Pil").removesuffix("Fast")
     for known in (f"{name}Pil", name) if name else ():  # before the implementations were renamed, the plain name was Pillow's
         kind: Any = getattr(transformers, known, None)
-        if isinstance(kind, type) and issubclass(kind, BaseImageProcessor) and "torchvision" not in _backends(kind):
-            return kind.from_pretrained(source.place)
+        if isinstance(kind, type) and issubclass(kind, BaseImageProcessor) and not _of_torchvision(kind):
+            return cast(Any, kind).from_pretrained(source.place)
     try:
         return AutoImageProcessor.from_pretrained(source.place)
     except ImportError:
         raise FitPruneError(f"{name or 'the image processor'} of {source} {TORCHVISION}") from None
 
 
-def _backends(kind: type) -> set[str]:
-    """Names of the implementations that a class of transformers is made of, as far as their modules' names tell."""
-    return {"torchvision" for one in kind.__mro__ if "Torchvision" in one.__name__ or one.__name__.endswith("ImageProcessorFast")}
+def _of_torchvision(kind: type) -> bool:
+    """Whether an image processor is the implementation that uses torchvision, as the names of the classes that it is made of tell."""
+    return any("Torchvision" in one.__name__ or one.__name__.endswith("ImageProcessorFast") for one in kind.__mro__)
 
 
 class WithoutVideos:

@@ -39,7 +39,7 @@ def dtype_named(name: str) -> torch.dtype | None:
 
 
 def read_config(kind: Any, path: str) -> Any:
-    """The config of a checkpoint in transformers layout, for a model class of this kind (or an Auto class); one line for what is damaged."""
+    """The config of a checkpoint in transformers layout, of a model class or an Auto class; a FitPruneError for a damaged one."""
     from transformers import AutoConfig
 
     with explained(f"cannot read the config of {path}"):

@@ -1,8 +1,8 @@
-"""Any vision-language model of transformers, loaded and asked by what it brings: `AutoModelForImageTextToText`, its processor, its chat template.
+"""Any vision-language model of transformers: loaded by `AutoModelForImageTextToText`, asked by its own processor and chat template.
 
-This is the family of every checkpoint in transformers layout that has none of its own here, so a new model needs no code: prompts are written
-by its chat template (chat.py), inputs are made by its processor (parts.py), and what the model's forward takes is handed over: token types,
-grids, sizes of images. Where visual tokens lie in a picture is found by asking the processor and the model (token_places.py).
+This is the family of every checkpoint in transformers layout that has none of its own here, so a new model needs no code. Prompts are
+written by its chat template (chat.py), inputs are made by its processor (parts.py), and what the model's forward takes is handed over:
+token types, grids, sizes of images. Where visual tokens lie in a picture is found by asking the processor and the model (token_places.py).
 
 How many tokens an image takes only its processor knows; it is counted once per size, in a prompt with an empty image of that size.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -68,13 +68,15 @@ def images(config: Any, image_processor: Any) -> Images:
     """Images as the processor prepares them; all that differs between images are its inputs and their number."""
     visual = visual_ids(config).get("image")
     if visual is None:
-        raise FitPruneError(f"a {type(config).__name__} names no image token, so nothing says which tokens are visual: see docs/new_family.md")
+        raise FitPruneError(
+            f"a {type(config).__name__} names no image token, so nothing says which tokens are visual: see docs/new_family.md"
+        )
 
     def prepare(image: Image.Image) -> dict[str, Tensor]:
         made = run(image_processor, [(chat.render(image_processor, [(IMAGE, None)]), [image])], "left", False)
         return {key: value for key, value in made.items() if key not in ("input_ids", "attention_mask", "token_type_ids", TYPES)}
 
-    @lru_cache(maxsize=None)
+    @cache
     def counted(size: tuple[int, int]) -> int:
         made = run(image_processor, [(chat.render(image_processor, [(IMAGE, None)]), [Image.new("RGB", size)])], "left", False)
         return int((made["input_ids"] == visual).sum())
@@ -171,5 +173,5 @@ def check_marks(processor: Any, text: str, kind: str, given: int) -> None:
     if marks and max(found.values()) != given:
         mark = max(marks, key=found.__getitem__)
         raise FitPruneError(
-            f"the prompt has {found[mark]} {mark} but there are {given} {kind}(s): leave it out of the text, or see what the chat template writes"
+            f"the prompt has {found[mark]} {mark} but there are {given} {kind}(s): leave it out of the text, or look at the chat template"
         )

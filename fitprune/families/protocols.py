@@ -3,7 +3,8 @@
 A family is a module of this package, so that adding one is one file and one line in `FAMILIES`. There are two protocols: what asking a
 model needs (`Family`), and on top of it what a checkpoint of an original layout needs (`OriginalFamily`), which a family whose checkpoints
 are all in transformers layout leaves out. Whatever is the same in all of them (finding the files, reading weights, the vocabulary,
-templates, generation) is written elsewhere, once: loading in loading.py, original layouts in fitprune/checkpoints/, asking in vlm.py. Most models need no module: processor.py asks them all.
+templates, generation) is written elsewhere, once: loading in loading.py, original layouts in fitprune/checkpoints/, asking in vlm.py.
+Most models need no module: processor.py is the family of every other model of transformers.
 
     pytest tests/families/test_families.py
 """

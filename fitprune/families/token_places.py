@@ -1,11 +1,11 @@
 """Where the visual tokens of any model lie in the picture: guessed from the shapes of its inputs, then checked by asking the model.
 
-Two kinds of inputs tell places. With `image_grid_thw` (Qwen-VL, GLM-V) the resized picture is a grid of patches, of which k × k make a token.
-Pixels in tiles [T, 3, H, W] (InternVL, SmolVLM, Gemma 3, SigLIP towers; one tile is a whole picture) have as many tokens each, in rows. Both
-are guesses about the order of tokens, so the model is asked: its vision tower runs with attention switched off, when a token depends
-on nothing but the patches that it stands for, and cells of the picture are changed by the bits of their numbers, one bit a pass. Every token
-then spells the number of the cell that it saw. A model whose tokens spell anything else, or whose inputs have another form (LLaVA-OneVision's
-merged tiles, Gemma 4's patches), is refused: nothing is drawn in a wrong place.
+Two kinds of inputs tell places. With `image_grid_thw` (Qwen-VL, GLM-V) the resized picture is a grid of patches, of which k × k make
+a token. Pixels in tiles [T, 3, H, W] (InternVL, SmolVLM, Gemma 3, SigLIP towers; one tile is a whole picture) have as many tokens each,
+in rows. Both are guesses about the order of tokens, so the model is asked: its vision tower runs with attention switched off, when a token
+depends on nothing but the patches that it stands for, and cells of the picture are changed by the bits of their numbers, one bit a pass.
+Every token then spells the number of the cell that it saw. A model whose tokens spell anything else, or whose inputs have another form
+(LLaVA-OneVision's merged tiles, Gemma 4's patches), is refused: nothing is drawn in a wrong place.
 
     fitprune draw --model-path Qwen/Qwen2.5-VL-3B-Instruct --image photo.jpg --question "What is this?" --recipe my.recipe.json
 """

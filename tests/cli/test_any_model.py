@@ -8,7 +8,6 @@ import json
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,9 @@ def test_report_measures_against_dense(path: str, data: Path, recipe: Path, tmp_
     assert main(["report", *common(path, data, recipe), "--json", str(kept)]) == 0
 
 
-def test_draw(path: str, request: pytest.FixtureRequest, data: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_draw(
+    path: str, request: pytest.FixtureRequest, data: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("matplotlib")
     options = ["--image", str(data / "0.png"), "--question", "What?", "--recipe", str(recipe), "--max-new-tokens", "2"]
     code = main(["draw", "--model-path", path, *options, "--output", str(tmp_path / "drawn")])
@@ -120,9 +121,22 @@ def test_draw(path: str, request: pytest.FixtureRequest, data: Path, recipe: Pat
 
 def test_sweep(path: str, data: Path, tmp_path: Path) -> None:
     calibration = ["--calibration-file", str(data / "questions.jsonl"), "--calibration-images", str(data)]
-    options = ["--benchmarks", "textvqa", "--ratios", "0,50", "--methods", "fitprune", "--limit", "2", "--max-new-tokens", "2"]
+    options = [
+        "--benchmarks",
+        "textvqa",
+        "--ratios",
+        "0,50",
+        "--methods",
+        "fitprune",
+        "--limit",
+        "2",
+        "--max-new-tokens",
+        "2",
+        "--playground",
+        str(embedded().data),
+    ]
     assert main(["sweep", "--model-path", path, *options, *calibration, "--output", str(tmp_path)]) == 0
-    assert len(json.loads((tmp_path / "sweep.json").read_text())["points"]) == 2
+    assert (tmp_path / "sweep.md").read_text().count("| 50% |") == 3  # two comparison methods beside it
 
 
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -165,16 +179,13 @@ class running:
 
 @pytest.mark.rest
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_every_benchmark(benchmark: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, small: str) -> None:
+def test_every_benchmark(benchmark: str, tmp_path: Path, small: str) -> None:
     options = ["--benchmark", benchmark, "--limit", "2" if benchmark != "vizwiz" else "12", "--reduction-ratio", "0.5", "--batch-size", "2"]
-    fitted = ["--calibration-file", str(embedded().calibration), "--samples", "2"]
-    questions = ["--model-path", small, "--max-new-tokens", "2", "--output", str(tmp_path)]
-    if benchmark == "textvqa":
-        fitted = ["--samples", "2"]
-    assert main(["eval", *options, *questions, *fitted]) == 0
+    questions = ["--model-path", small, "--max-new-tokens", "2", "--output", str(tmp_path), "--playground", str(embedded().data)]
+    assert main(["eval", *options, *questions, "--samples", "2"]) == 0
     assert len(json.loads((tmp_path / "results.json").read_text())) == 2
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    yield str(processors.saved("Qwen2_5_VL", tmp_path_factory.mktemp("small") / "tiny"))
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(processors.saved("Qwen2_5_VL", tmp_path_factory.mktemp("small") / "tiny"))

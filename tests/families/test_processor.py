@@ -1,7 +1,7 @@
 """Models of transformers without a module here: loaded and asked by their own processor and chat template, and nothing else.
 
-Tiny checkpoints with real processors (tests/support/processors.py). What is expected is made by transformers' processor and `generate`, called
-from here. Commands are in tests/cli/test_any_model.py, videos in tests/video/.
+Tiny checkpoints with real processors (tests/support/processors.py). What is expected is made by transformers' processor and `generate`,
+called from here. Commands are in tests/cli/test_any_model.py, videos in tests/video/.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def test_a_checkpoint_without_chat_template(small: Path, tmp_path: Path) -> None
 
 
 def test_a_checkpoint_without_processor(small: Path, tmp_path: Path) -> None:
-    files = {name: None for name in ("processor_config__json", "preprocessor_config__json", "tokenizer_config__json")}
+    files = dict.fromkeys(("processor_config__json", "preprocessor_config__json", "tokenizer_config__json"))
     with pytest.raises(FitPruneError, match="has no processor"):
         fitprune.load(edited(small, tmp_path / "bare", **files), device="cpu")
 
@@ -149,7 +149,10 @@ def test_a_checkpoint_without_processor(small: Path, tmp_path: Path) -> None:
     ("said", "message"),
     [
         ({"processor_class": "FutureProcessor"}, "has no FutureProcessor"),
-        ({"processor_class": "TheirProcessor", "auto_map": {"AutoProcessor": "their.TheirProcessor"}}, "is code of its own, which is not run"),
+        (
+            {"processor_class": "TheirProcessor", "auto_map": {"AutoProcessor": "their.TheirProcessor"}},
+            "is code of its own, which is not run",
+        ),
         ({"processor_class": "Wav2Vec2Processor"}, "the processor"),
     ],
 )
@@ -177,7 +180,7 @@ def test_marks_and_images_are_counted(small: Path) -> None:
     for prompt, shown in ((vlm.prompt("What?"), []), (vlm.prompt("What?"), IMAGES[:2]), (vlm.prompt("<|image_pad|>?"), IMAGES[:1])):
         with pytest.raises(FitPruneError, match=r"the prompt has \d <\|image_pad\|> but there are \d image\(s\)"):
             vlm.encode([(prompt, shown)])
-    with pytest.raises(FitPruneError, match="Qwen2_5_VLProcessor cannot take this prompt: .*aspect ratio"):
+    with pytest.raises(FitPruneError, match=r"Qwen2_5_VLProcessor cannot take this prompt: .*aspect ratio"):
         vlm.ask("What?", Image.new("RGB", (4000, 4)))
 
 
