@@ -58,8 +58,8 @@ def kept_statistics(
     Raises:
         FitPruneError: as `observe_questions`.
     """
-    asked = [(str(q.question_id), str(q.image), q.text) for q in calibration.questions()]
-    about = (vlm.name, vlm.template, str(Path(calibration.image_folder).absolute()), asked)
+    asked = [(str(q.question_id), str(q.image), q.text, *([q.video] if q.video else [])) for q in calibration.questions()]
+    about = (vlm.name, vlm.template or vlm.prompt(""), str(Path(calibration.image_folder).absolute()), asked)
     path = folder / f"statistics-{hashlib.sha256(repr(about).encode()).hexdigest()[:12]}.safetensors"
     known: list[AttentionStats] = []
 

@@ -167,7 +167,7 @@ class Engine:
     def _reply(self, inputs: dict[str, Tensor], recipe: Recipe | None, score: str, max_new_tokens: int) -> tuple[Reply, Trace]:
         """One reply, by the model as it is if there is no recipe (the trace is empty then)."""
         model, watch = self.vlm.model, _Watch(self.vlm.device, self._stopping)
-        visual = int((inputs["input_ids"] == self.vlm.image_token).sum())
+        visual = self.vlm.count_visual(inputs["input_ids"])
         with prune(model, recipe, score=score) if recipe else nullcontext(Trace()) as trace:
             handle = model.register_forward_hook(watch)
             try:
