@@ -82,13 +82,16 @@ def test_it_stays_small() -> None:
     assert sum(path.stat().st_size for path in files) < 65e6
 
 
-@pytest.mark.parametrize(("name", "kind"), {"embedded": "llava", "embedded-next": "llava_next", "embedded-hr": "llava_hr"}.items())
+KINDS = {"embedded": "llava", "embedded-next": "llava_next", "embedded-hr": "llava_hr", "embedded-qwen": "qwen3_vl"}
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS.items())
 def test_a_model_of_each_family_loads_by_name_and_answers(name: str, kind: str) -> None:
     vlm = fitprune.load(name, device="cpu")
     assert (vlm.name, vlm.model.config.model_type) == (name, kind)
     picture = next((embedded().data / "textvqa" / "train_images").glob("*.jpg"))
     assert vlm.ask("How many shapes are there?\nAnswer the question using a single word or phrase.", picture).isdigit()
-    assert MODELS.keys() == {"embedded", "embedded-next", "embedded-hr"}
+    assert MODELS.keys() == KINDS.keys()
 
 
 def test_all_of_it_is_in_the_wheel() -> None:

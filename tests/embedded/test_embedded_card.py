@@ -24,7 +24,7 @@ from fitprune.errors import FitPruneError
 
 PICTURES, RATIO = 24, 0.5  # the sample
 FEW = 6  # pictures of the sample for the other families, whose figures are of fewer pictures as well
-DENSE = {"embedded": (0.9, 0.8), "embedded-next": (0.9, 0.75), "embedded-hr": (0.9, 0.8)}  # all questions, every family
+DENSE = {"embedded": (0.9, 0.8), "embedded-next": (0.9, 0.75), "embedded-hr": (0.9, 0.8), "embedded-qwen": (0.9, 0.7)}  # all questions, every family
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,10 @@ def confirmed(found: dict[str, Any], told: dict[str, Any], names: Sequence[str])
             assert abs(found["methods"][name][group] - share) < 4 * error, (name, group)
 
 
-def test_a_sample_confirms_the_figures_of_canvases() -> None:
-    figures = json.loads((model_path("embedded-next") / card.FIGURES).read_text(encoding="utf-8"))["canvas"]
-    vlm = fitprune.load("embedded-next", device="cpu")
+@pytest.mark.parametrize("name", ["embedded-next", "embedded-qwen"])
+def test_a_sample_confirms_the_figures_of_canvases(name: str) -> None:
+    figures = json.loads((model_path(name) / card.FIGURES).read_text(encoding="utf-8"))["canvas"]
+    vlm = fitprune.load(name, device="cpu")
     found = evaluate(vlm, asked("held-out", FEW, size=tuple(figures["size"])), [Method("dense", None)])
     confirmed(found, figures, ["dense"])
 

@@ -1,4 +1,4 @@
-"""The embedded LLaVA-NeXT and LLaVA-HR: they begin as the known model, packed questions are single ones in transformers'
+"""The embedded LLaVA-NeXT and LLaVA-HR (and, where its own tests do not say it, Qwen3-VL): they begin as the known model, packed questions are single ones in transformers'
 forward, they are trained on the pictures that `fitprune.load` makes, and what is exported is what was trained."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
 import fitprune
-from embedded import batches, models, network, tiles, train, two_towers, warm
+from embedded import batches, models, native, network, tiles, train, two_towers, warm
 from embedded.canvas import CANVASES, canvas_of, place
 from embedded.export import export
 from embedded.make import main as make
@@ -30,7 +30,8 @@ from embedded.train import Plan, Run
 from fitprune.errors import FitPruneError
 
 SIZES = {"vision": (16, 4, 2, 24), "text": (16, 2, 2, 24)}  # four layers: LLaVA-HR cuts them in four parts
-FAMILIES = {"next": tiles.Tiled, "hr": two_towers.TwoTowers}
+LLAVAS = {"next": tiles.Tiled, "hr": two_towers.TwoTowers}
+FAMILIES = LLAVAS | {"qwen": native.Native}
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9's Muon")
 
 
@@ -153,7 +154,7 @@ def test_hr_begins_as_the_known_model_less_its_class_token(known: Path) -> None:
     torch.testing.assert_close(model.see(batch)[0], wanted, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LLAVAS)
 def test_every_new_weight_can_learn(family: str) -> None:
     """No gradient is zero but those behind a factor that starts at zero, and these are not after one step."""
     model = FAMILIES[family]()
@@ -182,13 +183,13 @@ def test_what_is_known_learns_more_slowly(family: str) -> None:
         for optimizer in optimizers(model).values() for group in optimizer.param_groups for weight in group["params"]
     }  # fmt: skip
     for name, weight in model.named_parameters():
-        new = any(part in name for part in ("image_newline", "high_res", "adapters", "fusion"))
+        new = any(part in name for part in ("image_newline", "high_res", "adapters", "fusion", "heads", "deepstack", "q_norm", "k_norm"))
         full = [rate for rate in RATES.values() if rates[id(weight)] == pytest.approx(rate)]
         assert bool(full) == new, name
     assert {model.pace(name) for name, _ in model.named_parameters()} == {1.0, model.known_pace}
 
 
-def test_it_has_no_phase_of_seeing(tmp_path: Path) -> None:
+def test_llavas_have_no_phase_of_seeing(tmp_path: Path) -> None:
     run = Run(tmp_path, "cpu", 1, workers=0, quiet=True)
     with pytest.raises(FitPruneError, match="a next begins with a tower that sees: leave out --see-steps"):
         train.train(Plan(batch=2, see_steps=1, answer_steps=1, family="next"), run)
@@ -197,7 +198,7 @@ def test_it_has_no_phase_of_seeing(tmp_path: Path) -> None:
 @needs_muon
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, ends = Plan(batch=2, see_steps=0, answer_steps=3, family=family), []
+    plan, ends = Plan(batch=2, see_steps=int(family == "qwen"), answer_steps=2 + int(family != "qwen"), family=family), []
     for folder, stops in (("whole", 0), ("interrupted", 2)):
         run = Run(tmp_path / folder, "cpu", 1, workers=0, save_seconds=0, quiet=True)
         for _ in range(stops):
@@ -224,14 +225,15 @@ def _once(inner: Any, calls: list[int], *args: Any) -> Any:
 def test_one_command_makes_the_model_and_its_card(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedded.make.SAMPLES", 2)
     run, package = tmp_path / "run", tmp_path / "package"
-    flags = ["--answer-steps", "1", "--batch", "2", "--ranks", "1", "--device", "cpu", "--workers", "0", "--pictures", "1"]
+    flags = ["--see-steps", "1"] if family == "qwen" else []
+    flags += ["--answer-steps", "1", "--batch", "2", "--ranks", "1", "--device", "cpu", "--workers", "0", "--pictures", "1"]
     flags += ["--dense-pictures", "2", "--ratios", "0.5", "--scores", "random", "--install", str(package)]
     assert make([str(run), "--family", family, *flags]) == 0
     assert [path.name for path in package.iterdir()] == [f"model_{family}"]
     folder = package / f"model_{family}"
     figures = json.loads((folder / "figures.json").read_text())
     assert list(figures["methods"]) == ["dense", "50% random", "50% fastv"]
-    assert ("canvas" in figures) == (family == "next")
+    assert ("canvas" in figures) == (family != "hr")
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "{" not in card
     assert f"--model-path embedded-{family} --pictures 1 --ratios 0.5 --scores random" in card
