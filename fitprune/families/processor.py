@@ -144,7 +144,9 @@ def run(processor: Any, questions: Sequence[Asked], padding_side: str, types: bo
         options |= {"videos": [[clip.frames for clip in row] for row in videos], "do_sample_frames": False}
         options["video_metadata"] = [[clip.metadata() for clip in row] for row in videos]
     if any(videos) and len(questions) > 1:  # processors stack videos, or do not take them beside images
-        return together([run(processor, [one], padding_side, types) for one in questions], padding_side, processor.tokenizer.pad_token_id or 0)
+        return together(
+            [run(processor, [one], padding_side, types) for one in questions], padding_side, processor.tokenizer.pad_token_id or 0
+        )
     try:
         made = processor(text=texts, images=shown if any(shown) else None, **options)
     except FitPruneError:

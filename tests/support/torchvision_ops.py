@@ -1,7 +1,7 @@
 """torchvision as the tests need it: its Python, beside a torch that its compiled part was not made for.
 
-A wheel of torchvision brings compiled operators for one build of torch. Beside another one (a CPU build) they are not loaded, and the import
-fails where it describes two of them. Video processors use none: they are declared here, so that the import goes through.
+A wheel of torchvision brings compiled operators for one build of torch. Beside another one (a CPU build) they are not loaded, and the
+import fails where it describes two of them. Video processors use none: they are declared here, so that the import goes through.
 
     python -c "import sys; sys.path.insert(0, 'tests/support'); import torchvision_ops; torchvision_ops.declare()"
 """
