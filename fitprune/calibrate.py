@@ -36,7 +36,7 @@ def observe_questions(
     calibration = calibration or Calibration.shipped()
     questions = calibration.questions()
     workers.check_same("calibration questions", questions_digest(questions))
-    size = calibration.batch_size
+    size = 1 if any(question.video for question in questions) else calibration.batch_size  # videos have unlike numbers of frames
     batches = [questions[at : at + size] for at in range(0, len(questions), size)]
 
     def prepare(batch: Sequence[Question]) -> dict[str, Tensor]:

@@ -90,15 +90,14 @@ def render(processor: Any, turns: Sequence[tuple[str, str | None]]) -> str:
     if any(answer is None for _, answer in turns[:-1]):
         raise FitPruneError("only the last turn of a conversation can be without an answer: give the earlier answers")
     template = processor if getattr(processor, "chat_template", None) else processor.tokenizer
-    failed: Exception | None = None
+    reason = "it writes lists out as they are"
     for plain in (False, True) if any(answer is not None for _, answer in turns) else (False,):
+        said = messages(turns, plain)
         try:
-            made = template.apply_chat_template(messages(turns, plain), tokenize=False, add_generation_prompt=turns[-1][1] is None)
+            made = str(template.apply_chat_template(said, tokenize=False, add_generation_prompt=turns[-1][1] is None))
         except Exception as error:  # whatever a template raises
-            failed = error
+            reason = first_line(error)
             continue
-        if "{'type': 'text'" not in made:  # a list written out as it is
-            return str(made)
-    raise FitPruneError(
-        f"the checkpoint's chat template cannot write this conversation: {first_line(failed) if failed else 'texts in parts'}"
-    )
+        if not any(str(one["content"]) in made for one in said if isinstance(one["content"], list)):
+            return made
+    raise FitPruneError(f"the checkpoint's chat template cannot write this conversation: {reason}")

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints.source import Source
 from ..checkpoints.tokenize import IMAGE
@@ -142,6 +143,10 @@ def run(processor: Any, questions: Sequence[Asked], padding_side: str, types: bo
         check_videos(processor)
         options |= {"videos": [[clip.frames for clip in row] for row in videos], "do_sample_frames": False}
         options["video_metadata"] = [[clip.metadata() for clip in row] for row in videos]
+    if any(videos) and len(questions) > 1:  # processors stack videos, or do not take them beside images
+        return together(
+            [run(processor, [one], padding_side, types) for one in questions], padding_side, processor.tokenizer.pad_token_id or 0
+        )
     try:
         made = processor(text=texts, images=shown if any(shown) else None, **options)
     except FitPruneError:
@@ -149,6 +154,30 @@ def run(processor: Any, questions: Sequence[Asked], padding_side: str, types: bo
     except Exception as error:  # a processor is its authors' code, and images are anybody's
         raise FitPruneError(f"the checkpoint's {type(processor).__name__} cannot take this prompt: {first_line(error)}") from error
     return {key: value for key, value in made.items() if isinstance(value, Tensor | list) and tensors(value)}
+
+
+def together(rows: Sequence[dict[str, Any]], padding_side: str, pad: int) -> dict[str, Any]:
+    """Inputs of single rows as a batch: what is a token's is filled up, everything else follows one after the other.
+
+    Raises:
+        FitPruneError: for videos of unlike numbers of frames, where the model wants them in one block.
+    """
+    width = max(row["input_ids"].shape[1] for row in rows)
+    made: dict[str, Any] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        parts = [row[name] for row in rows if name in row]
+        if all(name in row and row[name].shape == row["input_ids"].shape for row in rows):
+            sides = [(width - part.shape[1], 0) if padding_side == "left" else (0, width - part.shape[1]) for part in parts]
+            fill = pad if name == "input_ids" else 0
+            made[name] = torch.cat([nn.functional.pad(part, side, value=fill) for part, side in zip(parts, sides, strict=True)])
+            continue
+        if len({part.shape[1:] for part in parts}) > 1 and all("pixel_attention_mask" in row for row in rows if "pixel_values" in row):
+            most = max(part.shape[1] for part in parts)  # an image that is all zeros is none
+            parts = [nn.functional.pad(part, (0, 0) * (part.ndim - 2) + (0, most - part.shape[1])) for part in parts]
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise FitPruneError("these videos have unlike sizes or numbers of frames: ask about one at a time (--batch-size 1)")
+        made[name] = torch.cat(parts)
+    return made
 
 
 def check_videos(processor: Any) -> None:

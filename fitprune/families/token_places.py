@@ -124,7 +124,8 @@ def features(vlm: VLM, inputs: Mapping[str, Any]) -> Tensor:
     if method is None:
         return torch.zeros(0, 0)
     taken = inspect.signature(method).parameters
-    made = method(**{name: value for name, value in vlm.on_device(inputs).items() if name in taken})
+    handed_on = any(one.kind is one.VAR_KEYWORD for one in taken.values())  # to the tower
+    made = method(**{name: value for name, value in vlm.on_device(inputs).items() if handed_on or name in taken})
     made = getattr(made, "pooler_output", made)
     rows = [made] if isinstance(made, Tensor) else [one for one in made if isinstance(one, Tensor)]
     return torch.cat([one.flatten(0, -2) for one in rows]).float() if rows else torch.zeros(0, 0)
@@ -140,11 +141,9 @@ def without_attention(model: nn.Module) -> Iterator[None]:
         return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
 
     inside = {id(module) for module in decoder.modules()}
-    handles = [
-        module.register_forward_hook(silence)
-        for module in base.modules()
-        if id(module) not in inside and "Attention" in type(module).__name__
-    ]
+    seeing = [module for module in base.modules() if id(module) not in inside and "Attention" in type(module).__name__]
+    innermost = [one for one in seeing if not any(part in seeing for part in list(one.modules())[1:])]
+    handles = [module.register_forward_hook(silence) for module in innermost]
     try:
         yield
     finally:

@@ -160,7 +160,7 @@ class VLM:
         top_p: float | None = None,
         num_beams: int = 1,
     ) -> list[str]:
-        """Answers as text, stripped; greedy at temperature 0. Of the checkpoint's own generation config only what ends an answer is used."""
+        """Answers as text, stripped; greedy at temperature 0. Of its generation config only what ends an answer is used."""
         sampling: dict[str, Any] = {"do_sample": temperature > 0, "temperature": None, "top_p": None, "top_k": None}
         if temperature > 0:
             sampling.update(temperature=temperature, top_p=top_p)

@@ -1,7 +1,8 @@
 """lmms-eval's messages as the turns of a conversation, which the checkpoint's own template writes, with the images in order.
 
 A message is a role and a list of texts, images and videos. Each image becomes `<image>` and a line break where it stands, as in
-`VLM.ask`, so that an image and a question give the prompt that `fitprune eval` gives. Where a message's text has `<image>` itself, its images go there.
+`VLM.ask`, so that an image and a question give the prompt that `fitprune eval` gives. Where a message's text has `<image>` itself, its
+images go there.
 The system sentence stays the template's, which the checkpoint was trained with; a system message is put before the first question.
 
     pytest tests/lmms/test_lmms_eval.py

@@ -264,9 +264,9 @@ def test_unknown_settings_are_reported_once(adapter: Any, caplog: pytest.LogCapt
 
 def test_errors_name_the_document_and_leave_nothing_attached(adapter: Any, recipe: Path) -> None:
     made = model(adapter.FitPruneChat, QUESTIONS, recipe=str(recipe))
-    video = [{"role": "user", "content": [{"type": "video", "url": "film.mp4"}]}]
-    with pytest.raises(FitPruneError, match=r"^task, document 3: fitprune reads text and images, not video"):
-        made.generate_until([request(made, 0), request(made, 3, messages=lambda q: video)])
+    sound = [{"role": "user", "content": [{"type": "audio", "url": "song.wav"}]}]
+    with pytest.raises(FitPruneError, match=r"^task, document 3: fitprune reads text, images and videos, not audio"):
+        made.generate_until([request(made, 0), request(made, 3, messages=lambda q: sound)])
     assert attachment_of(made.vlm.model) is None
     made.clean()
     with pytest.raises(FitPruneError, match="given back"):

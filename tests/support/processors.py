@@ -344,9 +344,13 @@ def expected_inputs(path: Path, model: Any, *content: dict[str, Any]) -> dict[st
     """What transformers' processor makes of one user's message."""
     messages = [{"role": "user", "content": list(content)}]
     options = {"tokenize": True, "add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
-    made = reference(path).apply_chat_template(messages, **options)
-    known = {**inspect.signature(type(model).forward).parameters, **inspect.signature(type(model.base_model).forward).parameters}
-    return {name: value for name, value in made.items() if name in known}
+    return known(model, reference(path).apply_chat_template(messages, **options))
+
+
+def known(model: Any, made: Any) -> dict[str, Any]:
+    """What a model's forward takes of what a processor made."""
+    names = {**inspect.signature(type(model).forward).parameters, **inspect.signature(type(model.base_model).forward).parameters}
+    return {name: value for name, value in made.items() if name in names}
 
 
 def missing(name: str) -> str:
