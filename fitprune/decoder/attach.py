@@ -53,6 +53,8 @@ from .upstream import (
     check_positions,
     forward_name,
     has_windows,
+    recurrent_layers,
+    sharing_layers,
     use_implementation,
 )
 from .visual_tokens import NO_LENGTHS, ByMask, ByTokenId, Lengths, Located, image_lengths, without_padding
@@ -112,6 +114,7 @@ class Attachment:
         self.policy = policy
         self.layers: list[nn.Module] = list(self.decoder.layers)  # type: ignore[arg-type]
         self.config = cast(Any, self.decoder.config)
+        self.recurrent, self.sharing = recurrent_layers(self.layers), sharing_layers(self.decoder)
         self.shares_heads = False  # whether other processes hold some of the heads
         self._call = threading.local()  # .located: the visual tokens of the call that runs on this thread
         if attachment_of(model) is not None:
@@ -290,7 +293,7 @@ class Attachment:
                 )
             kv.check_prunable(cache)
             args, kwargs = self._own_cache(decoder, args, kwargs, call, cache)
-        told = Prefill(spans, length, past, real, tokens.device, flash, read)
+        told = Prefill(spans, length, past, real, tokens.device, flash, read, self.recurrent, self.sharing)
         state = self.policy.begin(told) if prefill else PrefillState(told)
         for name in take_deepstack(call, state):
             kwargs = {**kwargs, name: None}

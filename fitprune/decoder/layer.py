@@ -70,6 +70,11 @@ class LayerForward:
         state: PrefillState | None = kwargs.pop(STATE_KEY, None)
         if state is None:
             return self.original(hidden_states, *args, **kwargs)
+        if hidden_states.ndim != 3:
+            raise UnsupportedError(
+                f"{type(self.layer).__name__} takes hidden states of shape {list(hidden_states.shape)}, not [rows, tokens, size]: "
+                "such layers are not supported"
+            )
         kwargs.update(zip(self._arguments, args, strict=False))
         cache = cache_in(kwargs)
         here = state.enter(self.index, hidden_states, cache, kwargs)

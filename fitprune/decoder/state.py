@@ -16,7 +16,7 @@ layer watched (observe.py), or nothing more, after a prefill that was pruned bef
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class Prefill:
     real: [B, n] bool on the CPU, False at padding; None if there is none.
     flash: Whether the attention takes 2-D masks (flash) or 4-D ones (sdpa, eager).
     logits_to_keep: How many of the last columns the model looks at in the end; 0 for all.
+    recurrent: Layers without attention (linear attention), where tokens go through a state one after the other.
+    sharing: Layers without keys of their own, and the layer whose keys each of them reads.
     """
 
     spans: Spans
@@ -50,6 +52,8 @@ class Prefill:
     device: torch.device | None = None
     flash: bool = False
     logits_to_keep: int = 0
+    recurrent: frozenset[int] = frozenset()
+    sharing: Mapping[int, int] = field(default_factory=dict)
 
 
 class PrefillState:
@@ -82,6 +86,7 @@ class PrefillState:
         self.cache: Any = None
         self.deepstack: list[Tensor] = []
         self._remembered: dict[str, tuple[Any, Any]] = {}
+        self._held: dict[int, tuple[Tensor, Tensor | None] | None] = {}  # layer: what its cache held before this forward
 
     # ---- what subclasses decide -------------------------------------------------------------------------------
 
@@ -108,17 +113,23 @@ class PrefillState:
         self.layers_entered = layer + 1
         self._to(hidden.device)
         kv.admit(cache, layer)
-        mask = kwargs.get(MASK)
-        if mask is None and self.length == 1 and self.token_index is None and kv.all_valid(cache, layer):
+        mask, source = kwargs.get(MASK), self.call.sharing.get(layer, layer)  # source: the layer whose keys it reads
+        if mask is None and self.length == 1 and self.token_index is None and kv.all_valid(cache, source):
             return LayerPass(self, layer, None)  # decoded without padding, a token sees all that the layer holds
-        entered = LayerPass(self, layer, kv.entries(cache, layer))
+        if source == layer:
+            self._held[layer] = kv.entries(cache, layer)
+        entered = LayerPass(self, layer, self._held.get(source))
         if self.token_index is None and entered.cached is None:
             return entered
-        if entered.cached is not None:
+        if hidden.shape[1] < self.status.shape[1]:
+            entered.last = hidden.shape[1]
+        if layer in self.call.recurrent:
+            kwargs[MASK] = mask if self.token_index is None else self.status == ALIVE if self.pad_slots else None
+        elif entered.cached is not None:
             kwargs[MASK] = entered.mask(mask)
         else:
             kwargs[MASK] = self._once("mask", mask, lambda: entered.mask(mask))
-        if self.token_index is None:
+        if self.token_index is None or entered.last is not None:
             return entered
         embeddings = kwargs.get(ROTARY)
         if embeddings is not None:
@@ -185,12 +196,15 @@ class LayerPass:
     cached: What the layer's cache held before, columns and validity as `cache.entries`; None where it held every token.
     survivors: Which carried tokens go on after this layer, once it is known; None for all.
     attention_seen: Whether its attention was shown to the state.
+    last: How many of the carried tokens, the last ones, go through this layer where the decoder itself leaves the others out, as layers
+        without keys of their own need not compute what nobody reads; None for all.
     """
 
     def __init__(self, state: PrefillState, index: int, cached: tuple[Tensor, Tensor | None] | None) -> None:
         self.state, self.index, self.cached = state, index, cached
         self.survivors: Tensor | None = None
         self.attention_seen = False
+        self.last: int | None = None
         self._keys_before: tuple[Tensor, Tensor | None] | None = None
 
     def on_attention(
@@ -259,14 +273,10 @@ class LayerPass:
         if mask is None and not state.pad_slots and self.cached is None and not state.past:
             return None  # causal, and deleting tokens keeps it so
         columns, valid = self.keys()
-        if mask is not None and mask.ndim == 2 and not state.call.flash:  # of linear attention: which of the new tokens are real
-            return (
-                None
-                if state.token_index is None
-                else masks.flash(mask, state.token_index, state.status == ALIVE if state.pad_slots else None)
-            )
         if state.call.flash:
             return masks.flash(mask, columns, valid)
+        if self.last is not None:  # the model's mask has these rows only, or is causal
+            return masks.dense(mask, state.columns()[:, -self.last :], columns, valid)
         return masks.dense(mask, state.columns(), columns, valid, carried=state.token_index)
 
 

@@ -23,7 +23,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 import transformers
@@ -52,7 +52,7 @@ def refuse(missing: str, purpose: str) -> NoReturn:
 
 
 try:
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, cache_utils
     from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
     from transformers.modeling_outputs import BaseModelOutputWithPast
 except ImportError as error:
@@ -112,8 +112,10 @@ def output_with_cache(hidden: Any, cache: Cache) -> Any:
 
 
 def has_keys(kind: type) -> bool:
-    """Whether cache layers of that class hold keys and values, an entry per token; those of linear attention hold a state."""
-    return not hasattr(kind, "update_recurrent_state") or issubclass(kind, DynamicLayer)
+    """Whether cache layers of that class hold keys and values, an entry per token; those of linear attention hold a state, those of
+    decoder layers that read the keys of others nothing."""
+    nothing = getattr(cache_utils, "DummyLayer", None)  # newer than 5.0
+    return kind is not nothing and (not hasattr(kind, "update_recurrent_state") or issubclass(kind, DynamicLayer))
 
 
 @lru_cache(maxsize=1)
@@ -160,13 +162,25 @@ def attention_of(layer: nn.Module) -> nn.Module | None:
     return getattr(layer, "self_attn", None)
 
 
+def recurrent_layers(layers: Iterable[nn.Module]) -> frozenset[int]:
+    """Those of a decoder's layers that have no attention: tokens go through a state there, one after the other."""
+    return frozenset(index for index, layer in enumerate(layers) if attention_of(layer) is None)
+
+
+def sharing_layers(decoder: nn.Module) -> dict[int, int]:
+    """Layers of a decoder that have no keys of their own, and the layer whose keys each of them reads (Gemma 4's small models)."""
+    config, layers = cast(Any, decoder.config), len(cast(Any, decoder.layers))
+    first = layers - (getattr(config, "num_kv_shared_layers", None) or 0)
+    kinds = getattr(config, "layer_types", None) or [""] * layers
+    return {layer: max(one for one in range(first) if kinds[one] == kinds[layer]) for layer in range(first, layers)}
+
+
 def forbidden_layers(decoder: nn.Module) -> dict[int, str]:
     """Layers of a decoder where no token can be deleted, and why: nothing ranks there, or later layers read keys of earlier ones."""
     layers: Any = decoder.layers
-    found = {index: "has no attention that could rank tokens" for index, layer in enumerate(layers) if attention_of(layer) is None}
-    config: Any = decoder.config
-    if getattr(config, "num_kv_shared_layers", 0):
-        found |= dict.fromkeys(range(len(layers) - 1), "stands before layers that share keys with earlier ones")
+    found = dict.fromkeys(sorted(recurrent_layers(layers)), "has no attention that could rank tokens")
+    if shared := sharing_layers(decoder).values():
+        found |= dict.fromkeys(range(min(shared), len(layers)), "stands between keys that layers share and those that read them")
     return found
 
 

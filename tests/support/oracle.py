@@ -77,16 +77,22 @@ def received(model: nn.Module, inputs: Inputs, deleted: Deleted = ()) -> list[Re
     return masked_dense(model, inputs, deleted).received
 
 
-def select(model: nn.Module, inputs: Inputs, recipe: Any) -> Dense:
-    """Which tokens go, image by image, lowest score first, the earlier first among equals; `recipe.deletions(n, layers)` says how many."""
+def select(model: nn.Module, inputs: Inputs, recipe: Any, before: Tensor | None = None) -> Dense:
+    """Which tokens go, image by image, lowest score first, the earlier first among equals; `recipe.deletions(n, layers)` says how many.
+
+    before: [B, n] the layers that deleted tokens of an earlier turn, the first n of each row; the images there are not chosen from again.
+    """
     removed = torch.full(inputs.real.shape, NEVER)
+    known = 0 if before is None else before.shape[1]
+    if before is not None:
+        removed[:, :known] = before
     layers = len(decoder_of(model).layers)
     asks = inputs.asks
 
     def choose(layer: int, seen: Received) -> None:
         cross, intra = seen
         for row, visuals in enumerate(inputs.visuals):
-            for one in visuals:
+            for one in (one for one in visuals if one.tokens[0] >= known):
                 count = recipe.deletions(len(one.tokens), layers)[layer]
                 here = one.tokens[removed[row, one.tokens] > layer]
                 follows = bool(asks[row, int(one.tokens[-1]) :].any())
