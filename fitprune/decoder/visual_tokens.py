@@ -276,13 +276,14 @@ class ByTokenId:
 
 
 def image_lengths(features: Any) -> list[int]:
-    """Tokens of each image, from what a model makes of them: a list of [n, hidden], or [images, n, hidden]; empty if it is neither."""
+    """Tokens of each image, from what a model makes of them: a list of [n, hidden] or [frames, n, hidden], or one tensor
+    [images, n, hidden]; empty if it is neither."""
     features = getattr(features, "pooler_output", features)
     if isinstance(features, Tensor):
         return [features.shape[1]] * features.shape[0] if features.ndim == 3 else []
     if not isinstance(features, list | tuple) or not all(isinstance(one, Tensor) and one.ndim in (2, 3) for one in features):
         return []
-    return [length for one in features for length in ([len(one)] if one.ndim == 2 else [one.shape[1]] * len(one))]
+    return [one.shape[:-1].numel() for one in features]
 
 
 def _misfit(rows: Sequence[Sequence[Run]], lengths: Sequence[int]) -> NoReturn:
