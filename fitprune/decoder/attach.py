@@ -50,6 +50,7 @@ from .upstream import (
     cache_in,
     caches_in,
     check,
+    check_images_are_tokens,
     check_positions,
     forward_name,
     has_windows,
@@ -120,6 +121,7 @@ class Attachment:
         if attachment_of(model) is not None:
             raise FitPruneError("this model already has a recipe attached: leave that `with` block, or call detach(model), first")
         check_implementation(self.config._attn_implementation)
+        check_images_are_tokens(model, self.decoder)
         check(self.decoder, self.layers)
         self._mask = None if visual_mask is None else ByMask(visual_mask)
         self._undo = ExitStack()

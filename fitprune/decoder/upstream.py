@@ -261,6 +261,20 @@ def check_positions(module: nn.Module, call: Mapping[str, Any]) -> None:
         )
 
 
+def check_images_are_tokens(model: nn.Module, decoder: nn.Module) -> None:
+    """Refuses a model whose decoder reads images otherwise than as tokens of its prompt: there is nothing to delete there.
+
+    Raises:
+        UnsupportedError: for cross-attention to images, and for encoder-decoders.
+    """
+    config: Any = model.config
+    name = type(model).__name__
+    if any(name.startswith("cross_attention") for name in parameters(decoder)):
+        raise UnsupportedError(f"{name} reads images by cross-attention, not as tokens of its prompt: there is nothing to prune")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedError(f"{name} is an encoder-decoder, whose decoder carries no visual tokens: there is nothing to prune")
+
+
 def has_windows(config: Any) -> bool:
     """Whether a decoder's own cache would have layers that keep only a window of the tokens."""
     return any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=config).layers)

@@ -98,6 +98,30 @@ def test_adjacent_images_that_nothing_tells_apart_are_refused() -> None:
         model(**call)
 
 
+def test_images_that_are_no_tokens_are_refused() -> None:
+    """Llama 3.2 Vision reads them by cross-attention; its prompts have one token for each."""
+    from transformers import MllamaConfig, MllamaForConditionalGeneration
+    from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
+
+    text = {**vlms.NO_HEAD_DIM, "num_hidden_layers": 2, "cross_attention_layers": [1], "eos_token_id": 2}
+    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_global_layers": 1, "attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 8, "vision_output_dim": 32, "intermediate_layers_indices": [0]}
+    config = MllamaConfig(text_config=MllamaTextConfig(**text), vision_config=MllamaVisionConfig(**vision), image_token_index=vlms.IMAGE)
+    model = MllamaForConditionalGeneration(config)
+    with pytest.raises(UnsupportedError, match="reads images by cross-attention"):
+        fitprune.attach(model, deleting(model, 1))
+
+
+def test_encoder_decoders_are_refused() -> None:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    sizes = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in (("layers", 1), ("attention_heads", 2))}
+    model = BartForConditionalGeneration(BartConfig(vocab_size=8, d_model=8, encoder_ffn_dim=8, decoder_ffn_dim=8, **sizes))
+    with pytest.raises(UnsupportedError, match="is an encoder-decoder"):
+        fitprune.attach(model, Recipe.none(1))
+
+
 def test_layers_with_states_of_another_shape_are_refused() -> None:
     """Gemma 3n carries four streams of every token."""
     model, call = asked("Qwen2_5_VL")
