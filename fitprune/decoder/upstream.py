@@ -37,7 +37,6 @@ RAN = ("5.0.0", "5.17.0", "5.23.0", "5.24.0")  # transformers, oldest first; pyp
 STATE_KEY = "fitprune"  # ours: under it a forward's state travels, from the model down to its attention
 MASK, POSITIONS, ROTARY = "attention_mask", "position_ids", "position_embeddings"  # of layers; narrowed by state.py
 DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")  # of decoders that add image features after their first layers
-PROJECTION = "o_proj"  # attention's last step; where it has none of this name, a deleted token pays for its projection
 _CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")  # of forwards without annotations
 
 log = logging.getLogger(__name__)
@@ -255,6 +254,15 @@ def has_windows(config: Any) -> bool:
 def forward_name(module: nn.Module) -> str:
     """Where an instance's forward may be replaced: accelerate's hooks stay around it, and call it by another name."""
     return "_old_forward" if hasattr(module, "_hf_hook") else "forward"
+
+
+def place_of(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a module runs (accelerate's hooks may keep its weights elsewhere) and in which type: that of its norms, not of packed weights."""
+    hooks = [getattr(part, "_hf_hook", None) for part in module.modules()]
+    devices = [getattr(one, "execution_device", None) for hook in hooks for one in getattr(hook, "hooks", [hook])]
+    weights = sorted((weight for weight in module.parameters() if weight.is_floating_point()), key=lambda weight: weight.ndim)
+    device = next((one for one in devices if one is not None), weights[0].device)
+    return torch.device(device), weights[0].dtype
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
