@@ -90,24 +90,27 @@ def run_with(layer: nn.Module, parts: Mapping[str, Callable[..., Any]], hidden: 
 
 def last_step(attention: nn.Module) -> nn.Module | None:
     """The part whose result an attention's forward returns as it is: its output projection. None if none is seen in its source."""
-    if not _is_its_own(attention):
-        return None
+    name = _last_called(type(attention)) if _is_its_own(attention) else None
+    part = getattr(attention, name, None) if name else None
+    return part if isinstance(part, nn.Module) else None
+
+
+@cache
+def _last_called(kind: type[nn.Module]) -> str | None:
+    """x in a forward that ends with `y = self.x(…)` and `return y, …`, or with `return self.x(…), …`."""
     try:
-        ((function,),) = (ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(type(attention).forward)))).body,)
+        (function,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(kind.forward)))).body
     except (OSError, TypeError, SyntaxError, ValueError):
         return None
     match getattr(function, "body", [])[-2:]:
-        case [_, ast.Return(ast.Tuple([ast.Call(ast.Attribute(ast.Name("self"), name)), *_]))]:
-            pass
+        case [*_, ast.Return(ast.Tuple([ast.Call(ast.Attribute(ast.Name("self"), name)), *_]))]:
+            return name
         case [
             ast.Assign([ast.Name(result)], ast.Call(ast.Attribute(ast.Name("self"), name))),
             ast.Return(ast.Tuple([ast.Name(returned), *_])),
         ] if result == returned:
-            pass
-        case _:
-            return None
-    part = getattr(attention, name, None)
-    return part if isinstance(part, nn.Module) else None
+            return name
+    return None
 
 
 @cache
