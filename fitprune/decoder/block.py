@@ -10,9 +10,9 @@ What comes before the attention (a norm) is left out of the second half where no
 made again where something does (an MLP beside the attention reads the same norm).
 
 That is right if everything but the attention does with each token the same, whatever others there are. `read_block` tries it out
-before anything runs: a few random rows, with something random in the attention's place, go through the layer whole and in
-halves, and the survivors must come out the same; and equal rows must come out equal, which they do not where experts have a capacity. One layer is
-tried for all that are like it. Parts are tried without their hooks, so nobody who listens to a part hears of it.
+before anything runs: a few random rows, with something random in the attention's place, go through the layer whole and in halves,
+and the survivors must come out the same; and equal rows must come out equal, which they do not where experts have a
+capacity. One layer is tried for all that are like it. Parts are tried without their hooks, so nobody who listens to one hears of it.
 
 Layers that fail are cut at their exit. Left out: whether an attention whose last step is not a part of it could be cut earlier.
 
@@ -90,16 +90,16 @@ def run_with(layer: nn.Module, parts: Mapping[str, Callable[..., Any]], hidden: 
 
 def last_step(attention: nn.Module) -> nn.Module | None:
     """The part whose result an attention's forward returns as it is: its output projection. None if none is seen in its source."""
-    name = _last_called(type(attention)) if _is_its_own(attention) else None
+    name = _last_called(type(attention).forward) if _is_its_own(attention) else None
     part = getattr(attention, name, None) if name else None
     return part if isinstance(part, nn.Module) else None
 
 
 @cache
-def _last_called(kind: type[nn.Module]) -> str | None:
+def _last_called(forward: Callable[..., Any]) -> str | None:
     """x in a forward that ends with `y = self.x(…)` and `return y, …`, or with `return self.x(…), …`."""
     try:
-        (function,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(kind.forward)))).body
+        (function,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(forward)))).body
     except (OSError, TypeError, SyntaxError, ValueError):
         return None
     match getattr(function, "body", [])[-2:]:
@@ -230,7 +230,7 @@ class _Trial:
             return attended.clone(), None
 
         noting = [
-            part.register_forward_pre_hook(lambda _, __, name=name: calls.append(name))  # type: ignore[misc]
+            part.register_forward_pre_hook(lambda _, __, name=name: calls.append(name))
             for name, part in self.layer.named_children() if name != self.attention
         ]  # fmt: skip
         output = _first(run_with(self.layer, {self.attention: attend}, given, told))

@@ -93,9 +93,7 @@ class LayerForward:
         return state.leave(self.index, here.cut(output[0])), *output[1:]
 
     @torch.compiler.disable
-    def _cut_inside(
-        self, block: Block, hidden_states: Tensor, here: LayerPass, deletes: bool, cache: Any, kwargs: dict[str, Any]
-    ) -> Any:
+    def _cut_inside(self, block: Block, hidden_states: Tensor, here: LayerPass, deletes: bool, cache: Any, kwargs: dict[str, Any]) -> Any:
         """The layer's own forward, cut between attention and projection."""
         self._attending.here = here
         try:
@@ -107,7 +105,7 @@ class LayerForward:
             self._check_seen(here)
         here.record_cache(cache)
         attended, *rest = output if isinstance(output, tuple) else (output,)
-        if not narrowed:  # an attention module whose last step is not seen
+        if not narrowed:  # an attention whose last step is not a part of it, or takes its rows otherwise
             attended = self._read(here, here.narrow(attended))
         for name in block.per_token:
             if kwargs.get(name) is not None:
@@ -122,7 +120,7 @@ class LayerForward:
 
     def _before_projection(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         here: LayerPass | None = getattr(self._attending, "here", None)
-        if here is None:
+        if here is None or not args or args[0].ndim != 3 or args[0].shape[1] != here.state.status.shape[1]:
             return None
         self._attending.here = None
         return self._read(here, here.narrow(args[0])), *args[1:]

@@ -20,6 +20,7 @@ import copy
 import inspect
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -257,12 +258,12 @@ def forward_name(module: nn.Module) -> str:
 
 
 def place_of(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where a module runs (accelerate's hooks may keep its weights elsewhere) and in which type: that of its norms, not of packed weights."""
+    """Where a module runs (accelerate's hooks may keep its weights elsewhere), and in which type: that of its vectors."""
     hooks = [getattr(part, "_hf_hook", None) for part in module.modules()]
     devices = [getattr(one, "execution_device", None) for hook in hooks for one in getattr(hook, "hooks", [hook])]
-    weights = sorted((weight for weight in module.parameters() if weight.is_floating_point()), key=lambda weight: weight.ndim)
-    device = next((one for one in devices if one is not None), weights[0].device)
-    return torch.device(device), weights[0].dtype
+    weights = [weight for weight in module.parameters() if weight.is_floating_point()]
+    types = Counter(weight.dtype for weight in weights if weight.ndim == 1) or Counter(weight.dtype for weight in weights)
+    return torch.device(next((one for one in devices if one is not None), weights[0].device)), types.most_common(1)[0][0]
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """Layers of any shape are cut inside, by their own forward, if everything but the attention works token by token."""
 
-import importlib
-import inspect
 import logging
 from contextlib import nullcontext
 
@@ -19,7 +17,7 @@ from fitprune import Recipe
 from fitprune.decoder import block as blocks
 from fitprune.decoder.attach import find_decoder
 from fitprune.decoder.block import Block, last_step, read_block
-from fitprune.decoder.upstream import attention_of, cache_argument
+from fitprune.decoder.upstream import attention_of
 
 EXPERTS = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2, "moe_k": 2,
@@ -109,8 +107,9 @@ def test_layers_that_are_cut_inside(name):
             assert (found.attention, found.skipped) == ("self_attn", before)
             assert found.per_token == (("per_layer_input",) if name == "Gemma4TextModel" else ())
     after = [length - sum(counts[: index + 1]) for index in range(len(counts))]
-    seen, projected = listened(getattr(layer, mlp) for layer in layers), listened(
-        last_step(attention_of(layer)) for layer in layers if attention_of(layer) is not None
+    seen, projected = (
+        listened(getattr(layer, mlp) for layer in layers),
+        listened(last_step(attention_of(layer)) for layer in layers if attention_of(layer) is not None),
     )
     results = {}
     for where in (nullcontext, tiny.cut_at_exit):
@@ -266,8 +265,7 @@ def test_variants_that_work_token_by_token(kind):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [Mixing, MixingBefore, FirstDiffers, Counting, NormedOverTokens, ReadsTheCache, ReadsTheMask, InPlace, Twice, Beside],
+    "kind", [Mixing, MixingBefore, FirstDiffers, Counting, NormedOverTokens, ReadsTheCache, ReadsTheMask, InPlace, Twice, Beside]
 )
 def test_variants_that_do_not(kind):
     assert read_block(variant(kind).model.layers[1]) is None
