@@ -181,7 +181,8 @@ class _Trial:
     """A layer, without hooks and out of training, on random rows."""
 
     def __init__(self, layer: nn.Module, attention: str) -> None:
-        self.layer, self.attention = _bare(layer, attention), attention
+        gathered = any(not weight.numel() for weight in layer.parameters())  # ZeRO-3's hooks bring the weights
+        self.layer, self.attention = _copy(layer, but=attention, hooks=gathered), attention
         config: Any = getattr(layer, attention).config
         self._width = int(config.hidden_size)
         self._device, self._dtype = place_of(layer)
@@ -261,12 +262,13 @@ class _Trial:
         return draw
 
 
-def _bare(module: nn.Module, but: str = "") -> nn.Module:
-    """A module with the same weights and without hooks, all its parts as well but for one."""
-    copy = object.__new__(type(module))
-    copy.__dict__.update({name: type(value)() if name.endswith("_hooks") else value for name, value in module.__dict__.items()})
-    parts = {name: part if part is None or name == but else _bare(part) for name, part in module._modules.items()}
-    copy.__dict__.update(training=False, _modules=parts, _compiled_call_impl=None)
+def _copy(module: nn.Module, but: str = "", *, hooks: bool) -> nn.Module:
+    """A module with the same weights, and so are its parts but for one; with or without the hooks, and out of training."""
+    copy, listening = object.__new__(type(module)), {name: value for name, value in module.__dict__.items() if name.endswith("_hooks")}
+    copy.__dict__.update(module.__dict__, training=False, _compiled_call_impl=None)
+    copy.__dict__.update({name: type(value)(value if hooks else ()) for name, value in listening.items()})
+    parts = {name: part if part is None or name == but else _copy(part, hooks=hooks) for name, part in module._modules.items()}
+    copy.__dict__.update(_modules=parts)
     return copy
 
 

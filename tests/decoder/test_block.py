@@ -126,6 +126,26 @@ def test_layers_that_are_cut_inside(name):
     assert [[row.tolist() for row in rows] for rows in alive] == [[row.tolist() for row in rows] for rows in other]
 
 
+@pytest.mark.parametrize("name", ["Cohere2Model", "Gemma4TextModel", "Llama4TextModel", "Olmo2Model", "GraniteModel", "PhiModel"])
+def test_the_last_layer_carries_on_only_what_is_read(name):
+    """Whatever its shape; inputs per token as well."""
+    built(name)  # or skipped
+    settings, own, mlp, _ = INSIDE[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, settings)(**{**tiny.SIZES, "head_dim": 8, **own})
+    model = tiny.sharpen(getattr(transformers, name.replace("TextModel", "ForCausalLM").replace("Model", "ForCausalLM"))(config))
+    ids = torch.randint(2, tiny.VOCAB, (2, 26), generator=torch.Generator().manual_seed(1))
+    visual = torch.zeros(2, 26, dtype=torch.bool)
+    visual[:, 3:19] = True
+    seen = listened([getattr(find_decoder(model).layers[-1], mlp)])
+    for counts in ([3, 0, 5, 2], [3, 0, 5, 0]):
+        with torch.no_grad(), fitprune.prune(model, Recipe.from_deletions(counts, visual_tokens=16), visual_mask=visual):
+            whole = model(input_ids=ids, use_cache=False).logits
+            short = model(input_ids=ids, use_cache=False, logits_to_keep=2).logits
+        torch.testing.assert_close(short, whole[:, -2:], atol=1e-5, rtol=1e-5)
+        assert seen[-1] == 2
+
+
 def test_the_last_step_of_attention_is_read_from_its_source():
     class Last(nn.Module):
         def __init__(self):
