@@ -3,7 +3,7 @@
 transformers renames. Its cache argument was `past_key_values` until 5.23 and is `cache` since 5.24; a string of ours that
 names the old one would find nothing, narrow nothing, refuse nothing, and say nothing. So nothing elsewhere asks for such a
 name: a cache is an argument that is annotated, and a value that is an instance, of `Cache`; a registry of attention functions is an
-`AttentionInterface`; and which steps a layer takes is read from its forward (block.py), not from the name of its class.
+`AttentionInterface`; and whether a layer can be cut inside is tried out on it (block.py), not read from the name of its class.
 
 `TABLE` lists what is relied on, and what for. `check` looks for all of it when pruning attaches, and refuses with one line
 that names what is missing, the version found and the versions on which the whole suite ran (`RAN`). What no check beforehand can
