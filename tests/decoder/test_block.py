@@ -17,7 +17,7 @@ from fitprune import Recipe
 from fitprune.decoder import block as blocks
 from fitprune.decoder.attach import find_decoder
 from fitprune.decoder.block import Block, last_step, read_block
-from fitprune.decoder.upstream import attention_of
+from fitprune.decoder.upstream import attention_of, parameters
 
 EXPERTS = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2, "moe_k": 2,
@@ -32,6 +32,12 @@ LINEAR = {
 }  # fmt: skip
 SECTIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
 NORMS = ("input_layernorm",)
+TOWERS = {
+    "vision_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4,
+                      "image_size": 16, "crop_size": 16},
+    "audio_config": {"hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2, "ext_pw_out_channel": 16,
+                     "depthwise_separable_out_channel": 16, "nemo_conv_channels": 16, "input_size": 16},
+}  # fmt: skip
 
 # decoder: (config, what is its own, the part that is its MLP, what comes before its attention and is read by nothing else)
 INSIDE = {
@@ -64,7 +70,7 @@ INSIDE = {
     "GraniteModel": ("GraniteConfig", {"residual_multiplier": 0.7, "attention_multiplier": 0.3}, "mlp", NORMS),
     "PhiModel": ("PhiConfig", {}, "mlp", ()),
     "Phi3Model": ("Phi3Config", {}, "mlp", NORMS),
-    "Phi4MultimodalModel": ("Phi4MultimodalConfig", {}, "mlp", NORMS),
+    "Phi4MultimodalModel": ("Phi4MultimodalConfig", TOWERS, "mlp", NORMS),
     "SmolLM3Model": ("SmolLM3Config", {}, "mlp", NORMS),
     "Ernie4_5Model": ("Ernie4_5Config", {}, "mlp", NORMS),
     "Ernie4_5_MoeModel": ("Ernie4_5_MoeConfig", EXPERTS, "mlp", NORMS),
@@ -101,6 +107,8 @@ def test_layers_that_are_cut_inside(name):
     visual = torch.zeros(rows, length, dtype=torch.bool)
     visual[:, 3:19] = True
     layers = list(find_decoder(model).layers)
+    if name == "Ministral3Model" and "cache_position" in parameters(attention_of(layers[0])):
+        pytest.skip("this transformers scales queries by one position for all rows")
     for layer, count in zip(layers, counts, strict=True):
         if count or name != "Qwen3_5TextModel":
             found = read_block(layer)
