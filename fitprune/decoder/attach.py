@@ -22,7 +22,7 @@ import copy
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -34,7 +34,7 @@ from ..distributed.heads import heads_of
 from ..errors import FitPruneError, UnsupportedError
 from . import cache as kv
 from .attention import check_implementation, listening
-from .block import read_block
+from .block import Block, read_block
 from .layer import LayerForward
 from .state import Prefill, PrefillState, take_deepstack
 from .upstream import (
@@ -117,6 +117,7 @@ class Attachment:
         self.config = cast(Any, self.decoder.config)
         self.recurrent, self.sharing = recurrent_layers(self.layers), sharing_layers(self.decoder)
         self.shares_heads = False  # whether other processes hold some of the heads
+        self._blocks: dict[Hashable, Block | None] = {}  # of layers alike
         self._call = threading.local()  # .located: the visual tokens of the call that runs on this thread
         if attachment_of(model) is not None:
             raise FitPruneError("this model already has a recipe attached: leave that `with` block, or call detach(model), first")
@@ -218,7 +219,7 @@ class Attachment:
         undo.callback(lambda: delattr(base, name))
 
     def _replace_forward(self, index: int, layer: nn.Module, attention: nn.Module | None, undo: ExitStack) -> None:
-        name, block = forward_name(layer), read_block(layer)
+        name, block = forward_name(layer), read_block(layer, self._blocks)
         own = layer.__dict__.get(name)
         last = index + 1 == len(self.layers)
         replacement = LayerForward(self, index, layer, attention, block, getattr(layer, name), last=last, undo=undo)

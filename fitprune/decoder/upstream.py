@@ -3,7 +3,7 @@
 transformers renames. Its cache argument was `past_key_values` until 5.23 and is `cache` since 5.24; a string of ours that
 names the old one would find nothing, narrow nothing, refuse nothing, and say nothing. So nothing elsewhere asks for such a
 name: a cache is an argument that is annotated, and a value that is an instance, of `Cache`; a registry of attention functions is an
-`AttentionInterface`; and which steps a layer takes is read from its forward (block.py), not from the name of its class.
+`AttentionInterface`; and whether a layer can be cut inside is tried out on it (block.py), not read from the name of its class.
 
 `TABLE` lists what is relied on, and what for. `check` looks for all of it when pruning attaches, and refuses with one line
 that names what is missing, the version found and the versions on which the whole suite ran (`RAN`). What no check beforehand can
@@ -20,6 +20,7 @@ import copy
 import inspect
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -37,7 +38,6 @@ RAN = ("5.0.0", "5.17.0", "5.23.0", "5.24.0")  # transformers, oldest first; pyp
 STATE_KEY = "fitprune"  # ours: under it a forward's state travels, from the model down to its attention
 MASK, POSITIONS, ROTARY = "attention_mask", "position_ids", "position_embeddings"  # of layers; narrowed by state.py
 DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")  # of decoders that add image features after their first layers
-PROJECTION = "o_proj"  # attention's last step; where it has none of this name, a deleted token pays for its projection
 _CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")  # of forwards without annotations
 
 log = logging.getLogger(__name__)
@@ -283,6 +283,15 @@ def has_windows(config: Any) -> bool:
 def forward_name(module: nn.Module) -> str:
     """Where an instance's forward may be replaced: accelerate's hooks stay around it, and call it by another name."""
     return "_old_forward" if hasattr(module, "_hf_hook") else "forward"
+
+
+def place_of(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a module runs (accelerate's hooks may keep its weights elsewhere), and in which type: that of its vectors."""
+    hooks = [getattr(part, "_hf_hook", None) for part in module.modules()]
+    devices = [getattr(one, "execution_device", None) for hook in hooks for one in getattr(hook, "hooks", [hook])]
+    weights = [weight for weight in module.parameters() if weight.is_floating_point()]
+    types = Counter(weight.dtype for weight in weights if weight.ndim == 1) or Counter(weight.dtype for weight in weights)
+    return torch.device(next((one for one in devices if one is not None), weights[0].device)), types.most_common(1)[0][0]
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
