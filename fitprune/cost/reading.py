@@ -76,10 +76,10 @@ def _described(config: _Config) -> Described:
     return each, sizes, _number(text, "hidden_size"), _number(text, "vocab_size")
 
 
-def _number(text: Any, name: str) -> int:
-    """A whole number of a config; 0 if it has none of that name, or another one for each layer."""
+def _number(owner: Any, name: str) -> int:
+    """A whole number of a config or a module; 0 if it has none of that name, or another one for each layer."""
     try:
-        found = getattr(text, name, None)
+        found = getattr(owner, name, None)
     except Exception:  # transformers has errors of its own for what differs by layer
         return 0
     return found if isinstance(found, int) else 0
@@ -109,11 +109,16 @@ def _decoder(text: Any, whole: Any) -> Any:
     _refuse(text, f"no decoder with layers is built from it ({said})" if said else "no decoder with layers is built from it")
 
 
+def _stacked(part: nn.Module) -> bool:
+    """Whether a part holds the weights of several experts, in three dimensions."""
+    return not isinstance(part, nn.Conv1d) and any(weight.ndim == 3 for weight in part.parameters(recurse=False))
+
+
 class _Reader:
     """One layer of a decoder on the meta device."""
 
     def __init__(self, text: Any, layer: nn.Module, number: int) -> None:
-        self.text, self.layer, self.number = text, layer, number
+        self.text, self.layer, self.number, self.hidden = text, layer, number, _number(text, "hidden_size")
 
     def cost(self, deletes: bool) -> LayerCost:
         """What the layer costs; `deletes`: whether tokens may be deleted here if they can be ranked."""
@@ -121,39 +126,41 @@ class _Reader:
         if len(mixers) != 1:
             self._refuse(f"has {len(mixers)} parts that mix tokens")
         (mixer,) = mixers
+        if sum(_stacked(part) for part in self.layer.modules()) > 1:
+            self._refuse("has several sets of experts")
         rest = sum(self._weights(part) for part in self.layer.children() if part is not mixer)
-        if any(True for _ in self.layer.parameters(recurse=False) if _.ndim > 1):
+        if any(weight.ndim > 1 for weight in self.layer.parameters(recurse=False)):
             self._refuse("has weights of its own")
-        read = self._linear_attention if attention_registry(mixer) is None else self._attention
-        return read(mixer, rest, deletes)
+        return self._linear_attention(mixer, rest) if attention_registry(mixer) is None else self._attention(mixer, rest, deletes)
 
     def _attention(self, attention: Any, rest: int, deletes: bool) -> LayerCost:
         if any(name.startswith("cross_attention") for name in parameters(attention)):
             self._refuse("attends to something else than the tokens that go through it")
-        if any(True for _ in attention.parameters(recurse=False)):  # sinks, differences of heads
+        if list(attention.parameters(recurse=False)):  # sinks, differences of heads
             self._refuse(f"has an attention ({type(attention).__name__}) with weights of its own")
         for part in attention.children():
             if not isinstance(part, nn.Linear) and self._weights(part):
                 self._refuse(f"has a {type(part).__name__} in its attention")
         projections = [part for part in attention.children() if isinstance(part, nn.Linear)]
-        output: Any = getattr(attention, "o_proj", None) or projections[-1]
         heads = _number(self.text, "num_attention_heads")
-        keys = getattr(attention, "qk_head_dim", None) or getattr(attention, "head_dim", None)
-        values, odd = divmod(output.in_features, heads or 1)
-        if not heads or not keys or odd or output.out_features != self.text.hidden_size:
+        keys = _number(attention, "qk_head_dim") or _number(attention, "head_dim")
+        if not heads or not keys or not projections:
             self._refuse("has heads whose size is not known")
-        kept = heads // (getattr(attention, "num_key_value_groups", None) or 1) * (keys + values)
+        output: Any = getattr(attention, "o_proj", projections[-1])
+        values, odd = divmod(output.in_features, heads)
+        if odd or output.out_features != self.hidden:
+            self._refuse("has heads whose size is not known")
+        kept = heads // (_number(attention, "num_key_value_groups") or 1) * (keys + values)
         if hasattr(attention, "expand_kv"):  # MLA that caches latents; before, what is made of them was cached
             kept = attention.kv_lora_rank + attention.qk_rope_head_dim
+        entering = self._weights(attention) - output.weight.numel()
+        if getattr(attention, "is_kv_shared_layer", False):  # keys and values are an earlier layer's, whatever is made for its own
+            entering, kept = self._weights(attention.q_proj), 0
         return LayerCost(
-            entering=self._weights(attention) - output.weight.numel(),
-            pair=heads * (keys + values),
-            leaving=output.weight.numel() + rest,
-            cached=0 if getattr(attention, "is_kv_shared_layer", False) else kept,
-            deletes=deletes,
+            entering=entering, pair=heads * (keys + values), leaving=output.weight.numel() + rest, cached=kept, deletes=deletes
         )
 
-    def _linear_attention(self, mixer: Any, rest: int, deletes: bool) -> LayerCost:
+    def _linear_attention(self, mixer: Any, rest: int) -> LayerCost:
         convolutions = [part for part in mixer.children() if isinstance(part, nn.Conv1d)]
         state = sum(part.weight.numel() for part in convolutions)  # the last columns, as many as the kernel is wide
         per_token = self._weights(mixer)
@@ -162,7 +169,7 @@ class _Reader:
             heads, keys, values = (getattr(mixer, name) for name in delta)
             per_token += 3 * heads * keys * values
             state += heads * keys * values
-        elif not convolutions or any(True for _ in mixer.parameters(recurse=False)):
+        elif not convolutions or list(mixer.parameters(recurse=False)):
             self._refuse(f"mixes tokens by a {type(mixer).__name__}")
         return LayerCost(entering=per_token, pair=0, leaving=rest, cached=0, state=state, deletes=False)
 
@@ -171,14 +178,12 @@ class _Reader:
         if isinstance(part, nn.Linear | nn.Conv1d):
             return part.weight.numel()
         count = 0
-        own = dict(part.named_parameters(recurse=False))
-        stacked = any(weight.ndim == 3 for weight in own.values())  # experts, whose biases have two dimensions
-        for name, weight in own.items():
-            if weight.squeeze().ndim < 2 or (stacked and weight.ndim == 2):
+        for name, weight in part.named_parameters(recurse=False):
+            if weight.squeeze().ndim < 2 or (_stacked(part) and weight.ndim == 2):  # vectors, and biases of experts
                 continue
             if weight.ndim == 3:
                 count += self._of_experts(weight.numel(), weight.shape[0], part)
-            elif hasattr(part, "top_k") or hasattr(part, "num_experts"):  # a router
+            elif name == "weight" and weight.shape[1] == self.hidden and not isinstance(part, nn.Embedding):  # a router
                 count += weight.numel()
             else:
                 self._refuse(f"has a weight {name} of {type(part).__name__}, and what it does is not known")
@@ -191,7 +196,7 @@ class _Reader:
     def _of_experts(self, weights: int, experts: int, part: nn.Module) -> int:
         """The share of all experts' weights that a token meets."""
         places = [part, *self.layer.modules(), self.text]
-        chosen = next((found for one in places for name in CHOSEN if isinstance(found := getattr(one, name, None), int)), None)
+        chosen = next((found for one in places for name in CHOSEN if (found := _number(one, name))), 0)
         if not chosen or weights % experts:
             self._refuse("has experts, and how many of them a token meets is not known")
         return weights // experts * chosen
