@@ -14,7 +14,7 @@ of sliding windows or chunks less. Norms, softmax and rotary embedding are left 
 the first layer. Integers in, exact integers out.
 
 layer.py      what one layer costs, in six numbers
-model.py      what a decoder of such layers costs
+total.py      what a decoder of such layers costs
 reading.py    a transformers config → its layers, counted from the weights of a model that has none
 parts.py      what a part of a layer is, told by its forward
 
@@ -22,6 +22,6 @@ parts.py      what a part of a layer is, told by its forward
 """
 
 from .layer import LayerCost
-from .model import VICUNA_7B, CostModel, alive_after
+from .total import VICUNA_7B, CostModel, alive_after
 
 __all__ = ["VICUNA_7B", "CostModel", "LayerCost", "alive_after"]
