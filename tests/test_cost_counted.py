@@ -177,14 +177,14 @@ REFUSED = [
     ("FalconH1", PLAIN, "layer 0 has 2 parts that mix tokens"),
     ("Bamba", PLAIN, "layer 0 mixes tokens by a BambaMixer"),
     ("GptOss", {**WIDE, "num_local_experts": 4}, "layer 0 has an attention .GptOssAttention. with weights of its own"),
-    ("DiffLlama", PLAIN, "layer 0 has an attention .DiffLlamaAttention. with weights of its own"),
-    ("Bert", {}, "BertConfig .* no decoder with layers is built from it"),
+    ("DiffLlama", PLAIN, "layer 0 .*DiffLlamaAttention"),
+    ("Bert", {}, "no decoder with layers is built from it"),
 ]
 
 
 @pytest.mark.parametrize(("name", "sizes", "words"), REFUSED)
 def test_what_cannot_be_counted_is_refused_by_name_and_reason(name: str, sizes: dict[str, Any], words: str) -> None:
-    with pytest.raises(FitPruneError, match=f"(?s)what a model of {name}Config costs is not known.*{words}|{words}"):
+    with pytest.raises(FitPruneError, match=f"what a model of {name}Config costs is not known: {words}"):
         CostModel.from_config(getattr(transformers, f"{name}Config")(**sizes))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import vlms
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -299,6 +300,31 @@ def test_statistics_do_not_depend_on_the_batch() -> None:
     count = int(alone.visual_tokens[0])
     torch.testing.assert_close(together.cross[2, :, :count], alone.cross[0, :, :count], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(together.intra[2, :, :count], alone.intra[0, :, :count], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("Qwen3Next", "linear_attention"), ("Lfm2", "conv"), ("Qwen3_5Text", "linear_attention")])
+def test_a_bare_hybrid_decoder(name: str, kinds: str) -> None:
+    if not hasattr(transformers, f"{name}Config"):
+        pytest.skip(f"no {name} in this transformers")
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=99, hidden_size=64, intermediate_size=80, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        layer_types=[kinds, "full_attention"] * 2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        **({} if name == "Lfm2" else {"head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4}),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(config).eval()
+    mask = torch.zeros(2, 30, dtype=torch.bool)
+    mask[:, 4:24] = True
+    embeds = torch.randn(2, 30, 64)
+    stats = fitprune.observe(model, [{"inputs_embeds": embeds, "visual_mask": mask}], progress=False)
+    assert stats.deletable == (1, 3)
+    assert not stats.intra[:, [0, 2]].any()
+    recipe = fit(stats, None, 0.4)
+    assert set(steps(recipe)) <= {1, 3}
+    with torch.no_grad(), fitprune.prune(model, recipe, visual_mask=mask) as trace:
+        hidden = model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    assert [len(row) for row in trace.visual[-1]] == [recipe.alive(20)[-1]] * 2
+    assert hidden.shape[1] == 10 + recipe.alive(20)[-1]
 
 
 def test_shared_keys_leave_only_the_last_layer() -> None:
