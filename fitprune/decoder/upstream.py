@@ -17,7 +17,6 @@ Left out: what single families and commands import from transformers; they say s
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import re
 from collections import Counter
@@ -30,6 +29,7 @@ import torch
 import transformers
 from torch import nn
 
+from ..cost.parts import attention_registry, cache_argument, module_globals, parameters
 from ..errors import UnsupportedError
 
 RAN = ("5.0.0", "5.17.0", "5.23.0", "5.24.0")  # transformers, oldest first; pyproject.toml and README say the same
@@ -38,7 +38,6 @@ RAN = ("5.0.0", "5.17.0", "5.23.0", "5.24.0")  # transformers, oldest first; pyp
 STATE_KEY = "fitprune"  # ours: under it a forward's state travels, from the model down to its attention
 MASK, POSITIONS, ROTARY = "attention_mask", "position_ids", "position_embeddings"  # of layers; narrowed by state.py
 DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")  # of decoders that add image features after their first layers
-_CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")  # of forwards without annotations
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ def refuse(missing: str, purpose: str) -> NoReturn:
 
 
 try:
-    from transformers import AttentionInterface, cache_utils
+    from transformers import AttentionInterface, cache_utils  # noqa: F401 (the first is what ../cost/parts.py tells a registry by)
     from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
     from transformers.modeling_outputs import BaseModelOutputWithPast
 except ImportError as error:
@@ -82,16 +81,9 @@ def version_numbers(text: str) -> tuple[int, ...]:
 # ---- caches ---------------------------------------------------------------------------------------------------------
 
 
-def cache_argument(module: nn.Module) -> str | None:
-    """The name of the argument that brings a module's forward its cache: the one that is annotated with `Cache`."""
-    known = parameters(module)
-    annotated = [name for name, one in known.items() if re.search(r"Cache\b", str(one.annotation))]
-    return next((name for name in (*annotated, *_CACHE_NAMES) if name in known), None)
-
-
 def pass_cache(module: nn.Module, cache: Any) -> dict[str, Any]:
     """The keyword argument with which a module's forward is given a cache."""
-    return {cache_argument(module) or _CACHE_NAMES[0]: cache}
+    return {cache_argument(module) or "cache": cache}
 
 
 def caches_in(values: Mapping[str, Any] | Iterable[Any] | None) -> list[Cache]:
@@ -140,18 +132,9 @@ def _cache_layers_as_known() -> bool:
 # ---- attention ------------------------------------------------------------------------------------------------------
 
 
-def _globals(module: nn.Module) -> dict[str, Any]:
-    return getattr(inspect.unwrap(type(module).forward), "__globals__", {})
-
-
-def attention_registry(module: nn.Module) -> Any:
-    """The registry that an attention module consults (models may have their own); None if it was written without one."""
-    return next((value for value in _globals(module).values() if isinstance(value, AttentionInterface)), None)
-
-
 def attention_function(module: nn.Module, name: str) -> Callable[..., Any]:
     """The function behind an implementation's name; `eager` is the model's own, and stands beside the module's class."""
-    return _globals(module)["eager_attention_forward"] if name == "eager" else attention_registry(module)[name]
+    return module_globals(module)["eager_attention_forward"] if name == "eager" else attention_registry(module)[name]
 
 
 def attention_of(layer: nn.Module) -> nn.Module | None:
@@ -202,11 +185,6 @@ def _takes_implementation(attention: nn.Module) -> bool:
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
-
-
-def parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
-    """The parameters of the forward of a module's class, `self` first."""
-    return inspect.signature(type(module).forward).parameters
 
 
 def argument_names(module: nn.Module) -> list[str]:
@@ -348,7 +326,7 @@ TABLE = (
     ),
     Reliance(
         "attention", "an eager_attention_forward beside its class", "it is what the implementation 'eager' means",
-        lambda attention: "eager_attention_forward" in _globals(attention) or not _is_eager(attention),
+        lambda attention: "eager_attention_forward" in module_globals(attention) or not _is_eager(attention),
     ),
     Reliance("attention", "keyword arguments for its function", "the state of pruning travels there", _hands_on),
 )  # fmt: skip
