@@ -116,6 +116,17 @@ def stop_string(template: str) -> str:
     return frame.sep2 if frame.style == "two" else frame.sep
 
 
+def answer_ends(template: str, tokenizer: Any, known: int | Sequence[int] | None) -> list[int]:
+    """Tokens that end an answer: those known (a generation config's), and the template's stop string where it is one token.
+
+    Raises:
+        FitPruneError: for an unknown template.
+    """
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    stop = tokenizer.get_vocab().get(stop_string(template).strip())
+    return ends if stop is None or stop in ends else [*ends, stop]
+
+
 @dataclass(frozen=True)
 class Pieces:
     """A template of dialogue as the texts that stand between what is said: what `build_prompt` and the Jinja form are written from.

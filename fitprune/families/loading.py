@@ -15,6 +15,7 @@ from ..distributed.launch import zero_stage
 from ..embedded import MODELS, model_path
 from ..errors import FitPruneError, first_line
 from . import FAMILIES
+from .chat_template import written_as
 from .conversation import template_for
 from .placement import dtype_named, from_transformers, where
 from .protocols import Family, OriginalFamily
@@ -74,7 +75,7 @@ def load(
         processor = family.image_processor(model.config, place)
     except (OSError, ValueError) as error:
         raise FitPruneError(f"cannot load the image processor of {path}: {first_line(error)}") from None
-    usual = template_for(model.config.get_text_config().model_type, tokenizer, name)
+    usual = written_as(tokenizer) or template_for(model.config.get_text_config().model_type, tokenizer, name)
     return VLM(name, model, tokenizer, template or usual, family, family.images(model.config, processor), usual)
 
 
