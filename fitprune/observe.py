@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .cost import CostModel
 from .decoder.attach import Attachment, ImageSpans, Prefill, PrefillPolicy, find_decoder
 from .decoder.state import PrefillState
-from .decoder.upstream import STATE_KEY
+from .decoder.upstream import STATE_KEY, unwrapped
 from .decoder.visual_tokens import ByTokenId, Located, positions_of, runs_of, tokens_of
 from .errors import FitPruneError
 from .images.lengths import ImageLengths
@@ -91,7 +91,8 @@ class Observer:
     """
 
     def __init__(self, model: nn.Module, name: str | None = None) -> None:
-        self.model, self.policy = model, Observation()
+        self.model = model = unwrapped(model)
+        self.policy = Observation()
         self.name = name or getattr(model.config, "_name_or_path", None) or type(model).__name__
         decoder = find_decoder(model)
         self.cost = CostModel.from_config(decoder.config)
@@ -180,6 +181,7 @@ def run_sample(model: nn.Module, sample: Mapping[str, Any]) -> None:
     located = Located({"image": runs_of(mask)}) if mask is not None else ByTokenId(model.config, ImageLengths(model.config))(inputs)
     if not all(any(rows) for rows in zip(*located.runs.values(), strict=True)):
         raise FitPruneError("a calibration sample has no image: remove it, or check that its prompt contains the image token")
+    model = unwrapped(model)
     base = getattr(model, "base_model", model)
     base(**inputs, **{STATE_KEY: ImageSpans(located)}, use_cache=False)
 

@@ -59,9 +59,7 @@ TEMPLATES: dict[str, Template] = {
     "mistral_instruct": Template("llama_2", "", "", "", "", "</s>"),
     "chatml_direct": Template("chatml", "Answer the questions.", *_CHATML),
     "mpt": Template(
-        "chatml",
-        "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers.",
-        *_CHATML,
+        "chatml", "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers.", *_CHATML
     ),
     "qwen_1_5": Template("chatml", "You are a helpful assistant.", *_CHATML, gap="\n"),
     "llava_llama_2": Template("llama_2", _HELPFUL, "", "", "<s>", "</s>"),
