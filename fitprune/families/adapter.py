@@ -15,7 +15,7 @@ import re
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoints.lora import ADAPTERS, CONFIG, Adapter, OtherAdapterError
 from ..checkpoints.original import is_original
@@ -105,15 +105,23 @@ def _merged_by_peft(model: nn.Module, source: Source, weights: Weights, why: str
         raise FitPruneError(f"{why}, which PEFT does on loading where it is installed: pip install 'fitprune[peft]'") from None
     with explained(f"PEFT cannot load the adapter {source}"):
         wrapped = PeftModel.from_pretrained(model, source.place)
-    lost = {settled(name) for name in get_peft_model_state_dict(wrapped, save_embedding_layers=False)} ^ {
-        settled(name) for name in weights.shapes
-    }
-    if lost:
+    if lost := _lost(get_peft_model_state_dict(wrapped, save_embedding_layers=False), weights):
         raise FitPruneError(f"{source}: {len(lost)} parts of the adapter fit no part of the base, such as {min(lost)}: give its own base")
     if wrapped.active_peft_config.is_prompt_learning:
         raise FitPruneError(f"{source} is an adapter that puts tokens of its own before the prompt, which cannot be pruned")
     with explained(f"PEFT cannot merge the adapter {source}"):
         return wrapped.merge_and_unload().eval()
+
+
+def _lost(held: dict[str, Tensor], weights: Weights) -> list[str]:
+    """Tensors of an adapter's file that are not what the model holds under that name, and those that it holds beside; PEFT only warns."""
+    left = {settled(name): value for name, value in held.items()}
+    lost = []
+    for name, value in weights.tensors():
+        got = left.pop(settled(name), None)
+        if got is None or not torch.equal(got.cpu().float(), value.float()):
+            lost.append(name)
+    return lost + list(left)
 
 
 def _check_vocabulary(tokenizer: Any, source: Source) -> None:

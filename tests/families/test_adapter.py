@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -224,11 +225,18 @@ def test_what_peft_saves_is_what_peft_merges(options: dict[str, Any], base: VLM,
             torch.testing.assert_close(ours.model(**inputs).logits, wanted(**inputs).logits, atol=1e-3, rtol=1e-3)
 
 
-def test_what_peft_would_lose_is_said(base: VLM, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda name: name.replace("layers.3.", "layers.93."),
+        lambda name: name.replace("layers.3.", "model.layers.3."),  # as some transformers might name it: PEFT does not know it
+    ],
+    ids=["a layer that is not there", "a level that is not there"],
+)
+def test_what_peft_would_lose_is_said(changed: Callable[[str], str], base: VLM, tmp_path: Path) -> None:
     trained(base, tmp_path / "lora", use_dora=True)
     file = tmp_path / "lora" / "adapter_model.safetensors"
-    tensors = {name.replace("layers.3.", "layers.93."): tensor for name, tensor in load_file(file).items()}
-    save_file(tensors, file)
+    save_file({changed(name): tensor for name, tensor in load_file(file).items()}, file)
     with pytest.raises(FitPruneError, match="parts of the adapter fit no part of the base"):
         fitprune.load(str(tmp_path / "lora"), device="cpu")
 
