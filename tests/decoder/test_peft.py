@@ -95,6 +95,19 @@ def test_a_bare_language_model(llama: Any) -> None:
             torch.testing.assert_close(got, merged(inputs_embeds=embeds).logits, atol=1e-4, rtol=1e-4)
 
 
+def test_adapters_without_the_wrapper(llava: Any) -> None:
+    """PEFT's layers in a model that stays what it is, as transformers' `load_adapter` puts them there."""
+    model = peft.inject_adapter_in_model(peft.LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False), copy.deepcopy(llava))
+    model.eval()
+    with torch.no_grad():
+        assert (model(**INPUTS[0]).logits - llava(**INPUTS[0]).logits).abs().max() > 0.1
+        with fitprune.prune(model, tiny.RECIPE) as trace:
+            got = model(**INPUTS[0]).logits[0]
+    wanted = tiny.dense_pruned(model, INPUTS[0], [(3, 19)], tiny.RECIPE)
+    assert trace.alive[-1][0].tolist() == wanted.alive(tiny.LAYERS - 1)
+    torch.testing.assert_close(got, wanted.logits[wanted.alive(tiny.LAYERS - 1)], atol=1e-4, rtol=1e-4)
+
+
 def test_nothing_is_left_behind(wrapped: Any) -> None:
     before = {name: dict(module.__dict__) for name, module in wrapped.named_modules()}
     with torch.no_grad():

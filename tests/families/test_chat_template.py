@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from fitprune.embedded import MODELS, model_path
 from fitprune.errors import FitPruneError
 from fitprune.families.chat_template import chat_template, written_as
 from fitprune.families.conversation import TEMPLATES, build_prompt, names, pieces
@@ -97,6 +98,11 @@ def test_names_without_a_template() -> None:
         chat_template("plain")
     with pytest.raises(FitPruneError, match="vicuna_v2"):
         chat_template("vicuna_v2")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_models_that_ship_have_it(name: str) -> None:
+    assert (model_path(name) / "chat_template.jinja").read_text(encoding="utf-8") == chat_template("vicuna_v1")
 
 
 class Rendering:
