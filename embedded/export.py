@@ -1,4 +1,4 @@
-"""A training checkpoint as a folder that transformers and `fitprune.load` read: bf16 safetensors, config, tokenizer.
+"""A training checkpoint as a folder that transformers and `fitprune.load` read: bf16 safetensors, config, tokenizer and templates.
 
 Weights are written under the key names of the hub's LLaVA checkpoints, which every transformers 5 understands; those of
 the newest release's modules are not understood by the first. LLaVA-HR is fitprune's own model, so its names are its
@@ -20,12 +20,13 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from fitprune.families.chat_template import chat_template
 from fitprune.files import write_atomically
 
 from .models import MODELS
 from .network import PATCH
 from .scene import SIDE
-from .tokens import BOS, EOS, IMAGE, PAD, SPECIAL, UNKNOWN, tokenizer
+from .tokens import BOS, EOS, IMAGE, PAD, SPECIAL, TEMPLATE, UNKNOWN, tokenizer
 from .train import CHECKPOINT, load_checkpoint
 
 HUB_NAMES = {
@@ -62,6 +63,7 @@ def export(run: Path, destination: Path) -> Path:
         processor_class=kind, clean_up_tokenization_spaces=False,
     ).save_pretrained(destination)  # fmt: skip
     write_atomically(destination / "processor_config.json", json.dumps(processor, indent=2).encode())
+    write_atomically(destination / "chat_template.jinja", chat_template(TEMPLATE).encode())
     return destination
 
 
@@ -79,7 +81,7 @@ def _named(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tenso
 def _processor(settings: Any) -> dict[str, Any]:
     """processor_config.json: CLIP's preparation of pictures, and how the image token is expanded."""
     side = SIDE
-    of_pictures: dict[str, Any] = {"image_processor_type": "CLIPImageProcessor"}
+    of_pictures: dict[str, Any] = {"image_processor_type": "LlavaImageProcessor", "do_pad": True}  # which pads to a square by itself
     of_text: dict[str, Any] = {"processor_class": "LlavaProcessor"}
     if settings.model_type == "llava_next":
         of_pictures = {

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .cost import CostModel
 from .decoder.attach import Attachment, ImageSpans, Prefill, PrefillPolicy, find_decoder
 from .decoder.state import PrefillState
-from .decoder.upstream import STATE_KEY, attention_of, forbidden_layers
+from .decoder.upstream import STATE_KEY, attention_of, forbidden_layers, unwrapped
 from .decoder.visual_tokens import ByTokenId, Located, positions_of, runs_of, tokens_of
 from .errors import FitPruneError, UnsupportedError
 from .images.lengths import ImageLengths
@@ -98,7 +98,7 @@ class Observer:
     """
 
     def __init__(self, model: nn.Module, name: str | None = None) -> None:
-        self.model = model
+        self.model = model = unwrapped(model)
         self.name = name or getattr(model.config, "_name_or_path", None) or type(model).__name__
         decoder = find_decoder(model)
         self.policy, forbidden = Observation(decoder), forbidden_layers(decoder)
@@ -194,6 +194,7 @@ def run_sample(model: nn.Module, sample: Mapping[str, Any]) -> None:
     located = Located({"image": runs_of(mask)}) if mask is not None else ByTokenId(model.config, ImageLengths(model.config))(inputs)
     if not all(any(rows) for rows in zip(*located.runs.values(), strict=True)):
         raise FitPruneError("a calibration sample has no image: remove it, or check that its prompt contains the image token")
+    model = unwrapped(model)
     base = getattr(model, "base_model", model)
     base(**inputs, **{STATE_KEY: ImageSpans(located)}, use_cache=False)
 

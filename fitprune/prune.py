@@ -103,7 +103,7 @@ def prune(
     """Prunes visual tokens in every forward and `generate` of `model` inside the `with` block.
 
     Args:
-        model: A transformers model as loaded, or a bare decoder (`LlamaModel`, `LlamaForCausalLM`, …).
+        model: A transformers model as loaded, or a bare decoder (`LlamaModel`, `LlamaForCausalLM`, …); a `PeftModel` around one.
         recipe: How many tokens each layer deletes.
         score: What is deleted first: a name in `scores.SCORES` or a function (see scores.py).
         visual_mask: bool [B, S], True at visual positions of the prompt; each run of True is one image. Needed where

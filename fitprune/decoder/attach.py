@@ -49,6 +49,7 @@ from .upstream import (
     cache_argument,
     cache_in,
     caches_in,
+    caller_of,
     check,
     check_images_are_tokens,
     check_positions,
@@ -56,6 +57,7 @@ from .upstream import (
     has_windows,
     recurrent_layers,
     sharing_layers,
+    unwrapped,
     use_implementation,
 )
 from .visual_tokens import NO_LENGTHS, ByMask, ByTokenId, Lengths, Located, image_lengths, without_padding
@@ -91,6 +93,7 @@ def find_decoder(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedError: if there is none.
     """
+    model = unwrapped(model)
     decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     for candidate in (decoder, getattr(decoder, "model", None), getattr(model, "model", None), model):
         if isinstance(getattr(candidate, "layers", None), nn.ModuleList):
@@ -104,7 +107,7 @@ class Attachment:
     def __init__(self, model: nn.Module, policy: PrefillPolicy, visual_mask: Tensor | None = None, lengths: Lengths = NO_LENGTHS) -> None:
         """
         Args:
-            model: A transformers model, or its bare decoder.
+            model: A transformers model, or its bare decoder; either in PEFT's wrapper.
             policy: Makes the state of each prefill.
             visual_mask: bool [B, S] over the prompt; without it images are found by the config's image token.
             lengths: How many tokens images of this model take.
@@ -127,7 +130,7 @@ class Attachment:
         self._mask = None if visual_mask is None else ByMask(visual_mask)
         self._undo = ExitStack()
         with ExitStack() as undo:
-            self._hook_model(model, lengths, undo)
+            self._hook_model(unwrapped(model), caller_of(model), lengths, undo)
             undo.callback(self.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True).remove)
             undo.callback(self.decoder.register_forward_hook(self._after_decoder, with_kwargs=True).remove)
             for index, layer in enumerate(self.layers):
@@ -146,7 +149,7 @@ class Attachment:
 
     # ---- putting in place ---------------------------------------------------------------------------------------
 
-    def _hook_model(self, model: nn.Module, lengths: Lengths, undo: ExitStack) -> None:
+    def _hook_model(self, model: nn.Module, caller: nn.Module | None, lengths: Lengths, undo: ExitStack) -> None:
         locate = ByTokenId(model.config, lengths) if self._mask is None else None
 
         def find(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -154,6 +157,7 @@ class Attachment:
                 self._call.located = sent.located
                 sent.padding = _two_dimensional(bound(module, args, kwargs).get(MASK)) if sent.padding is None else sent.padding
                 return None
+            module = model if module is caller else module  # which hands on what it gets
             call = bound(module, args, kwargs)
             located = None if locate is None else locate(call)
             visual = located is None or bool(located)
@@ -199,7 +203,7 @@ class Attachment:
         for kind, name in FEATURES.items():
             if base is not self.decoder and callable(getattr(base, name, None)):
                 self._record_lengths(base, kind, name, undo)
-        for module in {id(m): m for m in (model, base) if m is not self.decoder}.values():
+        for module in {id(m): m for m in (caller, model, base) if m is not None and m is not self.decoder}.values():
             undo.callback(module.register_forward_pre_hook(find, with_kwargs=True).remove)
             undo.callback(module.register_forward_hook(arrived, with_kwargs=True).remove)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..checkpoints.tokenize import IMAGE
 from ..cost import CostModel
 from ..images.reading import read_image
-from .conversation import build_prompt, stop_string
+from .conversation import answer_ends, build_prompt, stop_string
 from .protocols import Family, Images
 
 
@@ -118,7 +118,5 @@ class VLM:
 
     def ends(self) -> list[int]:
         """Tokens that end an answer: the checkpoint's, and the template's stop string where that is one token."""
-        ends: Any = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
-        known: list[int] = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
-        stop = self.tokenizer.get_vocab().get(stop_string(self.template).strip())
-        return known if stop is None or stop in known else [*known, stop]
+        known: Any = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
+        return answer_ends(self.template, self.tokenizer, known)
