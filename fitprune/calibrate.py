@@ -36,7 +36,7 @@ def observe_questions(
     calibration = calibration or Calibration.shipped()
     questions = calibration.questions()
     workers.check_same("calibration questions", questions_digest(questions))
-    size = calibration.batch_size
+    size = 1 if any(question.video for question in questions) else calibration.batch_size  # videos have unlike numbers of frames
     batches = [questions[at : at + size] for at in range(0, len(questions), size)]
 
     def prepare(batch: Sequence[Question]) -> dict[str, Tensor]:
@@ -58,8 +58,8 @@ def kept_statistics(
     Raises:
         FitPruneError: as `observe_questions`.
     """
-    asked = [(str(q.question_id), str(q.image), q.text) for q in calibration.questions()]
-    about = (vlm.name, vlm.template, str(Path(calibration.image_folder).absolute()), asked)
+    asked = [(str(q.question_id), str(q.image), q.text, *([q.video] if q.video else [])) for q in calibration.questions()]
+    about = (vlm.name, vlm.template or vlm.prompt(""), str(Path(calibration.image_folder).absolute()), asked)
     path = folder / f"statistics-{hashlib.sha256(repr(about).encode()).hexdigest()[:12]}.safetensors"
     known: list[AttentionStats] = []
 

@@ -1,9 +1,10 @@
 """Question files: JSON lines, one question about one image each, as LLaVA's loaders read them; and which to fit on.
 
-A line is an object with `question_id` (a number or a string; TextVQA and MME repeat it, so it is no key), `image` (a
-path inside the image folder), `text` (all that the user says, instruction included, without `<image>`) and an optional
-`category`. Other keys are ignored. Blank lines are skipped; anything else that is not a question is refused with its
-line number, because a question that is silently lost shifts every benchmark that depends on line order.
+A line is an object with `question_id` (a number or a string; TextVQA and MME repeat it, so it is no key), `image` (a path inside the image
+folder), `text` (all that the user says, instruction included, without `<image>`) and an optional `category`. For models that know videos
+it may have a `video` (a file in the image folder, or a folder there with an image per frame) instead of the image or beside it, with `fps`
+and `max_frames` for how many of its frames are looked at. Other keys are ignored. Blank lines are skipped; anything else that is not a
+question is refused with its line number, because a question that is silently lost shifts every benchmark that depends on line order.
 
 Fitting needs images and questions, no answers: a `Calibration` takes evenly spaced ones, so that a file sorted by kind is
 covered. Question files of other shapes (ScienceQA's list, MMBench's table) are read by their benchmark, into the same
@@ -27,14 +28,16 @@ from .embedded import embedded
 from .errors import FitPruneError
 from .files import read_json_lines
 from .images.reading import read_image
+from .images.video import FPS, MOST, Video, read_video
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .families import VLM
+    from .families.protocols import Visual
 
 SAMPLES = 128  # calibration questions taken unless told otherwise
-IMAGE = "<image>"  # stands for an image in prompts, and so in no question
+IMAGE, VIDEO = "<image>", "<video>"  # stand for an image and a video in prompts, and so in no question that has one
 Item = TypeVar("Item")
 
 
@@ -50,6 +53,7 @@ class Question:
         prompt: What the answers file keeps as `prompt`, where that is not the text (`saved` is either).
         content: The image file itself, where the question file holds it; `image` then only names it in messages.
         more: Further fields of its answer line, (name, JSON value) each.
+        video: Path of a video relative to the image folder, or None. fps, max_frames: As `read_video`.
     """
 
     question_id: int | str
@@ -59,6 +63,14 @@ class Question:
     prompt: str | None = None
     content: bytes | None = field(default=None, repr=False)
     more: tuple[tuple[str, Any], ...] = ()
+    video: str | None = None
+    fps: float = FPS
+    max_frames: int = MOST
+
+    @property
+    def visual(self) -> bool:
+        """Whether there is anything to look at, and so to prune."""
+        return bool(self.image or self.video)
 
     @property
     def saved(self) -> str:
@@ -67,8 +79,8 @@ class Question:
 
 
 def questions_digest(questions: Sequence[Question]) -> bytes:
-    """What tells lists of questions apart: ids, images and texts."""
-    return json.dumps([(question.question_id, question.image, question.text) for question in questions]).encode()
+    """What tells lists of questions apart: ids, images, videos and texts."""
+    return json.dumps([(q.question_id, q.image, q.text, *([q.video, q.fps, q.max_frames] if q.video else [])) for q in questions]).encode()
 
 
 def read_questions(path: str | os.PathLike[str]) -> list[Question]:
@@ -127,9 +139,20 @@ def _question(entry: dict[str, Any], where: str) -> Question:
         raise FitPruneError(f"{where}: text has half of a surrogate pair, which is no character: repair the line")
     if IMAGE in text:
         raise FitPruneError(f"{where}: text contains {IMAGE}: leave it out, the image's place is before the text")
-    if image is not None and not isinstance(image, str):
-        raise FitPruneError(f"{where}: image must be a path inside the image folder, not {image!r}")
-    return Question(question_id, image, text, None if category is None else str(category))
+    video, fps, frames = entry.get("video"), entry.get("fps", FPS), entry.get("max_frames", MOST)
+    for kind, path in (("image", image), ("video", video)):
+        if path is not None and not isinstance(path, str):
+            raise FitPruneError(f"{where}: {kind} must be a path inside the image folder, not {path!r}")
+    if video and VIDEO in text:
+        raise FitPruneError(f"{where}: text contains {VIDEO}: leave it out, the video's place is before the text")
+    if video and not (_number(fps) and fps > 0 and isinstance(frames, int) and not isinstance(frames, bool) and frames > 0):
+        raise FitPruneError(f"{where}: fps must be a number and max_frames a whole number, both above 0, not {fps!r} and {frames!r}")
+    label = None if category is None else str(category)
+    return Question(question_id, image, text, label, **({"video": video, "fps": float(fps), "max_frames": frames} if video else {}))
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -157,14 +180,14 @@ class Calibration:
         return cls("", "", read=refuse)
 
     def questions(self) -> list[Question]:
-        """Evenly spaced questions that have an image.
+        """Evenly spaced questions that have an image or a video.
 
         Raises:
             FitPruneError: if there is none, or fewer than one sample is asked for.
         """
         if self.samples < 1:
             raise FitPruneError(f"cannot fit on {self.samples} samples: give at least 1")
-        illustrated = [question for question in self.read(Path(self.question_file)) if question.image]
+        illustrated = [question for question in self.read(Path(self.question_file)) if question.visual]
         if not illustrated:
             raise FitPruneError(f"{self.question_file} has no question with an image to fit on")
         count = min(self.samples, len(illustrated))
@@ -182,11 +205,28 @@ def open_image(question: Question, image_folder: str | Path, pixels: bool = True
     return read_image(Path(image_folder) / str(question.image), pixels)
 
 
+def shown(question: Question, image_folder: str | Path, pixels: bool = True) -> list[Visual]:
+    """The image and the video of a question, as far as it has them; errors as `open_image` and `read_video`."""
+    found: list[Visual] = [open_image(question, image_folder, pixels)] if question.image else []
+    if question.video:
+        found.append(open_video(question, image_folder))
+    return found
+
+
+def open_video(question: Question, image_folder: str | Path) -> Video:
+    """The video of a question that has one; errors as `read_video`."""
+    return read_video(Path(image_folder) / str(question.video), question.fps, question.max_frames)
+
+
+def prompt_of(vlm: VLM, question: Question) -> str:
+    """The whole prompt of a question, in the checkpoint's template."""
+    return vlm.prompt(question.text, image=bool(question.image), video=bool(question.video))
+
+
 def encode_questions(vlm: VLM, questions: Sequence[Question], image_folder: str | Path, padding_side: str = "left") -> dict[str, Tensor]:
-    """Model inputs of a batch of questions, with their images where they have one.
+    """Model inputs of a batch of questions, with their images and videos where they have one.
 
     Raises:
-        FitPruneError: unreadable image.
+        FitPruneError: unreadable image or video.
     """
-    asked = ((vlm.prompt(q.text, image=bool(q.image)), [open_image(q, image_folder)] if q.image else []) for q in questions)
-    return vlm.encode(list(asked), padding_side)
+    return vlm.encode([(prompt_of(vlm, question), shown(question, image_folder)) for question in questions], padding_side)

@@ -75,12 +75,17 @@ class Trace:
     @property
     def images(self) -> list[list[tuple[int, int]]]:
         """Where each row's images were before pruning: first position and one past the last, image by image."""
+        return [[(int(place[0]), int(place[-1]) + 1) for place in row] for row in self.image_tokens]
+
+    @property
+    def image_tokens(self) -> list[list[Tensor]]:
+        """Positions of each image's visual tokens before pruning, row by row; what stands between them is not listed."""
         if self._group is None:
             return []
         found = []
         for group in self._group:
             places = [(group == number).nonzero().flatten() + self._past for number in range(1, int(group.max()) + 1)]
-            found.append([(int(place[0]), int(place[-1]) + 1) for place in places if len(place)])
+            found.append([place for place in places if len(place)])
         return found
 
     def _columns(self) -> list[list[Tensor]]:

@@ -4,6 +4,7 @@
 #   bash scripts/beside.sh .venv demo [pytest arguments]           the demo's page: Gradio, a browser driver; needs Debian's chromium
 #   bash scripts/beside.sh .venv lmms-eval [pytest arguments]      the real lmms-eval
 #   bash scripts/beside.sh .venv transformers-5.0.0 [pytest …]     the method and the families on another transformers
+#   bash scripts/beside.sh .venv video [pytest arguments]          videos, and images with torchvision installed
 #
 # Everything of .venv is seen from there, and stays as it is. Made anew when .venv is, and when this script, pyproject.toml or
 # constraints.txt changes.
@@ -12,9 +13,11 @@
 # lmms-eval: it requires some sixty packages for all its tasks and models; its evaluator imports few. These are installed, and
 #   lmms-eval without its list. torchvision, whose build has to fit torch's, is not needed. filelock: lmms-eval 0.7.3 imports
 #   filelock._api, which version 4 does not have.
+# video: torchvision of the release that goes with torch's, without the torch that it requires; tests/support/torchvision_ops.py has the
+#   rest. Nothing that decodes: videos are folders of frames.
 set -euo pipefail
 
-usage="usage: beside.sh FOLDER of the environment made by setup_venv.sh, then demo, lmms-eval or transformers-VERSION"
+usage="usage: beside.sh FOLDER of the environment made by setup_venv.sh, then demo, lmms-eval, video or transformers-VERSION"
 venv=$(cd "${1:?$usage}" && pwd)
 alone=() # installed without what they require
 case ${2:?$usage} in
@@ -31,6 +34,12 @@ lmms-eval)
     alone=('lmms-eval==0.7.3')
     tests=(tests/lmms/test_lmms_eval.py)
     probe='import lmms_eval'
+    ;;
+video)
+    packages=(num2words==0.5.14)
+    alone=("torchvision==0.$("$venv/bin/python" -c 'import torch; print(int(torch.__version__.split(".")[1]) + 15)').*") # 0.28 for 2.13
+    tests=(tests/families/test_videos.py tests/families/test_processor.py tests/families/test_token_places.py tests/images/test_video.py)
+    probe='import num2words, importlib.util; assert importlib.util.find_spec("torchvision")'
     ;;
 transformers-*)
     packages=("transformers==${2#transformers-}")

@@ -1,5 +1,6 @@
 """What all tests share: no network, one thread per process (the models are tiny), fixed seeds, models built once."""
 
+import importlib.util
 import os
 
 import pytest
@@ -10,6 +11,11 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels run on the CPU
 
 torch.set_num_threads(1)
+
+if importlib.util.find_spec("torchvision"):  # `make test-video`
+    import torchvision_ops
+
+    torchvision_ops.declare()
 
 REST = ("docs", "embedded", "release", "web")  # folders that `make test` leaves to `make test-all`
 

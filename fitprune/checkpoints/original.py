@@ -65,13 +65,15 @@ def text_config(config: Mapping[str, Any], rows: int) -> Any:
     return cls.from_dict({**fields, "vocab_size": rows})
 
 
-def check_transformers(config: Mapping[str, Any], source: Source) -> None:
+def check_transformers(config: Mapping[str, Any], source: Source, whole: bool = True) -> None:
     """Refuses a config.json of neither layout, of which transformers would make a default model of 7B.
 
+    Args:
+        whole: Whether its model_type is one whose config.json always has a text_config.
     Raises:
         FitPruneError: if it has no text_config, or the weights beside it are damaged, missing or of the original's names.
     """
-    if "text_config" not in config:
+    if whole and "text_config" not in config:
         raise FitPruneError(
             f"{source}: config.json has neither mm_vision_tower, as in the original layout, nor text_config, as in "
             "transformers': download it again"

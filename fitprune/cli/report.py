@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     workers: WorkerGroup = args.workers
     workers.first(partial(_check_json, args.json))
     given = read_questions(args.question_file)[: args.limit]
-    questions = [question for question in given if question.image]
+    questions = [question for question in given if question.visual]
     if not questions:
         raise FitPruneError(f"{args.question_file} has no question with an image, so there is nothing to prune: give others")
     vlm = load(args.model_path, **arguments.load_options(args))

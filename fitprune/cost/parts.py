@@ -32,6 +32,13 @@ def cache_argument(module: nn.Module) -> str | None:
     return next((name for name in (*annotated, *_CACHE_NAMES) if name in known), None)
 
 
+def sharing_layers(text: Any, layers: int) -> dict[int, int]:
+    """Layers that have no keys of their own, by a decoder's config, and the layer whose keys each of them reads (Gemma 4's small models)."""
+    first = layers - (getattr(text, "num_kv_shared_layers", None) or 0)
+    kinds = getattr(text, "layer_types", None) or [""] * layers
+    return {layer: max(one for one in range(first) if kinds[one] == kinds[layer]) for layer in range(first, layers)}
+
+
 def module_globals(module: nn.Module) -> dict[str, Any]:
     """The names around the forward of a module's class."""
     return getattr(inspect.unwrap(type(module).forward), "__globals__", {})

@@ -28,7 +28,7 @@ from torch import nn
 
 from ..errors import FitPruneError
 from .layer import LayerCost
-from .parts import attention_registry, cache_argument, parameters
+from .parts import attention_registry, cache_argument, parameters, sharing_layers
 
 Described = tuple[tuple[LayerCost, ...], tuple[int, int, int, int], int, int]  # layers, sizes if it is Llama-shaped, hidden, vocabulary
 CHOSEN = ("top_k", "num_experts_per_tok", "top_k_experts")  # names under which routers, or configs, keep how many experts a token meets
@@ -68,8 +68,8 @@ def _described(config: _Config) -> Described:
     layers = list(decoder.layers)
     if not layers:
         _refuse(text, "it has no layers")
-    shared = bool(getattr(text, "num_kv_shared_layers", 0))  # then later layers need keys of earlier ones
-    each = tuple(_Reader(text, layer, at).cost(deletes=not shared or at == len(layers) - 1) for at, layer in enumerate(layers))
+    first_shared = min(sharing_layers(text, len(layers)).values(), default=len(layers))  # later layers need all of its keys
+    each = tuple(_Reader(text, layer, at).cost(deletes=at < first_shared) for at, layer in enumerate(layers))
     heads = _number(text, "num_attention_heads")
     head_dim = each[0].pair // (2 * heads) if heads else 0
     sizes = _number(text, "intermediate_size"), heads, _number(text, "num_key_value_heads") or heads, head_dim

@@ -30,6 +30,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from ..cost.parts import sharing_layers
 from ..distributed.heads import heads_of
 from ..errors import FitPruneError, UnsupportedError
 from . import cache as kv
@@ -56,7 +57,6 @@ from .upstream import (
     forward_name,
     has_windows,
     recurrent_layers,
-    sharing_layers,
     unwrapped,
     use_implementation,
 )
@@ -118,7 +118,7 @@ class Attachment:
         self.policy = policy
         self.layers: list[nn.Module] = list(self.decoder.layers)  # type: ignore[arg-type]
         self.config = cast(Any, self.decoder.config)
-        self.recurrent, self.sharing = recurrent_layers(self.layers), sharing_layers(self.decoder)
+        self.recurrent, self.sharing = recurrent_layers(self.layers), sharing_layers(self.config, len(self.layers))
         self.shares_heads = False  # whether other processes hold some of the heads
         self._blocks: dict[Hashable, Block | None] = {}  # of layers alike
         self._call = threading.local()  # .located: the visual tokens of the call that runs on this thread

@@ -23,13 +23,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, NoReturn
 
 import torch
 import transformers
 from torch import nn
 
-from ..cost.parts import attention_registry, cache_argument, module_globals, parameters
+from ..cost.parts import attention_registry, cache_argument, module_globals, parameters, sharing_layers
 from ..errors import UnsupportedError
 
 RAN = ("5.0.0", "5.17.0", "5.23.0", "5.24.0")  # transformers, oldest first; pyproject.toml and README say the same
@@ -174,19 +174,11 @@ def recurrent_layers(layers: Iterable[nn.Module]) -> frozenset[int]:
     return frozenset(index for index, layer in enumerate(layers) if attention_of(layer) is None)
 
 
-def sharing_layers(decoder: nn.Module) -> dict[int, int]:
-    """Layers of a decoder that have no keys of their own, and the layer whose keys each of them reads (Gemma 4's small models)."""
-    config, layers = cast(Any, decoder.config), len(cast(Any, decoder.layers))
-    first = layers - (getattr(config, "num_kv_shared_layers", None) or 0)
-    kinds = getattr(config, "layer_types", None) or [""] * layers
-    return {layer: max(one for one in range(first) if kinds[one] == kinds[layer]) for layer in range(first, layers)}
-
-
 def forbidden_layers(decoder: nn.Module) -> dict[int, str]:
     """Layers of a decoder where no token can be deleted, and why: nothing ranks there, or later layers read keys of earlier ones."""
     layers: Any = decoder.layers
     found = dict.fromkeys(sorted(recurrent_layers(layers)), "has no attention that could rank tokens")
-    if shared := sharing_layers(decoder).values():
+    if shared := sharing_layers(decoder.config, len(layers)).values():
         found |= dict.fromkeys(range(min(shared), len(layers)), "stands between keys that layers share and those that read them")
     return found
 

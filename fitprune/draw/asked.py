@@ -55,11 +55,11 @@ class Asked:
 
 def ask(vlm: VLM, image: Image.Image, question: str, recipe: Recipe, score: str = "fitprune", max_new_tokens: int = 128) -> Asked:
     """Asks twice, greedily: all that the user says, instructions included, without `<image>`. FitPruneError for another model's recipe."""
+    where = places(vlm, image)  # where nothing can be drawn, nothing need be asked
     inputs = vlm.encode([(vlm.prompt(question), [image])])
     dense = vlm.generate(inputs, max_new_tokens=max_new_tokens)[0]
     with prune(vlm.model, recipe, score=score) as trace:
         pruned = vlm.generate(inputs, max_new_tokens=max_new_tokens)[0]
-    where = places(vlm, image)
     kept = alive(trace, where.tokens)
     saved = vlm.cost.visual_reduction_of_alive(kept.sum(1).tolist(), where.tokens)
     return Asked(vlm.name, question, dense, pruned, score, saved, where, kept)

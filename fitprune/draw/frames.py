@@ -46,27 +46,23 @@ def stages(kept: np.ndarray) -> list[np.ndarray]:
 
 def alive(trace: Trace, tokens: int, row: int = 0, picture: int = 0) -> np.ndarray:
     """Which of an image's n visual tokens are alive after each layer, bool [L, n]; arguments and errors as `frames`."""
-    first, end = span(trace, row, picture)
-    if end - first != tokens:
+    positions = image_positions(trace, row, picture)
+    if len(positions) != tokens:
         raise FitPruneError(
-            f"the trace has {end - first} visual tokens where the image would have {tokens}: "
+            f"the trace has {len(positions)} visual tokens where the image would have {tokens}: "
             "draw the image that was asked about, with the model that was asked"
         )
-    kept = np.zeros((len(trace), tokens), dtype=bool)
-    for layer, rows in enumerate(trace.visual):
-        at = rows[row].numpy() - first
-        kept[layer, at[(at >= 0) & (at < tokens)]] = True
-    return kept
+    return np.stack([np.isin(positions, rows[row].numpy()) for rows in trace.visual])
 
 
-def span(trace: Trace, row: int = 0, picture: int = 0) -> tuple[int, int]:
-    """First position of an image in its row and one past its last; errors as `frames`."""
+def image_positions(trace: Trace, row: int = 0, picture: int = 0) -> np.ndarray:
+    """Positions of an image's visual tokens in its row, [n]; errors as `frames`."""
     if not len(trace):
         raise FitPruneError("this trace is empty: draw it after a forward with an image inside prune()")
-    images = trace.images
+    images = trace.image_tokens
     check_number("row", row, len(images), "this trace")
     check_number("image", picture, len(images[row]), f"row {row}")
-    return images[row][picture]
+    return images[row][picture].numpy()
 
 
 def check_number(what: str, number: int, count: int, owner: str) -> None:

@@ -22,7 +22,7 @@ from ..errors import FitPruneError
 from ..families import VLM
 from ..trace import Trace
 from . import style
-from .frames import alive, check_number, fade, span, stages
+from .frames import alive, check_number, fade, image_positions, stages
 from .places import Places, on_grid, places
 
 if TYPE_CHECKING:
@@ -94,12 +94,12 @@ def deleting_layers(kept: np.ndarray, count: int = 4) -> list[int]:
 def _placed(image: Image.Image, trace: Trace, row: int, picture: int, grid: tuple[int, int] | None, vlm: VLM | None) -> Places:
     if vlm is not None:
         return places(vlm, image)
-    first, end = span(trace, row, picture)
-    side = math.isqrt(end - first)
+    tokens = len(image_positions(trace, row, picture))
+    side = math.isqrt(tokens)
     rows, columns = grid or (side, side)
-    if rows * columns != end - first:
+    if rows * columns != tokens:
         raise FitPruneError(
-            f"{end - first} visual tokens do not make a grid of {rows} × {columns}: pass loaded=, the checkpoint that was "
+            f"{tokens} visual tokens do not make a grid of {rows} × {columns}: pass loaded=, the checkpoint that was "
             "asked, or grid=(rows, columns)"
         )
     return on_grid(image, rows, columns)

@@ -54,7 +54,7 @@ class Places:
 def places(vlm: VLM, image: Image.Image) -> Places:
     """Where the visual tokens of an image of any size lie; FitPruneError if the family's views and its number of tokens disagree."""
     image = image.convert("RGB")
-    found = laid_out(vlm.images.views(image))
+    found = laid_out(vlm.views(image))
     if found.tokens != vlm.tokens_for(image):
         raise FitPruneError(
             f"{vlm.name} has {vlm.tokens_for(image)} visual tokens for this image, but its family's views have "

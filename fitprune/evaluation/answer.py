@@ -34,7 +34,7 @@ from .answers import AnswersFile, model_id
 class AnswerRun:
     """What a run did: `answered` now, `resumed` from before; seconds of generation only.
 
-    `visual_tokens` and `alive` (after each layer) are averages over the questions that have an image.
+    `visual_tokens` and `alive` (after each layer) are averages over the questions that have an image or a video.
     """
 
     path: Path
@@ -101,7 +101,7 @@ def answer(
             start = time.perf_counter()
             texts = vlm.generate(inputs, **generation)
             seconds = time.perf_counter() - start
-            seen = trace is not None and vlm.image_token in inputs["input_ids"]
+            seen = trace is not None and vlm.count_visual(inputs["input_ids"]) > 0
             kept = [float(sum(map(len, rows))) for rows in trace.visual] if trace and seen else []
             visual = sum(trace.visual_tokens) if trace and seen else 0
             return {"texts": texts, "seconds": seconds, "kept": kept, "visual": visual}
@@ -127,7 +127,7 @@ def answer(
             run.answered += len(found["texts"])
             bar.update(len(found["texts"]))
     if run.answered:
-        illustrated = max(sum(bool(question.image) for question in left), 1)
+        illustrated = max(sum(question.visual for question in left), 1)
         run.alive = [value / illustrated for value in sums]
         run.visual_tokens /= illustrated
     return run

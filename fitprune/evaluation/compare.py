@@ -25,7 +25,7 @@ from ..distributed.workers import SINGLE, WorkerGroup
 from ..errors import FitPruneError
 from ..families import VLM
 from ..files import file_name, write_atomically
-from ..questions import Question, open_image
+from ..questions import Question, prompt_of, shown
 from ..recipe import Recipe
 from ..resolve import resolve
 from ..tables import aligned, format_counts
@@ -97,7 +97,7 @@ def plan(
     output = Path(output)
     if output.exists() and not output.is_dir():
         raise FitPruneError(f"--output {output} is a file: name a folder")
-    if not any(question.image for question in questions):
+    if not any(question.visual for question in questions):
         ratios, recipe_file = [], None  # text has nothing to prune
 
     def named(name: str, recipe: Recipe | None = None, score: str = "fitprune") -> Plan:
@@ -175,7 +175,7 @@ def compare(
     output = Path(output)
     fresh, progress = overwrite and num_chunks == 1, num_chunks == 1
     ask = _asking(vlm, image_folder, batch_size=batch_size, overwrite=fresh, progress=progress, workers=workers, **generation)
-    illustrated = [question for question in questions if question.image]
+    illustrated = [question for question in questions if question.visual]
     prompts = prompt_sizes(vlm, illustrated, image_folder, workers)
     if illustrated and num_chunks == 1:
         warm_up(vlm, illustrated[:batch_size], image_folder, workers)
@@ -212,9 +212,9 @@ def prompt_sizes(
     def count() -> list[tuple[int, int, int]]:
         found: Counter[tuple[int, int]] = Counter()
         for question in questions:
-            image = open_image(question, image_folder, pixels=False)
-            visual = vlm.tokens_for(image)
-            found[visual, len(vlm.token_ids(vlm.prompt(question.text), [image])) - visual] += 1
+            ids = vlm.token_ids(prompt_of(vlm, question), shown(question, image_folder, pixels=False))
+            visual = vlm.count_visual(ids)
+            found[visual, len(ids) - visual] += 1
         return [(visual, text, times) for (visual, text), times in found.items()]
 
     return Counter({(visual, text): times for visual, text, times in workers.first(count)})

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_
     """Answers the questions, reading their file with `read`; returns the exit code."""
     questions = chunk(read(Path(args.question_file)), args.num_chunks, args.chunk_idx)
     vlm = load(args.model_path, **arguments.load_options(args))
-    ratio = args.reduction_ratio if any(question.image for question in questions) else 0.0  # text has nothing to prune
+    ratio = args.reduction_ratio if any(question.visual for question in questions) else 0.0  # text has nothing to prune
     calibration = arguments.calibration(args)
     if calibration.question_file == args.question_file:  # fitted on the questions themselves: read alike
         calibration = replace(calibration, read=read)

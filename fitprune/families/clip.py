@@ -89,6 +89,11 @@ def image_settings(side: int) -> dict[str, Any]:
     return {"size": size, "crop_size": crop, "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
 
 
+def has_clip(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json in transformers layout has a CLIP tower, which is also what one that says nothing has."""
+    return (config.get("vision_config") or {}).get("model_type", "clip_vision_model") == "clip_vision_model"
+
+
 def squared(config: Any) -> bool:
     """Whether images are padded to a square: as every LLaVA-1.5 was evaluated, unless the original config said no."""
     return getattr(config, "image_aspect_ratio", "pad") == "pad"

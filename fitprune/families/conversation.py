@@ -114,14 +114,10 @@ def stop_string(template: str) -> str:
     return frame.sep2 if frame.style == "two" else frame.sep
 
 
-def answer_ends(template: str, tokenizer: Any, known: int | Sequence[int] | None) -> list[int]:
-    """Tokens that end an answer: those known (a generation config's), and the template's stop string where it is one token.
-
-    Raises:
-        FitPruneError: for an unknown template.
-    """
+def answer_ends(stop_text: str, tokenizer: Any, known: int | Sequence[int] | None) -> list[int]:
+    """Tokens that end an answer: those known (a generation config's), and the template's stop string where it is one token."""
     ends = [] if known is None else [known] if isinstance(known, int) else list(known)
-    stop = tokenizer.get_vocab().get(stop_string(template).strip())
+    stop = tokenizer.get_vocab().get(stop_text.strip())
     return ends if stop is None or stop in ends else [*ends, stop]
 
 

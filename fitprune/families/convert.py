@@ -21,7 +21,7 @@ from ..checkpoints.original import is_original, read_original
 from ..checkpoints.source import Source
 from ..errors import FitPruneError
 from .chat_template import chat_template
-from .conversation import answer_ends, template_for
+from .conversation import answer_ends, stop_string, template_for
 from .loading import original_family
 
 
@@ -47,7 +47,9 @@ def convert(path: str | Path, target: str | Path, *, model_base: str | None = No
     processor = family.processor(model.config, family.image_processor(model.config, None), checkpoint.tokenizer)
     template = template_for(model.config.get_text_config().model_type, checkpoint.tokenizer, str(path))
     processor.chat_template = chat_template(template)
-    model.generation_config.eos_token_id = answer_ends(template, checkpoint.tokenizer, model.generation_config.eos_token_id) or None
+    model.generation_config.eos_token_id = (
+        answer_ends(stop_string(template), checkpoint.tokenizer, model.generation_config.eos_token_id) or None
+    )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as unfinished:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -19,14 +19,32 @@ from torch import Tensor
 
 from ..checkpoints.tokenize import tokenize_with_images
 from ..errors import FitPruneError
+from ..images.video import Video
+from .conversation import build_prompt, template_for
+from .protocols import View, Visual
 
 if TYPE_CHECKING:
     from .vlm import VLM
 
 
-def token_ids(vlm: VLM, prompt: str, images: Sequence[Image.Image]) -> list[int]:
+def template(config: Any, tokenizer: Any, name: str) -> str:
+    """The template of conversation.py that a checkpoint was trained with."""
+    return template_for(config.get_text_config().model_type, tokenizer, name)
+
+
+def write(vlm: VLM, turns: Sequence[tuple[str, str | None]]) -> str:
+    """As `VLM.write`, in the template that was chosen."""
+    return build_prompt(vlm.template, turns)
+
+
+def views(vlm: VLM, image: Image.Image) -> list[View]:
+    """As `VLM.views`: known from the config."""
+    return vlm.images.views(image)
+
+
+def token_ids(vlm: VLM, prompt: str, images: Sequence[Visual]) -> list[int]:
     """As `VLM.token_ids`. A prompt that is too long for the checkpoint is cut, as in the original, but never in an image."""
-    counts = [vlm.tokens_for(image) for image in images]
+    counts = [vlm.tokens_for(image) for image in pictures(vlm, images)]
     ids = tokenize_with_images(vlm.tokenizer, prompt, counts, vlm.image_token)
     longest = getattr(vlm.model.config, "tokenizer_model_max_length", None)
     if longest is not None and len(ids) > longest:  # as the original does with checkpoints that say so
@@ -40,7 +58,15 @@ def token_ids(vlm: VLM, prompt: str, images: Sequence[Image.Image]) -> list[int]
     return ids
 
 
-def encode(vlm: VLM, questions: Sequence[tuple[str, Sequence[Image.Image]]], padding_side: str) -> dict[str, Tensor]:
+def pictures(vlm: VLM, shown: Sequence[Visual]) -> list[Image.Image]:
+    """The same, if all are images; a FitPruneError for a video."""
+    found = [one for one in shown if not isinstance(one, Video)]
+    if len(found) < len(shown):
+        raise FitPruneError(f"{vlm.name} knows no videos: ask about frames of it as images")
+    return found
+
+
+def encode(vlm: VLM, questions: Sequence[tuple[str, Sequence[Visual]]], padding_side: str) -> dict[str, Tensor]:
     """As `VLM.encode`, on the CPU: ids and mask [B, S], pixels of all images."""
     rows = [vlm.token_ids(prompt, images) for prompt, images in questions]
     longest = max(map(len, rows))
@@ -51,7 +77,7 @@ def encode(vlm: VLM, questions: Sequence[tuple[str, Sequence[Image.Image]]], pad
         where = slice(longest - len(tokens), None) if padding_side == "left" else slice(len(tokens))
         ids[row, where], mask[row, where] = torch.tensor(tokens), 1
     inputs = {"input_ids": ids, "attention_mask": mask}
-    prepared = [vlm.prepare(image) for _, images in questions for image in images]
+    prepared = [vlm.prepare(image) for _, images in questions for image in pictures(vlm, images)]
     for key in prepared[0] if prepared else ():
         inputs[key] = _together([image[key] for image in prepared])
     return inputs

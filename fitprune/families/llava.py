@@ -17,6 +17,7 @@ from .clip import (
     ASPECTS,
     check_supported,
     config_fields,
+    has_clip,
     image_settings,
     pad_to_square,
     pillow_processor,
@@ -24,10 +25,13 @@ from .clip import (
     square_images,
     squared,
 )
-from .encoding import encode, token_ids
+from .encoding import encode, template, token_ids, views, write
 from .protocols import Images
 
-__all__ = ["RULES", "claims", "configure", "encode", "image_processor", "images", "model_class", "processor", "token_ids"]
+__all__ = [
+    "RULES", "claims", "configure", "encode", "image_processor", "images", "knows", "model_class", "processor", "template", "token_ids",
+    "views", "write",
+]  # fmt: skip
 
 RULES: Sequence[tuple[str, str]] = ()
 
@@ -36,6 +40,11 @@ def model_class() -> Any:
     from transformers import LlavaForConditionalGeneration
 
     return LlavaForConditionalGeneration
+
+
+def knows(config: Mapping[str, Any]) -> bool:
+    """Whether the tower is CLIP: others (SigLIP, Pixtral) are asked by their processor."""
+    return has_clip(config)
 
 
 def claims(config: Mapping[str, Any]) -> bool:

@@ -17,10 +17,13 @@ from typing import Any
 from ..checkpoints.original import Original
 from ..errors import FitPruneError
 from .clip import ASPECTS, check_supported, image_settings, square_images, squared
-from .encoding import encode, token_ids
+from .encoding import encode, template, token_ids, views, write
 from .protocols import Images
 
-__all__ = ["RULES", "claims", "configure", "encode", "image_processor", "images", "model_class", "processor", "token_ids"]
+__all__ = [
+    "RULES", "claims", "configure", "encode", "image_processor", "images", "knows", "model_class", "processor", "template", "token_ids",
+    "views", "write",
+]  # fmt: skip
 
 _TOWER = r"model\.vision_tower\."
 _CLIP = _TOWER + r"fast_vision_tower\.vision_tower\.vision_model\."
@@ -54,6 +57,10 @@ def model_class() -> Any:
     from ..llava_hr import LlavaHrForConditionalGeneration
 
     return LlavaHrForConditionalGeneration
+
+
+def knows(config: Mapping[str, Any]) -> bool:
+    return True
 
 
 def claims(config: Mapping[str, Any]) -> bool:

@@ -26,11 +26,14 @@ from torch import Tensor
 from ..checkpoints.original import Original
 from ..errors import FitPruneError
 from ..images import anyres
-from .clip import as_read, check_supported, config_fields, image_settings, pillow_processor, processor_fields
-from .encoding import encode, token_ids
+from .clip import as_read, check_supported, config_fields, has_clip, image_settings, pillow_processor, processor_fields
+from .encoding import encode, template, token_ids, views, write
 from .protocols import Images, View
 
-__all__ = ["RULES", "claims", "configure", "encode", "image_processor", "images", "model_class", "processor", "token_ids"]
+__all__ = [
+    "RULES", "claims", "configure", "encode", "image_processor", "images", "knows", "model_class", "processor", "template", "token_ids",
+    "views", "write",
+]  # fmt: skip
 
 RULES = ((r"model\.image_newline$", "model.image_newline"),)  # not part of the language model, as its name suggests
 TURNED = "height_width"  # image_grid_order of a config whose pinpoints are in transformers' order
@@ -40,6 +43,11 @@ def model_class() -> Any:
     from transformers import LlavaNextForConditionalGeneration
 
     return LlavaNextForConditionalGeneration
+
+
+def knows(config: Mapping[str, Any]) -> bool:
+    """Whether the tower is CLIP: others (SigLIP, Pixtral) are asked by their processor."""
+    return has_clip(config)
 
 
 def claims(config: Mapping[str, Any]) -> bool:

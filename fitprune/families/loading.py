@@ -14,11 +14,11 @@ from ..checkpoints.source import Source
 from ..distributed.launch import zero_stage
 from ..embedded import MODELS, model_path
 from ..errors import FitPruneError, first_line
-from . import FAMILIES
+from . import FAMILIES, processor
 from .adapter import base_of, merge
+from .chat import own_template, say_if_other
 from .chat_template import written_as
-from .conversation import template_for
-from .placement import dtype_named, from_transformers, where
+from .placement import dtype_named, from_transformers, read_config, where
 from .protocols import Family, OriginalFamily
 from .vlm import VLM
 
@@ -76,15 +76,30 @@ def load(
         for option, value in (("--model-base", model_base), ("--vision-tower", vision_tower)):
             if value:
                 raise FitPruneError(f"{path} is in transformers layout, whole in itself: leave out {option}")
-        family, place = family_of(str(config.get("model_type")), path), source.place
-        check_transformers(config, source)
-        model, tokenizer = from_transformers(family.model_class(), source, device, dtype, attn, device_map, tensor_parallel)
+        family, place = family_of(config, path), source.place
+        check_transformers(config, source, whole=family is not processor)
+        if family is processor and template:
+            raise FitPruneError(f"{path} is asked by the chat template that it brings: leave out --conv-mode {template}")
+        kind = family.model_class()
+        maker = _maker(family, read_config(kind, place), place, path)  # what is missing is said before the weights are read
+        model, tokenizer = from_transformers(kind, source, device, dtype, attn, device_map, tensor_parallel)
+    if place is None:
+        maker = _maker(family, model.config, None, path)
+    usual = family.template(model.config, tokenizer, name)
+    usual = usual and (written_as(tokenizer) or usual)
+    if place is not None and usual and not template:
+        say_if_other(path, usual, own_template(source, tokenizer), tokenizer)
+    return VLM(name, model, tokenizer, template or usual, family, family.images(model.config, maker), usual, maker)
+
+
+def _maker(family: Family, config: Any, place: str | None, path: str) -> Any:
+    """What the family makes inputs of images with."""
     try:
-        processor = family.image_processor(model.config, place)
+        return family.image_processor(config, place)
+    except FitPruneError:
+        raise
     except (OSError, ValueError) as error:
         raise FitPruneError(f"cannot load the image processor of {path}: {first_line(error)}") from None
-    usual = written_as(tokenizer) or template_for(model.config.get_text_config().model_type, tokenizer, name)
-    return VLM(name, model, tokenizer, template or usual, family, family.images(model.config, processor), usual)
 
 
 def original_family(config: Mapping[str, Any], source: Source) -> OriginalFamily:
@@ -104,18 +119,24 @@ def original_family(config: Mapping[str, Any], source: Source) -> OriginalFamily
     return layouts[claiming[0]]
 
 
-def family_of(model_type: str, path: str) -> Family:
-    """The family of a config.json in transformers layout.
+def family_of(config: Mapping[str, Any], path: str) -> Family:
+    """The family of a config.json in transformers layout: one of `FAMILIES` that knows it, else its processor's.
 
     Raises:
-        FitPruneError: for one that is not known.
+        FitPruneError: for one that is no vision-language model of the transformers that is installed.
     """
-    if model_type not in FAMILIES:
+    kind = str(config.get("model_type"))
+    own = family_in(FAMILIES[kind]) if kind in FAMILIES else None
+    if own is not None and own.knows(config):
+        return own
+    if not processor.knows(config):
+        import transformers
+
         raise FitPruneError(
-            f"{path} is a {model_type!r} model, families known here: {', '.join(FAMILIES)}. "
-            "prune(model, recipe) itself works on other models too; docs/new_family.md says what a model needs"
+            f"{path} is a {kind!r} model, no vision-language model of transformers {transformers.__version__} and of no family known here "
+            f"({', '.join(FAMILIES)}): install a transformers that knows it, or see docs/new_family.md"
         )
-    return family_in(FAMILIES[model_type])
+    return cast(Family, processor)
 
 
 def family_in(module: str) -> OriginalFamily:

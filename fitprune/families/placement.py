@@ -38,6 +38,14 @@ def dtype_named(name: str) -> torch.dtype | None:
     return dtype
 
 
+def read_config(kind: Any, path: str) -> Any:
+    """The config of a checkpoint in transformers layout, of a model class or an Auto class; a FitPruneError for a damaged one."""
+    from transformers import AutoConfig
+
+    with explained(f"cannot read the config of {path}"):
+        return (getattr(kind, "config_class", None) or AutoConfig).from_pretrained(path)
+
+
 def from_transformers(
     kind: Any, source: Source, device: str, dtype: str, attn: str | None, device_map: Any, one_model: bool = False
 ) -> Any:
@@ -53,8 +61,7 @@ def from_transformers(
     path = source.place
     options: dict[str, Any] = {"attn_implementation": attn} if attn else {}
     if one_model:
-        with explained(f"cannot read the config of {path}"):
-            options |= tensor_parallel(kind.config_class.from_pretrained(path), path)
+        options |= tensor_parallel(read_config(kind, path), path)
     accelerator = zero3()
     with explained(f"cannot load the tokenizer of {path}"):
         tokenizer = AutoTokenizer.from_pretrained(path)

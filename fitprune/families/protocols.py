@@ -4,6 +4,7 @@ A family is a module of this package, so that adding one is one file and one lin
 model needs (`Family`), and on top of it what a checkpoint of an original layout needs (`OriginalFamily`), which a family whose checkpoints
 are all in transformers layout leaves out. Whatever is the same in all of them (finding the files, reading weights, the vocabulary,
 templates, generation) is written elsewhere, once: loading in loading.py, original layouts in fitprune/checkpoints/, asking in vlm.py.
+Most models need no module: processor.py is the family of every other model of transformers.
 
     pytest tests/families/test_families.py
 """
@@ -18,6 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.original import OriginalLayout
+from ..images.video import Video
+
+Visual = Image.Image | Video
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,14 @@ class Images:
 class Family(Protocol):
     """What asking needs. Classes of transformers are imported inside functions, so that `import fitprune` stays light."""
 
+    def knows(self, config: Mapping[str, Any]) -> bool:
+        """Whether a config.json in transformers layout, of this family's model_type, is one that the family's code is right for."""
+
     def model_class(self) -> Any:
         """The transformers class, such as LlavaForConditionalGeneration."""
 
     def image_processor(self, config: Any, source: str | None) -> Any:
-        """The Pillow-backed image processor of a model with this transformers config.
+        """What makes inputs of images for a model with this transformers config: the Pillow-backed image processor, or a whole processor.
 
         Args:
             source: Folder or hub name with a preprocessor_config.json; None to make one from the config, as for an original layout.
@@ -69,11 +76,24 @@ class Family(Protocol):
     def images(self, config: Any, image_processor: Any) -> Images:
         """How images become inputs of a model with this config. May complete the config in place."""
 
-    def token_ids(self, vlm: Any, prompt: str, images: Sequence[Image.Image]) -> list[int]:
-        """Token ids of a prompt whose n-th `<image>` stands for the n-th image; vlm is the `VLM` that is asked."""
+    def template(self, config: Any, tokenizer: Any, name: str) -> str:
+        """The template of conversation.py that a checkpoint was trained with; "" where it is asked by a chat template of its own."""
 
-    def encode(self, vlm: Any, questions: Sequence[tuple[str, Sequence[Image.Image]]], padding_side: str) -> dict[str, Tensor]:
-        """Model inputs, on the CPU, for a batch of (whole prompt, its images): ids and mask [B, S], pixels of all images."""
+    def write(self, vlm: Any, turns: Sequence[tuple[str, str | None]]) -> str:
+        """The whole prompt of a conversation; vlm is the `VLM` that is asked, turns as `VLM.write`."""
+
+    def token_ids(self, vlm: Any, prompt: str, images: Sequence[Visual]) -> list[int]:
+        """Token ids of a prompt, as `write` makes it, whose n-th mark of an image stands for the n-th image."""
+
+    def encode(self, vlm: Any, questions: Sequence[tuple[str, Sequence[Visual]]], padding_side: str) -> dict[str, Any]:
+        """Model inputs, on the CPU, for a batch of (whole prompt, its images and videos): ids and mask [B, S], pixels of all images.
+
+        Raises:
+            FitPruneError: for a video, if the family's models know none.
+        """
+
+    def views(self, vlm: Any, image: Image.Image) -> list[View]:
+        """As `VLM.views`."""
 
 
 class OriginalFamily(Family, OriginalLayout, Protocol):

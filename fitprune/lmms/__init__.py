@@ -13,7 +13,7 @@ its folder:
     python -m lmms_eval --model fitprune --model_args pretrained=embedded,reduction_ratio=0.6 \
         --tasks fitprune_textvqa --include_path "$(python -m fitprune.lmms)"
 
-Left out: video and sound (an error says so). Importing this package does not import lmms-eval.
+Videos are read for models that know them. Left out: sound (an error says so). Importing this package does not import lmms-eval.
 """
 
 from __future__ import annotations

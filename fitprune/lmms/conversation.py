@@ -1,7 +1,8 @@
-"""lmms-eval's messages as a prompt in the checkpoint's own conversation template, with the images in order.
+"""lmms-eval's messages as the turns of a conversation, which the checkpoint's own template writes, with the images in order.
 
-A message is a role and a list of texts and images. Each image becomes `<image>` and a line break where it stands, as in `VLM.ask`, so
-that an image and a question give the prompt that `fitprune eval` gives. Where a message's text has `<image>` itself, its images go there.
+A message is a role and a list of texts, images and videos. Each image becomes `<image>` and a line break where it stands, as in
+`VLM.ask`, so that an image and a question give the prompt that `fitprune eval` gives. Where a message's text has `<image>` itself, its
+images go there.
 The system sentence stays the template's, which the checkpoint was trained with; a system message is put before the first question.
 
     pytest tests/lmms/test_lmms_eval.py
@@ -16,10 +17,13 @@ from PIL import Image
 
 from ..checkpoints.tokenize import IMAGE
 from ..errors import FitPruneError
-from ..families.conversation import build_prompt
+from ..families.chat import VIDEO
+from ..families.protocols import Visual
 from ..images.reading import read_image
+from ..images.video import read_video
 
-# role: "system", "user" or "assistant"; content: text, or a list of {"type": "text", "text": …}, {"type": "image", "url": …}
+MARKS = {"image": f"{IMAGE}\n", "video": f"{VIDEO}\n"}
+# role: "system", "user" or "assistant"; content: text, or a list of {"type": "text", "text": …}, {"type": "image" or "video", "url": …}
 Message = Mapping[str, Any]
 
 
@@ -28,12 +32,12 @@ def user_message(text: str, images: Sequence[Any]) -> Message:
     return {"role": "user", "content": [*({"type": "image", "url": image} for image in images), {"type": "text", "text": text}]}
 
 
-def conversation(template: str, messages: Sequence[Message], answer: str | None = None) -> tuple[str, list[Image.Image]]:
-    """The whole prompt, ending where the model is to answer, or with the answer that is given; and its images.
+def conversation(messages: Sequence[Message], answer: str | None = None) -> tuple[list[tuple[str, str | None]], list[Visual]]:
+    """The turns of `VLM.write`, the last of them with the answer, if one is given; and their images.
 
     Raises a FitPruneError for messages that do not end with the user's and for what is not text or a readable image.
     """
-    images: list[Image.Image] = []
+    images: list[Visual] = []
     turns: list[tuple[str, str | None]] = []
     said: list[str] = []
     for message in messages:
@@ -48,28 +52,28 @@ def conversation(template: str, messages: Sequence[Message], answer: str | None 
         images += shown
     if not said:
         raise FitPruneError("the last message has to be the user's: there is nothing to answer")
-    return build_prompt(template, [*turns, ("\n".join(said), answer)]), images
+    return [*turns, ("\n".join(said), answer)], images
 
 
-def _spoken(content: str | Sequence[Mapping[str, Any]]) -> tuple[str, list[Image.Image]]:
-    """The text of one message, with `<image>` for each of its images, and these images."""
+def _spoken(content: str | Sequence[Mapping[str, Any]]) -> tuple[str, list[Visual]]:
+    """The text of one message, with a mark for each of its images and videos, and these."""
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
-    images = [_image(part) for part in content if part["type"] != "text"]
-    texts = [part["text"] if part["type"] == "text" else f"{IMAGE}\n" for part in content]
+    shown = [_shown(part) for part in content if part["type"] != "text"]
+    texts = [part["text"] if part["type"] == "text" else MARKS[part["type"]] for part in content]
     if marks := sum(part["text"].count(IMAGE) for part in content if part["type"] == "text"):
         texts = [part["text"] for part in content if part["type"] == "text"]
-        if marks != len(images):
-            raise FitPruneError(f"a message has {marks} {IMAGE} in its text, but {len(images)} image(s)")
-    return "".join(texts), images
+        if marks != len(shown):
+            raise FitPruneError(f"a message has {marks} {IMAGE} in its text, but {len(shown)} image(s)")
+    return "".join(texts), shown
 
 
-def _image(part: Mapping[str, Any]) -> Image.Image:
-    """The image of a message's part: one that is open, or a file."""
-    found = part.get("url") if part["type"] == "image" else None
-    if isinstance(found, Image.Image):
+def _shown(part: Mapping[str, Any]) -> Visual:
+    """The image or video of a message's part: an image that is open, or a file."""
+    found = part.get("url") if part["type"] in MARKS else None
+    if isinstance(found, Image.Image) and part["type"] == "image":
         return found
     if isinstance(found, str):
-        return read_image(found)
-    other = part["type"] if part["type"] != "image" else type(part.get("url")).__name__
-    raise FitPruneError(f"fitprune reads text and images, not {other}: leave this task out")
+        return read_image(found) if part["type"] == "image" else read_video(found)
+    other = part["type"] if part["type"] not in MARKS else type(part.get("url")).__name__
+    raise FitPruneError(f"fitprune reads text, images and videos, not {other}: leave this task out")

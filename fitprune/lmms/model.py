@@ -91,7 +91,8 @@ class _FitPrune(lmms):
 
     def _prompt(self, vlm: VLM, request: Any, messages: Sequence[Message], answer: str | None = None) -> Any:
         try:
-            return conversation(vlm.template, messages, answer)
+            turns, images = conversation(messages, answer)
+            return vlm.write(turns), images
         except FitPruneError as error:
             raise FitPruneError(f"{request.task_name}, document {request.doc_id}: {error}") from None
 

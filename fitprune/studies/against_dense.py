@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import LogitsProcessorList
 
 from ..decoder.attach import Attachment, find_decoder
-from ..decoder.upstream import cache_in, pass_cache
 from ..distributed.workers import SINGLE, WorkerGroup
-from ..families import VLM
+from ..families.vlm import GREEDY, VLM
 from ..images.lengths import ImageLengths
 from ..observe import Observation, per_image
 from ..prune import prune
@@ -49,7 +49,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class _Dense:
-    """The dense run of a batch: texts, tokens [B, T] and their number [B], logits [B, T, V], and what each image received."""
+    """The dense run of a batch: texts, tokens [B, T] and their number [B], logits [B, T, V], and what the images of each row received."""
 
     texts: list[str]
     tokens: Tensor
@@ -106,21 +106,25 @@ def compare_to_dense(
 def teacher_forced_logits(model: Any, inputs: dict[str, Tensor], answer: Tensor) -> Tensor:
     """The model's logits at every token of a given answer, [B, T, V] float32 on the CPU.
 
+    Tokens are fed by the model's own `generate`, which knows what a model wants at each step: positions in three dimensions, token types,
+    a cache of its own kind.
+
     Args:
         inputs: A prompt, padded on the left.
         answer: [B, T] token ids; the last is not fed, as nothing is predicted after it.
     """
-    mask = inputs["attention_mask"]
-    places = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = model(**inputs, position_ids=places, use_cache=True, logits_to_keep=1)
-    logits = [output.logits[:, -1:].float().cpu()]
-    if answer.shape[1] > 1:
-        fed = answer[:, :-1].to(mask.device)
-        whole = torch.cat([mask, torch.ones_like(fed)], 1)
-        places = whole.cumsum(-1)[:, -fed.shape[1] :] - 1
-        output = model(input_ids=fed, attention_mask=whole, position_ids=places, use_cache=True, **pass_cache(model, cache_in(output)))
-        logits.append(output.logits.float().cpu())
-    return torch.cat(logits, 1)
+    start = inputs["input_ids"].shape[1]
+
+    def force(ids: Tensor, scores: Tensor) -> Tensor:
+        forced = torch.full_like(scores, -torch.inf)
+        return forced.scatter_(1, answer[:, ids.shape[1] - start, None].to(scores.device), 0.0)
+
+    nothing = model.config.get_text_config().vocab_size  # no token: an end within the answer ends nothing
+    output = model.generate(
+        **inputs, **GREEDY, max_new_tokens=answer.shape[1], logits_processor=LogitsProcessorList([force]), eos_token_id=nothing,
+        pad_token_id=0, use_cache=True, output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    return torch.stack([step.float().cpu() for step in output.logits], 1)
 
 
 def _dense(vlm: VLM, inputs: dict[str, Tensor], max_new_tokens: int) -> _Dense:
@@ -138,7 +142,15 @@ def _dense(vlm: VLM, inputs: dict[str, Tensor], max_new_tokens: int) -> _Dense:
     finally:
         attachment.detach()
     assert policy.state is not None
-    return _Dense(texts, tokens, before.sum(1).tolist(), logits, per_image(policy.state))
+    found = iter(per_image(policy.state))
+    rows = [[next(found) for _ in images] for images in policy.state.spans]
+    return _Dense(texts, tokens, before.sum(1).tolist(), logits, [_as_one(row) for row in rows])
+
+
+def _as_one(images: list[tuple[Tensor, Tensor, int, int]]) -> tuple[Tensor, Tensor, int, int]:
+    """All images of a row, such as the frames of a video, as `per_image` says of one."""
+    cross, intra = (torch.cat([image[part] for image in images], 1) for part in (0, 1))  # type: ignore[misc]
+    return cross, intra, sum(image[2] for image in images), images[-1][3]
 
 
 def _against(
@@ -148,11 +160,12 @@ def _against(
     with prune(vlm.model, recipe, score=score) if recipe else nullcontext() as trace:
         texts = vlm.generate(inputs, max_new_tokens=max_new_tokens)
         logits = teacher_forced_logits(vlm.model, inputs, dense.tokens)
-    survivors, places = (trace.visual, trace.images) if trace else ([], [])
+    survivors = trace.visual if trace else []
+    places = [torch.cat(images) for images in trace.image_tokens] if trace else []  # [n] positions, row by row
     found = []
     for row, (question, (cross, intra, visual, text)) in enumerate(zip(batch, dense.images, strict=True)):
         everything = [torch.arange(visual)] * len(cross)
-        alive = [layer[row] - places[row][0][0] for layer in survivors] if trace else everything
+        alive = [torch.isin(places[row], layer[row]).nonzero().flatten() for layer in survivors] if trace else everything
         length = dense.lengths[row]
         nats = divergence(dense.logits[row, :length], logits[row, :length])  # [T]
         found.append(

@@ -113,7 +113,7 @@ def run_benchmark(
     Runs whose ratio is out of reach for an image of another size are left out, with a note.
     """
     images, times = data / benchmark.images, output / "times.json"
-    illustrated = [q for q in questions if q.image]
+    illustrated = [q for q in questions if q.visual]
     prompts = prompt_sizes(vlm, illustrated, images, workers)
     warm = not illustrated  # text needs no warming up, nor does what is answered already
     points: list[Point] = []

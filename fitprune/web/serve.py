@@ -24,7 +24,6 @@ from PIL import Image
 from ..checkpoints.tokenize import IMAGE
 from ..errors import FitPruneError, explained
 from ..families import VLM
-from ..families.conversation import build_prompt
 from ..files import file_name
 from ..prune import attach
 from ..recipe import Recipe
@@ -135,7 +134,7 @@ class Prompts:
         from transformers import BatchFeature
 
         turns, images = conversation(messages)
-        return BatchFeature(self.vlm.encode([(build_prompt(self.vlm.template, turns), images)]))
+        return BatchFeature(self.vlm.encode([(self.vlm.write(turns), images)]))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.tokenizer(*args, **kwargs)

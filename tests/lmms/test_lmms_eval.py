@@ -34,7 +34,6 @@ from fitprune.errors import FitPruneError
 from fitprune.evaluation.answer import answer
 from fitprune.evaluation.benchmarks.textvqa import read_annotations, soft_accuracy
 from fitprune.families import VLM
-from fitprune.families.conversation import build_prompt
 from fitprune.lmms import TASKS, arguments, manifest
 from fitprune.lmms.arguments import Arguments
 from fitprune.lmms.conversation import conversation, user_message
@@ -226,8 +225,8 @@ def test_likelihoods_are_transformers_loss(adapter: Any, small: VLM) -> None:
     found = [each.text for each in made.loglikelihood([request(made, 0, choice) for choice in choices])]
     for (nats, greedy), text in zip(found, ("57", "5", "a long answer of some words", "57"), strict=True):
         asked = f"<image>\n{QUESTIONS[0].text}"
-        inputs = small.encode([(build_prompt(small.template, [(asked, text)]), shown(QUESTIONS[0]))])
-        start = small.encode([(build_prompt(small.template, [(asked, None)]), shown(QUESTIONS[0]))])["input_ids"].shape[1]
+        inputs = small.encode([(small.write([(asked, text)]), shown(QUESTIONS[0]))])
+        start = small.encode([(small.write([(asked, None)]), shown(QUESTIONS[0]))])["input_ids"].shape[1]
         labels = inputs["input_ids"].clone()
         labels[:, :start] = -100
         with torch.inference_mode():
@@ -265,9 +264,9 @@ def test_unknown_settings_are_reported_once(adapter: Any, caplog: pytest.LogCapt
 
 def test_errors_name_the_document_and_leave_nothing_attached(adapter: Any, recipe: Path) -> None:
     made = model(adapter.FitPruneChat, QUESTIONS, recipe=str(recipe))
-    video = [{"role": "user", "content": [{"type": "video", "url": "film.mp4"}]}]
-    with pytest.raises(FitPruneError, match=r"^task, document 3: fitprune reads text and images, not video"):
-        made.generate_until([request(made, 0), request(made, 3, messages=lambda q: video)])
+    sound = [{"role": "user", "content": [{"type": "audio", "url": "song.wav"}]}]
+    with pytest.raises(FitPruneError, match=r"^task, document 3: fitprune reads text, images and videos, not audio"):
+        made.generate_until([request(made, 0), request(made, 3, messages=lambda q: sound)])
     assert attachment_of(made.vlm.model) is None
     made.clean()
     with pytest.raises(FitPruneError, match="given back"):
@@ -331,8 +330,9 @@ def test_a_cut_answer_is_a_beginning_without_its_ends(text: str, until: list[str
 
 def test_an_image_and_a_question_are_our_prompt(small: VLM) -> None:
     picture = Image.new("RGB", (4, 4))
-    assert conversation(small.template, [user_message("Why?", [picture])]) == (small.prompt("Why?"), [picture])
-    assert conversation(small.template, [user_message("Why?", [])]) == (small.prompt("Why?", image=False), [])
+    for images in ([picture], []):
+        turns, shown = conversation([user_message("Why?", images)])
+        assert (small.write(turns), shown) == (small.prompt("Why?", image=bool(images)), images)
 
 
 def test_images_stand_where_they_are_or_where_the_text_says() -> None:
@@ -340,8 +340,8 @@ def test_images_stand_where_they_are_or_where_the_text_says() -> None:
 
     def user_text(*content: Any) -> tuple[str, list[Image.Image]]:
         parts = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "url": part} for part in content]
-        prompt, pictures = conversation("plain", [{"role": "user", "content": parts}])
-        return prompt.removesuffix("\n"), pictures
+        ((text, _),), pictures = conversation([{"role": "user", "content": parts}])
+        return text, pictures
 
     assert user_text(red, blue, "Why?") == ("<image>\n<image>\nWhy?", [red, blue])
     assert user_text("First ", red, "then ", blue, "?") == ("First <image>\nthen <image>\n?", [red, blue])
@@ -358,8 +358,8 @@ def test_turns_and_system_messages(tmp_path: Path) -> None:
         {"role": "assistant", "content": [{"type": "text", "text": "1"}]},
         {"role": "user", "content": "Two?"},
     ]
-    prompt, pictures = conversation("vicuna_v1", messages)
-    assert prompt == build_prompt("vicuna_v1", [("Be short.\n<image>\nOne?", "1"), ("Two?", None)])
+    turns, pictures = conversation(messages)
+    assert turns == [("Be short.\n<image>\nOne?", "1"), ("Two?", None)]
     assert [picture.size for picture in pictures] == [(4, 4)]
 
 
@@ -376,7 +376,16 @@ def test_turns_and_system_messages(tmp_path: Path) -> None:
 )
 def test_messages_that_cannot_be(messages: Any, said: str) -> None:
     with pytest.raises(FitPruneError, match=said):
-        conversation("vicuna_v1", messages)
+        conversation(messages)
+
+
+def test_a_video_is_read_and_marked_before_the_text(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    message = {"role": "user", "content": [{"type": "video", "url": str(tmp_path)}, {"type": "text", "text": "Why?"}]}
+    turns, (video,) = conversation([message])
+    assert turns == [("<video>\nWhy?", None)]
+    assert len(video.frames) == 3
 
 
 @pytest.mark.parametrize(

@@ -59,12 +59,16 @@ class Reply:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both replies; the share of the visual compute that was saved; the image before and after each layer, [L + 1]."""
+    """Both replies; the share of the visual compute that was saved; the image before and after each layer, [L + 1].
+
+    unplaced: Why there are no such images, for a model whose tokens cannot be placed in the picture.
+    """
 
     dense: Reply
     pruned: Reply
     visual_reduction: float
     frames: list[Image.Image]
+    unplaced: str = ""
 
 
 @dataclass
@@ -84,7 +88,8 @@ class _Watch:
         if self.forwards == 1:
             self.first = now(self.device)
             cache = cache_in(output)
-            self.kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in (() if cache is None else cache.layers))
+            held = (getattr(layer, name, None) for layer in (() if cache is None else cache.layers) for name in ("keys", "values"))
+            self.kv_bytes = sum(one.nbytes for one in held if isinstance(one, Tensor))  # layers of linear attention hold a state instead
 
 
 @dataclass
@@ -141,7 +146,10 @@ class Engine:
             if pruned.ttft < TIMING_SECONDS:
                 dense, pruned = self._timed(inputs, dense, pruned, recipe, score)
         saved = self.vlm.cost.visual_reduction_of_alive(pruned.alive[1:], pruned.alive[0])
-        return Comparison(dense, pruned, saved, frames(self.vlm, image, trace))
+        try:
+            return Comparison(dense, pruned, saved, frames(self.vlm, image, trace))
+        except FitPruneError as error:
+            return Comparison(dense, pruned, saved, [], str(error))
 
     def warm_up(self) -> None:
         """One question about an empty image: the first forwards of a process pay for what no other does."""
@@ -167,7 +175,7 @@ class Engine:
     def _reply(self, inputs: dict[str, Tensor], recipe: Recipe | None, score: str, max_new_tokens: int) -> tuple[Reply, Trace]:
         """One reply, by the model as it is if there is no recipe (the trace is empty then)."""
         model, watch = self.vlm.model, _Watch(self.vlm.device, self._stopping)
-        visual = int((inputs["input_ids"] == self.vlm.image_token).sum())
+        visual = self.vlm.count_visual(inputs["input_ids"])
         with prune(model, recipe, score=score) if recipe else nullcontext(Trace()) as trace:
             handle = model.register_forward_hook(watch)
             try:

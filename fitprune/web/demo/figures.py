@@ -1,7 +1,7 @@
 """A comparison as HTML: the table of figures, and the image before and after every layer, one shown at a time.
 
-Numbers and images only: nothing that a user typed or a model answered gets in here, so there is nothing to escape. Frames are
-data URLs, so that the slider needs no server and the server keeps nothing.
+Numbers and images only: nothing that a user typed or a model answered gets in here; the one sentence, which may name a folder, is
+escaped. Frames are data URLs, so that the slider needs no server and the server keeps nothing.
 
     pytest tests/web/test_demo_engine.py
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
+from html import escape
 
 from PIL import Image
 
@@ -35,6 +36,8 @@ def table(made: Comparison) -> str:
 
 def frames(made: Comparison, shown: int) -> str:
     """All frames, [L + 1]: figures whose `data-layer` is the number of layers passed; all but `shown` (or the last) are hidden."""
+    if not made.frames:
+        return f"<p class='fitprune-note'>{escape(made.unplaced)}</p>"
     alive, last = made.pruned.alive, len(made.frames) - 1
     figures = []
     for passed, frame in enumerate(made.frames):
