@@ -33,7 +33,7 @@ def cache_argument(module: nn.Module) -> str | None:
 
 
 def sharing_layers(text: Any, layers: int) -> dict[int, int]:
-    """Layers that have no keys of their own, by a decoder's config, and the layer whose keys each of them reads (Gemma 4's small models)."""
+    """Layers that have no keys of their own, by a decoder's config, and the layer whose keys each of them reads (small Gemma 4)."""
     first = layers - (getattr(text, "num_kv_shared_layers", None) or 0)
     kinds = getattr(text, "layer_types", None) or [""] * layers
     return {layer: max(one for one in range(first) if kinds[one] == kinds[layer]) for layer in range(first, layers)}
