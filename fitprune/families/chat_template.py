@@ -19,9 +19,11 @@ from dataclasses import asdict
 from typing import Any
 
 from ..checkpoints.tokenize import IMAGE
-from .conversation import TEMPLATES, build_prompt, pieces
+from .conversation import names, pieces
 
+_WRITTEN = re.compile(r"{#- (\w+) of LLaVA, by fitprune -#}")  # how a template says by itself which it is
 _JINJA = """\
+{#- NAME of LLaVA, by fitprune -#}
 {%- set chat = namespace(system=SYSTEM, turn='user', begun=false) -%}
 {%- for message in messages -%}
     {%- set said = namespace(images='', text='', parts=0) -%}
@@ -79,19 +81,11 @@ def chat_template(name: str) -> str:
         FitPruneError: for an unknown template, or one without dialogue.
     """
     texts = {field.upper(): json.dumps(text) for field, text in asdict(pieces(name)).items()}
-    texts["IMAGE"] = json.dumps(f"{IMAGE}\n")
+    texts |= {"IMAGE": json.dumps(f"{IMAGE}\n"), "NAME": name}
     return re.sub(r"\b[A-Z_]{3,}\b", lambda found: texts[found[0]], _JINJA)
 
 
 def written_as(tokenizer: Any) -> str | None:
-    """The name of the template that a checkpoint's own chat template is the Jinja form of, told by what it renders; None if of none."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    asked = [("Why?", "So."), ("How?", None)]
-    messages = [{"role": role, "content": said} for turn in asked for role, said in zip(("user", "assistant"), turn, strict=True) if said]
-    try:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception:  # a template of somebody else's may ask for anything
-        return None
-    dialogues = [name for name, frame in TEMPLATES.items() if frame.style != "plain"]
-    return next((name for name in dialogues if build_prompt(name, asked) == rendered), None)
+    """The name of the template that a checkpoint's chat template was written from here; None for somebody else's, or none."""
+    found = _WRITTEN.match(getattr(tokenizer, "chat_template", None) or "")
+    return found[1] if found and found[1] in names() else None

@@ -45,6 +45,7 @@ def convert(path: str | Path, target: str | Path, *, model_base: str | None = No
     checkpoint = read_original(source, config, family, model_base, vision_tower)
     model: Any = checkpoint.model(None, None, "cpu")
     processor = family.processor(model.config, family.image_processor(model.config, None), checkpoint.tokenizer)
+    checkpoint.tokenizer.padding_side = "left"  # as any batched generation wants it
     template = template_for(model.config.get_text_config().model_type, checkpoint.tokenizer, str(path))
     processor.chat_template = chat_template(template)
     model.generation_config.eos_token_id = (

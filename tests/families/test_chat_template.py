@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,21 +106,17 @@ def test_the_models_that_ship_have_it(name: str) -> None:
     assert (model_path(name) / "chat_template.jinja").read_text(encoding="utf-8") == chat_template("vicuna_v1")
 
 
-class Rendering:
-    """A tokenizer, as far as `written_as` looks."""
-
-    def __init__(self, template: str | None) -> None:
-        self.chat_template = template
-
-    def apply_chat_template(self, messages: list[dict[str, Any]], tokenize: bool, add_generation_prompt: bool) -> str:
-        return render_jinja_template([messages], chat_template=self.chat_template, add_generation_prompt=add_generation_prompt)[0][0]
+def tokenizer(template: str | None) -> Any:
+    """One, as far as `written_as` looks."""
+    return SimpleNamespace(chat_template=template)
 
 
-@pytest.mark.parametrize("name", [name for name in DIALOGUE if name in TEMPLATES])
-def test_a_template_is_told_by_what_it_renders(name: str) -> None:
-    assert written_as(Rendering(chat_template(name) + "{#- another text of the same -#}")) == name
+@pytest.mark.parametrize("name", DIALOGUE)
+def test_a_template_says_which_it_is(name: str) -> None:
+    assert written_as(tokenizer(chat_template(name))) == name
 
 
-@pytest.mark.parametrize("text", [None, "", "USER: {{ messages[0]['content'] }}", "{{ raise_exception('no') }}", "{% torn"])
+@pytest.mark.parametrize("text", [None, "", "USER: {{ messages[0]['content'] }}", "{#- other of LLaVA, by fitprune -#}"])
 def test_other_templates_are_of_no_name(text: str | None) -> None:
-    assert written_as(Rendering(text)) is None
+    assert written_as(tokenizer(text)) is None
+    assert written_as(object()) is None

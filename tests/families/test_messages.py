@@ -87,6 +87,16 @@ def test_a_dialogue_with_two_images_and_a_system_message(ours: VLM, processor: A
     torch.testing.assert_close(made["pixel_values"], wanted["pixel_values"], atol=1e-6, rtol=0)
 
 
+def test_a_batch_is_padded_ahead(ours: VLM, processor: Any, picture: Image.Image) -> None:
+    messages = [[shown(picture, "Why?")], [shown(picture, QUESTION)]]
+    texts = [processor.apply_chat_template(one, add_generation_prompt=True) for one in messages]
+    made = processor(images=[picture, picture], text=texts, padding=True, return_tensors="pt")
+    wanted = ours.encode([(ours.prompt("Why?"), [picture]), (ours.prompt(QUESTION), [picture])])
+    assert made["attention_mask"].tolist() == wanted["attention_mask"].tolist()
+    assert (made["input_ids"] * made["attention_mask"]).tolist() == (wanted["input_ids"] * wanted["attention_mask"]).tolist()
+    torch.testing.assert_close(made["pixel_values"], wanted["pixel_values"], atol=1e-6, rtol=0)
+
+
 def test_a_text_alone(ours: VLM, processor: Any) -> None:
     assert inputs_of(processor, [said("user", "Why?")])["input_ids"].tolist() == [ours.token_ids(ours.prompt("Why?", image=False), [])]
 
