@@ -180,7 +180,7 @@ def test_generation_in_a_left_padded_batch_as_row_by_row(model: Any) -> None:
 def test_adjacent_images_are_two_spans() -> None:
     locate = tiny.found_by(config())
     assert locate.lengths.each == 16
-    assert locate(prompt(3, "image", "image", 2)) == [[(3, 19), (19, 35)]]
+    assert locate(prompt(3, "image", "image", 2)).spans() == [[((3, 19),), ((19, 35),)]]
 
 
 def test_pruning_deletes_what_the_slow_oracle_deletes() -> None:
