@@ -143,9 +143,9 @@ def alive_fractions(stats: AttentionStats) -> Callable[[float], Tensor]:
     rounds = math.ceil(2 * stats.samples * stats.cross.shape[2] / (BLOCK * threads))  # each keeps every thread busy
     rows = math.ceil(stats.samples / (rounds * threads))
     present = torch.arange(stats.cross.shape[2]) < stats.visual_tokens[:, None]  # [N, n]
-    which = list(stats.deletable)
+    which = slice(None) if len(stats.deletable) == stats.layers else list(stats.deletable)
     parts = zip(stats.cross[:, which].split(rows), stats.intra[:, which].split(rows), present.split(rows), strict=True)
-    deleted = [sum(one <= layer for one in which) for layer in range(stats.layers)]  # layers that have deleted by then, [L]
+    deleted = [sum(one <= layer for one in stats.deletable) for layer in range(stats.layers)]  # layers that have deleted by then, [L]
     blocks = [_Block(*part) for part in parts]
 
     def at(alpha: float) -> Tensor:

@@ -99,7 +99,7 @@ def _decoder(text: Any, whole: Any) -> Any:
     for one in (text, whole):
         try:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                model = AutoModel.from_config(copy.deepcopy(one), attn_implementation="eager")
+                model = AutoModel.from_config(copy.deepcopy(one), attn_implementation="eager", trust_remote_code=False)
         except Exception as error:  # whatever a model's own code says of a config that it cannot be built from
             said = said or " ".join(str(error).split())[:200]
             continue

@@ -132,11 +132,11 @@ class CostModel:
     def differences(self, other: CostModel) -> str:
         """In which sizes another decoder differs, as words; empty where each reduction ratio is the same.
 
-        Neither the vocabulary matters nor what is cached, which depends on the version of transformers.
+        Neither the vocabulary matters nor what is cached, which depends on the version of transformers, nor which layers delete.
         """
         names = ("layers", "hidden", *(() if self.each or other.each else SIZES))
         found = [f"{name} {mine} is {its}" for name in names if (mine := getattr(self, name)) != (its := getattr(other, name))]
-        counted = [[(one.entering, one.pair, one.leaving, one.deletes) for one in model.per_layer] for model in (self, other)]
+        counted = [[(one.entering, one.pair, one.leaving) for one in model.per_layer] for model in (self, other)]
         if not found and counted[0] != counted[1]:
             layer = next(at for at, (mine, its) in enumerate(zip(*counted, strict=True)) if mine != its)
             found = [f"layer {layer} costs {_said(self.per_layer[layer])} and is {_said(other.per_layer[layer])}"]
