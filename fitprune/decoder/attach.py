@@ -363,7 +363,7 @@ def _real(mask: Any, length: int) -> Tensor | None:
     """
     if isinstance(mask, Mapping):  # by type of layer
         mask = next((one for one in mask.values() if isinstance(one, Tensor)), None)
-    if not isinstance(mask, Tensor):
+    if not isinstance(mask, Tensor) or mask.is_meta:  # without values
         return None
     if mask.ndim == 4:
         own = mask[:, 0, -length:, -length:].diagonal(dim1=-2, dim2=-1)
