@@ -2,13 +2,15 @@
 
 A family is one module here and one line in `FAMILIES` (protocols.py says what the module defines); everything else
 (fitting, pruning, evaluation, drawing) knows only the `VLM` that `load` makes. The pruning itself needs no family: it
-attaches to any decoder (decoder/attach.py).
+attaches to any decoder (decoder/attach.py). Nor does most loading: what is not in `FAMILIES` is asked by its own processor.
 
     protocols.py     what a family's module defines: for asking, and for an original layout
     loading.py       a path → the family → a VLM;  placement.py, sharding.py: where its weights go
     vlm.py           a checkpoint that can be asked;  encoding.py: LLaVA's way from question and image to inputs
-    conversation.py  templates;  chat_template.py: the same in Jinja, for other people's tools
+    conversation.py  LLaVA's templates;  chat_template.py: the same in Jinja, for other people's tools
     adapter.py       an adapter of PEFT and the base that it names
+    processor.py     the family of every other model of transformers;  parts.py: its processor, made without torchvision;
+                     chat.py: its chat template;  token_places.py: where its tokens lie in a picture
     clip.py          what families with a CLIP tower share
     convert.py       an original checkpoint written in transformers layout
 
