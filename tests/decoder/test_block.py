@@ -10,7 +10,13 @@ import transformers
 from tiny import RECIPE, embedded
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
+from transformers.models.llama.modeling_llama import (  # noqa: F401 (what an attention class of ours is found to consult)
+    ALL_ATTENTION_FUNCTIONS,
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaModel,
+    eager_attention_forward,
+)
 
 import fitprune
 from fitprune import Recipe
@@ -320,8 +326,9 @@ def test_experts_with_a_capacity_are_left_whole():
     layer = tiny.llama().model.layers[0]
     layer.mlp = Crowded(tiny.HIDDEN, capacity=4.0)  # as good as none
     assert read_block(layer) is not None
-    layer.mlp = Crowded(tiny.HIDDEN, capacity=1.25)
-    assert read_block(layer) is None
+    for capacity in (1.25, 3.0):  # too little for random rows; enough for them, but not if all want one expert
+        layer.mlp = Crowded(tiny.HIDDEN, capacity)
+        assert read_block(layer) is None
 
 
 def test_a_part_that_mixes_tokens():
@@ -380,6 +387,46 @@ def test_a_layer_that_is_cut_at_its_exit_says_so_once(caplog):
         model(inputs_embeds=embeds)
         model(inputs_embeds=embeds)
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["Mixing cannot be cut inside"]
+
+
+class Guarded(Variant):
+    """Whose attention may fail."""
+
+    def forward(self, x, attention_mask=None, cache=None, position_embeddings=None, **given):
+        try:
+            return super().forward(x, attention_mask, cache, position_embeddings, **given)
+        except Exception:
+            return x
+
+
+class HeadsFirst(LlamaAttention):
+    """Whose last step gets its rows on another axis."""
+
+    def forward(self, hidden_states, **given):
+        y, weights = super().forward(hidden_states, **given)
+        y = self.merge(y.unflatten(-1, (4, -1)).transpose(1, 2))
+        return y, weights
+
+
+class Merge(nn.Module):
+    def forward(self, heads):
+        return heads.transpose(1, 2).flatten(2)
+
+
+def test_layers_whose_attention_is_guarded_or_ends_otherwise():
+    """They delete what Llama's deletes, and get the same results."""
+    embeds, mask = embedded(24, (3, 19), rows=2)
+    models = [tiny.llama(), variant(Guarded), variant(Variant)]
+    for layer in models[2].model.layers:
+        layer.self_attn.__class__, layer.self_attn.merge = HeadsFirst, Merge()
+        assert last_step(layer.self_attn) is layer.self_attn.merge
+    results = []
+    for model in models:
+        assert all(read_block(layer) is not None for layer in model.model.layers)
+        with torch.no_grad(), fitprune.prune(model, RECIPE, visual_mask=mask):
+            results.append(model(inputs_embeds=embeds, use_cache=False).logits)
+    assert torch.equal(results[0], results[1])
+    torch.testing.assert_close(results[0], results[2], atol=1e-5, rtol=1e-5)
 
 
 def test_a_layer_that_returns_a_tuple_is_cut_inside():
