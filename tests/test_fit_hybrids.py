@@ -151,7 +151,7 @@ def test_the_highest_ratio_is_named_and_can_be_had() -> None:
     with pytest.raises(
         FitPruneError, match=r"cannot be reached with 60 visual tokens, as only layers 3, 7, 11 can delete: ask for"
     ) as error:
-        fit(stats, None, 0.9)
+        fit(stats, None, 0.95)
     highest = float(str(error.value).rpartition(" ")[2])
     most = HYBRID.visual_reduction([0] * 3 + [60] + [0] * 8, 60)
     assert highest == pytest.approx(most, abs=1e-4)
@@ -334,34 +334,13 @@ def test_a_bare_hybrid_decoder(name: str, kinds: str) -> None:
     assert hidden.shape[1] == 10 + recipe.alive(20)[-1]
 
 
-def test_shared_keys_leave_only_the_last_layer() -> None:
+def test_shared_keys_leave_the_layers_before_them() -> None:
     model, inputs = asked("Gemma4SharedKeys")
     stats = fitprune.observe(model, [inputs.call], progress=False)
-    assert stats.deletable == (5,)
+    assert stats.deletable == (0, 1)  # the last two of six layers read the keys of the third and fourth
     assert bool(stats.intra.any(-1).all())  # all layers have attention to look at
+    assert set(steps(fit(stats, None, 0.5))) <= {0, 1}
     with pytest.raises(
-        FitPruneError, match=r"0\.5 cannot be reached with 12 visual tokens, as only layer 5 can delete: ask for at most 0\.\d+"
+        FitPruneError, match=r"0\.99 cannot be reached with 12 visual tokens, as only layers 0, 1 can delete: ask for at most 0\.\d+"
     ):
-        fit(stats, None, 0.5)
-    recipe = fit(stats, None, 0.05)
-    assert steps(recipe) == [5]
-    with torch.no_grad(), fitprune.prune(model, recipe) as trace:
-        model(**inputs.call)
-    assert len(trace.visual[-1][1]) == recipe.alive(6)[-1] < 6
-
-
-def test_a_model_without_a_layer_that_can_delete_is_not_observed() -> None:
-    if "Qwen3_5" not in FAMILIES:
-        pytest.skip("no Qwen3.5 in this transformers")
-    family = type(FAMILIES["Qwen3_5"])()
-    family.recurrent = (0, 1, 2, 3)
-    with pytest.raises(UnsupportedError, match="no layer of Qwen3_5TextModel can delete visual tokens: each has no attention"):
-        fitprune.observe(family.build(), [{}], progress=False)
-
-
-def test_the_released_fit_is_not_replayed_on_a_hybrid() -> None:
-    from fitprune.studies.replay import replay
-
-    model, inputs = asked("Qwen3_5")
-    with pytest.raises(UnsupportedError, match="deletes in every layer, but layer 0 has no attention that could rank tokens: fit without"):
-        replay(model, [inputs.call], 0.5, progress=False)
+        fit(stats, None, 0.99)
