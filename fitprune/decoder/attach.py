@@ -51,6 +51,7 @@ from .upstream import (
     caches_in,
     check,
     check_images_are_tokens,
+    check_keys_are_not_chosen,
     check_positions,
     forward_name,
     has_windows,
@@ -122,6 +123,7 @@ class Attachment:
             raise FitPruneError("this model already has a recipe attached: leave that `with` block, or call detach(model), first")
         check_implementation(self.config._attn_implementation)
         check_images_are_tokens(model, self.decoder)
+        check_keys_are_not_chosen(self.layers)
         check(self.decoder, self.layers)
         self._mask = None if visual_mask is None else ByMask(visual_mask)
         self._undo = ExitStack()
@@ -204,7 +206,7 @@ class Attachment:
 
     def _record_lengths(self, base: nn.Module, kind: str, name: str, undo: ExitStack) -> None:
         """Has a model note how many tokens it makes of each image or video of the call at hand (`generate` calls it outside of one)."""
-        original = getattr(base, name)
+        original, own = getattr(base, name), base.__dict__.get(name)
 
         @functools.wraps(original)  # `generate` reads its signature
         def recorded(*args: Any, **kwargs: Any) -> Any:
@@ -215,7 +217,7 @@ class Attachment:
             return features
 
         setattr(base, name, recorded)
-        undo.callback(lambda: delattr(base, name))
+        undo.callback(lambda: setattr(base, name, own) if own is not None else delattr(base, name))
 
     def _replace_forward(self, index: int, layer: nn.Module, attention: nn.Module | None, undo: ExitStack) -> None:
         name, block = forward_name(layer), read_block(layer)
@@ -293,13 +295,12 @@ class Attachment:
                 raise UnsupportedError(
                     "flash attention counts a sliding window in tokens, and pruned tokens leave gaps: load with attn_implementation='sdpa'"
                 )
+            kv.make_room(cache)  # one that the outer model made for itself
             kv.check_prunable(cache)
             args, kwargs = self._own_cache(decoder, args, kwargs, call, cache)
         told = Prefill(spans, length, past, real, tokens.device, flash, read, self.recurrent, self.sharing)
         state = self.policy.begin(told) if prefill else PrefillState(told)
-        for name in take_deepstack(call, state):
-            kwargs = {**kwargs, name: None}
-        return args, {**kwargs, STATE_KEY: state}
+        return args, {**kwargs, **take_deepstack(call, state), STATE_KEY: state}
 
     def _own_cache(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], call: Mapping[str, Any], cache: Any
@@ -309,7 +310,12 @@ class Attachment:
         name = cache_argument(decoder)
         if cache is not None or not wanted or name is None or name in dict(zip(argument_names(decoder), args, strict=False)):
             return args, kwargs
-        return args, ({**kwargs, name: DynamicCache()} if has_windows(self.config) else kwargs)
+        if not has_windows(self.config):
+            return args, kwargs
+        made = DynamicCache(config=self.config)  # with states, where some layers have no attention
+        kv.make_room(made)
+        kv.check_prunable(made)
+        return args, {**kwargs, name: made}
 
     def _after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         state = kwargs.get(STATE_KEY)

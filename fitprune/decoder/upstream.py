@@ -36,7 +36,10 @@ RAN = ("5.0.0", "5.17.0", "5.23.0", "5.24.0")  # transformers, oldest first; pyp
 # Names of arguments, where there is nothing but the name to tell them by; `TABLE` has them checked.
 STATE_KEY = "fitprune"  # ours: under it a forward's state travels, from the model down to its attention
 MASK, POSITIONS, ROTARY = "attention_mask", "position_ids", "position_embeddings"  # of layers; narrowed by state.py
-DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")  # of decoders that add image features after their first layers
+DEEPSTACK = (  # of decoders that add image features between their layers: where (bool, per token), and what
+    ("visual_pos_masks", "deepstack_visual_embeds"),  # a list: after the first layers
+    ("vision_mask", "deepstack_features"),  # by layer: before it
+)
 PROJECTION = "o_proj"  # attention's last step; where it has none of this name, a deleted token pays for its projection
 _CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")  # of forwards without annotations
 
@@ -154,10 +157,18 @@ def attention_function(module: nn.Module, name: str) -> Callable[..., Any]:
     return _globals(module)["eager_attention_forward"] if name == "eager" else attention_registry(module)[name]
 
 
+def _consults(module: nn.Module) -> bool:
+    """Whether a module's own forward names a registry of attention functions; one beside its class may be another class's (LFM2's
+    short convolutions, beside its attention)."""
+    forward = inspect.unwrap(type(module).forward)
+    names = getattr(getattr(forward, "__code__", None), "co_names", ())
+    return any(isinstance(_globals(module).get(name), AttentionInterface) for name in names)
+
+
 def attention_of(layer: nn.Module) -> nn.Module | None:
     """A layer's self-attention: the part that takes the cache and consults a registry, else the one of that name."""
     for part in layer.children():
-        if attention_registry(part) is not None and cache_argument(part) is not None and hasattr(part, "config"):
+        if _consults(part) and cache_argument(part) is not None and hasattr(part, "config"):
             return part
     return getattr(layer, "self_attn", None)
 
@@ -273,6 +284,21 @@ def check_images_are_tokens(model: nn.Module, decoder: nn.Module) -> None:
         raise UnsupportedError(f"{name} reads images by cross-attention, not as tokens of its prompt: there is nothing to prune")
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedError(f"{name} is an encoder-decoder, whose decoder carries no visual tokens: there is nothing to prune")
+
+
+def check_keys_are_not_chosen(layers: Iterable[nn.Module]) -> None:
+    """Refuses layers that themselves choose, by places in their cache, which keys a query sees: pruning moves those places.
+
+    Raises:
+        UnsupportedError: for indexed attention (DeepSeek sparse attention and its kin).
+    """
+    for layer in layers:
+        for part in layer.modules():
+            if "indexer" in type(part).__name__.lower() or any("topk_indices" in name for name in parameters(part)):
+                raise UnsupportedError(
+                    f"{type(layer).__name__} chooses by an index which keys each token sees, by their places in its cache, which pruning "
+                    "moves: such layers are not supported"
+                )
 
 
 def has_windows(config: Any) -> bool:
