@@ -210,8 +210,12 @@ class Attachment:
 
         @functools.wraps(original)  # `generate` reads its signature
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            features = original(*args, **kwargs)
             located = getattr(self._call, "located", None)
+            self._call.located = None  # some make a video's features by the method for images
+            try:
+                features = original(*args, **kwargs)
+            finally:
+                self._call.located = located
             if located is not None:
                 located.made[kind] = image_lengths(features)
             return features
