@@ -40,6 +40,7 @@ from .state import Prefill, PrefillState, take_deepstack
 from .upstream import (
     FEATURES,
     MASK,
+    PREFILL,
     STATE_KEY,
     DynamicCache,
     argument_names,
@@ -118,7 +119,8 @@ class Attachment:
         self.config = cast(Any, self.decoder.config)
         self.recurrent, self.sharing = recurrent_layers(self.layers), sharing_layers(self.decoder)
         self.shares_heads = False  # whether other processes hold some of the heads
-        self._call = threading.local()  # .located: the visual tokens of the call that runs on this thread
+        # .located: the visual tokens of the call that runs on this thread; .chunk: the size in which `generate` cuts its prefill
+        self._call = threading.local()
         if attachment_of(model) is not None:
             raise FitPruneError("this model already has a recipe attached: leave that `with` block, or call detach(model), first")
         check_implementation(self.config._attn_implementation)
@@ -167,7 +169,7 @@ class Attachment:
                 raise UnsupportedError(
                     "logits_to_keep as a tensor names positions that pruning may have removed: give a number of last tokens"
                 )
-            if located:
+            if visual:
                 check_positions(module, call)
             if visual:
                 kv.make_room(cache_in(call))
@@ -200,6 +202,8 @@ class Attachment:
         for kind, name in FEATURES.items():
             if base is not self.decoder and callable(getattr(base, name, None)):
                 self._record_lengths(base, kind, name, undo)
+        if callable(getattr(model, PREFILL, None)):
+            self._watch_chunks(model, undo)
         for module in {id(m): m for m in (model, base) if m is not self.decoder}.values():
             undo.callback(module.register_forward_pre_hook(find, with_kwargs=True).remove)
             undo.callback(module.register_forward_hook(arrived, with_kwargs=True).remove)
@@ -222,6 +226,22 @@ class Attachment:
 
         setattr(base, name, recorded)
         undo.callback(lambda: setattr(base, name, own) if own is not None else delattr(base, name))
+
+    def _watch_chunks(self, model: nn.Module, undo: ExitStack) -> None:
+        """Has `generate` tell in what pieces it reads a prompt: nothing in the call of one says that there are others."""
+        original, own = getattr(model, PREFILL), model.__dict__.get(PREFILL)
+
+        @functools.wraps(original)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            sizes = (getattr(value, "prefill_chunk_size", None) for value in (*args, *kwargs.values()))
+            self._call.chunk = next((size for size in sizes if size is not None), None)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._call.chunk = None
+
+        setattr(model, PREFILL, watched)
+        undo.callback(lambda: setattr(model, PREFILL, own) if own is not None else delattr(model, PREFILL))
 
     def _replace_forward(self, index: int, layer: nn.Module, attention: nn.Module | None, undo: ExitStack) -> None:
         name, block = forward_name(layer), read_block(layer)
@@ -295,6 +315,12 @@ class Attachment:
             spans = without_padding(spans, real)
         read = sent.logits_to_keep if isinstance(sent, ImageSpans) else 0
         if prefill:
+            chunk = getattr(self._call, "chunk", None)
+            if chunk is not None and (past or length >= chunk):
+                raise UnsupportedError(
+                    f"prefill_chunk_size={chunk} cuts this prompt into pieces, each of which would be pruned without the text that asks: "
+                    "generate without it, pruning saves memory as well"
+                )
             if flash and has_windows(self.config):
                 raise UnsupportedError(
                     "flash attention counts a sliding window in tokens, and pruned tokens leave gaps: load with attn_implementation='sdpa'"

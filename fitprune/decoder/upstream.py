@@ -40,6 +40,7 @@ DEEPSTACK = (  # of decoders that add image features between their layers: where
     ("visual_pos_masks", "deepstack_visual_embeds"),  # a list: after the first layers
     ("vision_mask", "deepstack_features"),  # by layer: before it
 )
+PREFILL = "_prefill"  # of models that generate: reads the prompt, in pieces if its configuration says so
 PROJECTION = "o_proj"  # attention's last step; where it has none of this name, a deleted token pays for its projection
 _CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")  # of forwards without annotations
 
@@ -263,9 +264,15 @@ def check_positions(module: nn.Module, call: Mapping[str, Any]) -> None:
         UnsupportedError: if neither they nor positions are given.
     """
     name = "mm_token_type_ids"
-    by_ids = hasattr(getattr(module, "base_model", module), "get_rope_index") and name in parameters(module)
-    given = call.get(name) is not None or call.get(POSITIONS) is not None
-    if by_ids and not given and any(key.endswith("grid_thw") and value is not None for key, value in call.items()):
+    if call.get(POSITIONS) is not None or not hasattr(getattr(module, "base_model", module), "get_rope_index"):
+        return
+    if not any(key.endswith("grid_thw") and value is not None for key, value in call.items()):
+        return
+    if call.get("input_ids") is None:
+        raise UnsupportedError(
+            f"this call brings images without input_ids, by which {type(module).__name__} places them: pass input_ids, or position_ids"
+        )
+    if name in parameters(module) and call.get(name) is None:
         raise UnsupportedError(
             f"this call brings images without {name}, by which {type(module).__name__} places them: pass what the processor makes "
             "(return_mm_token_type_ids=True), or position_ids"

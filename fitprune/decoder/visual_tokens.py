@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FitPruneError
-from .upstream import encoded_features
+from .upstream import MASK, encoded_features
 
 Run = tuple[int, int]  # first position and one past the last
 Image = tuple[Run, ...]  # ascending; a video is one as well
@@ -228,6 +228,15 @@ def visual_ids(config: Any) -> dict[str, int]:
     return found
 
 
+def brings_images(call: Mapping[str, Any]) -> bool:
+    """Whether anything in a call could be images, or what was made of them: numbers that are no ids, whatever their name."""
+    for name, value in call.items():
+        first = value[0] if isinstance(value, list | tuple) and value else value
+        if isinstance(value, Mapping) or (name != MASK and isinstance(first, Tensor) and first.is_floating_point()):
+            return True
+    return False
+
+
 def visual_inputs(call: Mapping[str, Any]) -> list[str]:
     """Names of a call's arguments that bring pixels of images or videos."""
     return [name for name, value in call.items() if "pixel_values" in name and isinstance(value, Tensor | list | tuple)]
@@ -271,6 +280,12 @@ class ByTokenId:
             raise FitPruneError(
                 f"this call brings {' and '.join(brings)}, but none of its tokens is {' or '.join(map(str, self.ids.values()))}, by which "
                 "the config names visual tokens: check the prompt, or pass visual_mask= to prune()"
+            )
+        if found and not brings_images(call):
+            tokens = sum(end - start for rows in found.runs.values() for runs in rows for start, end in runs)
+            raise FitPruneError(
+                f"this call has {tokens} visual tokens and brings no images: pass what the processor makes (pixel_values, …), "
+                "or remove these tokens from the text"
             )
         for kind, features in encoded_features(call).items():
             found.made[kind] = image_lengths(features)
