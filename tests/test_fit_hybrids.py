@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fitprune
-from fitprune import AttentionStats, CostModel, FitPruneError, Recipe, UnsupportedError
+from fitprune import AttentionStats, CostModel, FitPruneError, Recipe
 from fitprune.cost import VICUNA_7B, LayerCost
 from fitprune.decoder.attach import find_decoder
 from fitprune.decoder.upstream import forbidden_layers

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..distributed.heads import HeadGroup
+from ..errors import UnsupportedError
 from ..kernels import TEXT, masks
 from ..kernels.attended import Attended
 from ..kernels.select import ALIVE, PADDING, take
@@ -65,7 +66,7 @@ class PrefillState:
     pad_slots: Whether any row carries something that is not alive (known to the host).
     layers_entered: How many layers this forward has gone into.
     cache: The one that the layers were seen to fill, None if none was.
-    deepstack: What is added to the hidden states after each of the first layers, [B, n, E] each, zero where nothing is.
+    deepstack: What is added to the hidden states after some layers, [B, n, E] each, zero where nothing is.
     """
 
     def __init__(self, call: Prefill) -> None:
@@ -84,7 +85,7 @@ class PrefillState:
         self.padded = self.pad_slots = call.real is not None
         self.layers_entered = 0
         self.cache: Any = None
-        self.deepstack: list[Tensor] = []
+        self.deepstack: dict[int, Tensor] = {}
         self._remembered: dict[str, tuple[Any, Any]] = {}
         self._held: dict[int, tuple[Tensor, Tensor | None] | None] = {}  # layer: what its cache held before this forward
 
@@ -110,6 +111,11 @@ class PrefillState:
 
     def enter(self, layer: int, hidden: Tensor, cache: Any, kwargs: dict[str, Any]) -> LayerPass:
         """Before a layer: its keyword arguments are narrowed, in place, to the tokens that are still there."""
+        entered = self._enter(layer, hidden, cache, kwargs)
+        entered.given = kwargs.get(MASK)
+        return entered
+
+    def _enter(self, layer: int, hidden: Tensor, cache: Any, kwargs: dict[str, Any]) -> LayerPass:
         self.layers_entered = layer + 1
         self._to(hidden.device)
         kv.admit(cache, layer)
@@ -138,18 +144,21 @@ class PrefillState:
             kwargs[POSITIONS] = None  # used up; flash attention would take their gaps for packed sequences
         elif kwargs.get(POSITIONS) is not None:
             kwargs[POSITIONS] = self.carried(kwargs[POSITIONS], dim=-1)
-        for name, value in kwargs.items():  # what else there is per token, such as embeddings per layer
-            if name not in (MASK, POSITIONS, ROTARY) and isinstance(value, Tensor) and value.ndim > 2 and value.shape[1] == self.length:
+        for name, value in kwargs.items():  # what else there is per token, such as embeddings per layer, or kinds of tokens
+            if name not in (MASK, POSITIONS, ROTARY) and isinstance(value, Tensor) and self._per_token(value):
                 kwargs[name] = take(value, self.token_index, 1)
         return entered
 
     def leave(self, layer: int, hidden: Tensor) -> Tensor:
         """After a layer and its cut: what the model adds to its visual tokens there (deepstack), for those that are left."""
-        if layer >= len(self.deepstack):
+        if layer not in self.deepstack:
             return hidden
         added = self.deepstack[layer].to(hidden.device, hidden.dtype)
         added = added if self.token_index is None else take(added, self.token_index, 1)
         return hidden + added[:, -hidden.shape[1] :]  # the last layer may carry on only what is read
+
+    def _per_token(self, value: Tensor) -> bool:
+        return (value.ndim > 2 and value.shape[1] == self.length) or value.shape == (len(self.status), self.length)
 
     def _rotary(self, embeddings: Any) -> Any:
         """Cosines and sines of the carried tokens, or one complex tensor [B or 1, n, D]."""
@@ -198,6 +207,7 @@ class LayerPass:
     attention_seen: Whether its attention was shown to the state.
     last: How many of the carried tokens, the last ones, go through this layer where the decoder itself leaves the others out, as layers
         without keys of their own need not compute what nobody reads; None for all.
+    given: The mask that it was handed.
     """
 
     def __init__(self, state: PrefillState, index: int, cached: tuple[Tensor, Tensor | None] | None) -> None:
@@ -205,6 +215,7 @@ class LayerPass:
         self.survivors: Tensor | None = None
         self.attention_seen = False
         self.last: int | None = None
+        self.given: Any = None
         self._keys_before: tuple[Tensor, Tensor | None] | None = None
 
     def on_attention(
@@ -219,6 +230,11 @@ class LayerPass:
         """Called by the attention function of a layer that needs scores: who survives is decided here."""
         state = self.state
         self.attention_seen = True
+        if mask is not self.given:
+            raise UnsupportedError(
+                f"the attention of layer {self.index} makes a mask of its own, which does not know the tokens that are gone: "
+                "such layers are not supported"
+            )
         if state.token_index is not None:
             self._keys_before = self.keys()  # this layer's cache keeps what it deletes
         seen = Attended(
@@ -280,17 +296,23 @@ class LayerPass:
         return masks.dense(mask, state.columns(), columns, valid, carried=state.token_index)
 
 
-def take_deepstack(call: Mapping[str, Any], state: PrefillState) -> list[str]:
-    """Takes over what a decoder adds to its visual tokens after its first layers, at places that pruning moves.
+def take_deepstack(call: Mapping[str, Any], state: PrefillState) -> dict[str, Any]:
+    """Takes over what a decoder adds to its visual tokens between its layers, at places that pruning moves.
 
     Returns:
-        Names of the decoder's arguments that it no longer needs.
+        Arguments of the decoder as they are from now on: None where it has nothing left to add.
     """
-    places, features = (call.get(name) for name in DEEPSTACK)
-    if places is None or features is None:
-        return []
-    for feature in features:
-        whole = feature.new_zeros(*places.shape, feature.shape[-1])
-        whole[places.to(feature.device)] = feature
-        state.deepstack.append(whole)
-    return list(DEEPSTACK)
+    for names in DEEPSTACK:
+        places, features = (call.get(name) for name in names)
+        if places is None or features is None:
+            continue
+        left = {}
+        for layer, feature in features.items() if isinstance(features, Mapping) else enumerate(features, 1):
+            if layer == 0:
+                left[layer] = feature  # before the first layer all tokens are there
+                continue
+            whole = feature.new_zeros(*places.shape[:2], feature.shape[-1])
+            whole[(places if places.ndim == 2 else places[..., 0]).to(feature.device)] = feature
+            state.deepstack[layer - 1] = whole
+        return {names[1]: left} if left else dict.fromkeys(names)
+    return {}

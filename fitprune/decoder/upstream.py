@@ -17,6 +17,7 @@ Left out: what single families and commands import from transformers; they say s
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import re
 from collections import Counter
@@ -37,7 +38,11 @@ RAN = ("5.0.0", "5.17.0", "5.23.0", "5.24.0")  # transformers, oldest first; pyp
 # Names of arguments, where there is nothing but the name to tell them by; `TABLE` has them checked.
 STATE_KEY = "fitprune"  # ours: under it a forward's state travels, from the model down to its attention
 MASK, POSITIONS, ROTARY = "attention_mask", "position_ids", "position_embeddings"  # of layers; narrowed by state.py
-DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")  # of decoders that add image features after their first layers
+DEEPSTACK = (  # of decoders that add image features between their layers: where (bool, per token), and what
+    ("visual_pos_masks", "deepstack_visual_embeds"),  # a list: after the first layers
+    ("vision_mask", "deepstack_features"),  # by layer: before it
+)
+PREFILL = "_prefill"  # of models that generate: reads the prompt, in pieces if its configuration says so
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +56,7 @@ def refuse(missing: str, purpose: str) -> NoReturn:
 
 
 try:
-    from transformers import AttentionInterface, cache_utils  # noqa: F401 (the first is what ../cost/parts.py tells a registry by)
+    from transformers import AttentionInterface, cache_utils
     from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
     from transformers.modeling_outputs import BaseModelOutputWithPast
 except ImportError as error:
@@ -161,10 +166,18 @@ def attention_function(module: nn.Module, name: str) -> Callable[..., Any]:
     return module_globals(module)["eager_attention_forward"] if name == "eager" else attention_registry(module)[name]
 
 
+def _consults(module: nn.Module) -> bool:
+    """Whether a module's own forward names a registry of attention functions; one beside its class may be another class's (LFM2's
+    short convolutions, beside its attention)."""
+    forward = inspect.unwrap(type(module).forward)
+    names = getattr(getattr(forward, "__code__", None), "co_names", ())
+    return any(isinstance(module_globals(module).get(name), AttentionInterface) for name in names)
+
+
 def attention_of(layer: nn.Module) -> nn.Module | None:
     """A layer's self-attention: the part that takes the cache and consults a registry, else the one of that name."""
     for part in layer.children():
-        if attention_registry(part) is not None and cache_argument(part) is not None and hasattr(part, "config"):
+        if _consults(part) and cache_argument(part) is not None and hasattr(part, "config"):
             return part
     return getattr(layer, "self_attn", None)
 
@@ -246,9 +259,15 @@ def check_positions(module: nn.Module, call: Mapping[str, Any]) -> None:
         UnsupportedError: if neither they nor positions are given.
     """
     name = "mm_token_type_ids"
-    by_ids = hasattr(getattr(module, "base_model", module), "get_rope_index") and name in parameters(module)
-    given = call.get(name) is not None or call.get(POSITIONS) is not None
-    if by_ids and not given and any(key.endswith("grid_thw") and value is not None for key, value in call.items()):
+    if call.get(POSITIONS) is not None or not hasattr(getattr(module, "base_model", module), "get_rope_index"):
+        return
+    if not any(key.endswith("grid_thw") and value is not None for key, value in call.items()):
+        return
+    if call.get("input_ids") is None:
+        raise UnsupportedError(
+            f"this call brings images without input_ids, by which {type(module).__name__} places them: pass input_ids, or position_ids"
+        )
+    if name in parameters(module) and call.get(name) is None:
         raise UnsupportedError(
             f"this call brings images without {name}, by which {type(module).__name__} places them: pass what the processor makes "
             "(return_mm_token_type_ids=True), or position_ids"
@@ -267,6 +286,21 @@ def check_images_are_tokens(model: nn.Module, decoder: nn.Module) -> None:
         raise UnsupportedError(f"{name} reads images by cross-attention, not as tokens of its prompt: there is nothing to prune")
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedError(f"{name} is an encoder-decoder, whose decoder carries no visual tokens: there is nothing to prune")
+
+
+def check_keys_are_not_chosen(layers: Iterable[nn.Module]) -> None:
+    """Refuses layers that themselves choose, by places in their cache, which keys a query sees: pruning moves those places.
+
+    Raises:
+        UnsupportedError: for indexed attention (DeepSeek sparse attention and its kin).
+    """
+    for layer in layers:
+        for part in layer.modules():
+            if "indexer" in type(part).__name__.lower() or any("topk_indices" in name for name in parameters(part)):
+                raise UnsupportedError(
+                    f"{type(layer).__name__} chooses by an index which keys each token sees, by their places in its cache, which pruning "
+                    "moves: such layers are not supported"
+                )
 
 
 def has_windows(config: Any) -> bool:

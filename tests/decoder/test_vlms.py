@@ -18,7 +18,12 @@ from fitprune import Recipe
 FAMILIES = vlms.available()
 ONE, TWO = [4, "image", 5], [3, "image", 2, "image", 4]
 SHARES = {"middle": {1: 40, 2: 30}, "first": {0: 30, 1: 20, 2: 20}}  # per cent of an image that a layer deletes
-INSTEAD = {"Qwen3_5": {1: 40, 3: 30}, "Gemma4SharedKeys": {0: 40, 1: 30}}  # of classes where not every layer may delete: for both
+INSTEAD = {
+    "Qwen3_5": {1: 40, 3: 30},
+    "Qwen3_5Moe": {1: 40, 3: 30},
+    "Lfm2Vl": {1: 40, 3: 30},
+    "Gemma4SharedKeys": {0: 40, 1: 30},
+}  # of classes where not every layer may delete: for both
 SCENES = {
     "start": ([["image", 6]], None),
     "one": ([ONE], None),
@@ -35,6 +40,8 @@ EXCEPT = {
     ("InternVL", "both"): "its frames are written as images, each of which has a budget",
     ("SmolVLM", "video"): "its frames are written as images, each of which has a budget",
     ("SmolVLM", "both"): "its frames are written as images, each of which has a budget",
+    ("VideoLlava", "video"): "its features come frame by frame, each of which has a budget",
+    ("VideoLlava", "both"): "its features come frame by frame, each of which has a budget",
 }
 
 
@@ -145,7 +152,7 @@ class Turns:
         with torch.no_grad():
             self.dense = self.model(**self.whole.call).logits
         hook.remove()
-        per_token = {key: value for key, value in self.whole.call.items() if key in ("input_ids", family.types)}
+        per_token = {key: value for key, value in self.whole.call.items() if key in ("input_ids", "moe_mm_token_type_ids", family.types)}
         if (positions := seen.get("position_ids")) is not None:
             per_token["position_ids"] = positions
         self.calls = []
@@ -167,6 +174,7 @@ IN_ONE_CALL = {  # the unpruned model's second call with an image is not what it
     "Gemma4SharedKeys": "images see themselves both ways in a first call only",
     "PaliGemma": "all of a call sees itself both ways",
     "Phi4Multimodal": "logits of a second call with an image are others (by 3.0 here)",
+    "Granite4Vision": "logits of a second call with an image are others (by 3.8 here)",
 }
 
 

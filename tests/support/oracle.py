@@ -3,7 +3,7 @@
 The decoder runs with an attention function of this file's, registered with transformers for the time of one run: the
 model's own eager attention, under the model's own mask, with deleted tokens masked as keys from the layer after their
 deletion on. That holds whatever the class does with positions, groups of heads, windows, masks both ways or features
-that are added to hidden states. Layers of linear attention have no keys: they are run on the survivors alone, row by row.
+that are added to hidden states. Linear attention and convolutions have no keys: they are run on the survivors alone, row by row.
 
     masked_dense(model, inputs, deleted)       logits with these deletions
     received(model, inputs, deleted)           attention that each visual token receives, layer by layer
@@ -131,8 +131,8 @@ def _run(model: nn.Module, inputs: Inputs, removed: Tensor, decide: Callable[[in
 
     with _attending(model, decoder, attention), ExitStack() as undo, torch.no_grad():
         for layer, module in enumerate(decoder.layers):
-            if hasattr(module, "linear_attn"):
-                _on_survivors(module.linear_attn, layer, removed, inputs.real, undo)
+            if (recurrent := getattr(module, "linear_attn", getattr(module, "conv", None))) is not None:
+                _on_survivors(recurrent, layer, removed, inputs.real, undo)
         logits = model(**inputs.call).logits
     return Dense(logits, removed, seen, inputs.real)
 
@@ -153,6 +153,7 @@ def _on_survivors(module: Any, layer: int, removed: Tensor, real: Tensor, undo: 
     original = module.forward
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        kwargs.pop("attention_mask", None)  # nothing of what is left is padding
         result = torch.zeros_like(hidden_states)
         for row in range(len(hidden_states)):
             kept = (real[row] & (removed[row] >= layer)).nonzero().flatten()
