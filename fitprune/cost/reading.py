@@ -34,7 +34,7 @@ Described = tuple[tuple[LayerCost, ...], tuple[int, int, int, int], int, int]  #
 CHOSEN = ("top_k", "num_experts_per_tok", "top_k_experts")  # names under which routers, or configs, keep how many experts a token meets
 
 
-def described(config: Any) -> Described:
+def described(config: Any, within: Any = None) -> Described:
     """What each layer of a config's text decoder costs, and the sizes that say the same if it is Llama-shaped.
 
     Raises:
@@ -45,7 +45,7 @@ def described(config: Any) -> Described:
         key = text.to_json_string(use_diff=False)
     except (AttributeError, TypeError) as error:
         _refuse(text, f"it is no config of transformers ({error})")
-    return _described(_Config(text, config, key))
+    return _described(_Config(text, within or config, key))
 
 
 class _Config:

@@ -62,17 +62,18 @@ class CostModel:
         return cls(layers=len(each), hidden=hidden, vocab=vocab, each=tuple(each))
 
     @classmethod
-    def from_config(cls, config: Any) -> CostModel:
+    def from_config(cls, config: Any, within: Any = None) -> CostModel:
         """From a transformers config; that of a multi-modal model stands for its text decoder.
 
-        Of a mixture of experts those count that a token goes through.
+        Of a mixture of experts those count that a token goes through. `within` is the config of the whole model, from which the decoder
+        is built where transformers builds none from the text's alone (Ernie 4.5, Qwen-Omni); by default `config` is that too.
 
         Raises:
             FitPruneError: when the config describes no decoder of transformers, or layers whose cost cannot be told; says why.
         """
         from .reading import described
 
-        each, sizes, hidden, vocab = described(config)
+        each, sizes, hidden, vocab = described(config, within)
         if all(layer == LayerCost.llama(hidden, *sizes) for layer in each):
             return cls(len(each), hidden, *sizes, vocab=vocab)
         return cls.of_layers(each, hidden, vocab)

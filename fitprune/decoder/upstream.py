@@ -17,7 +17,6 @@ Left out: what single families and commands import from transformers; they say s
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import re
 from collections import Counter
@@ -56,7 +55,7 @@ def refuse(missing: str, purpose: str) -> NoReturn:
 
 
 try:
-    from transformers import AttentionInterface, cache_utils
+    from transformers import cache_utils
     from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
     from transformers.modeling_outputs import BaseModelOutputWithPast
 except ImportError as error:
@@ -166,18 +165,10 @@ def attention_function(module: nn.Module, name: str) -> Callable[..., Any]:
     return module_globals(module)["eager_attention_forward"] if name == "eager" else attention_registry(module)[name]
 
 
-def _consults(module: nn.Module) -> bool:
-    """Whether a module's own forward names a registry of attention functions; one beside its class may be another class's (LFM2's
-    short convolutions, beside its attention)."""
-    forward = inspect.unwrap(type(module).forward)
-    names = getattr(getattr(forward, "__code__", None), "co_names", ())
-    return any(isinstance(module_globals(module).get(name), AttentionInterface) for name in names)
-
-
 def attention_of(layer: nn.Module) -> nn.Module | None:
     """A layer's self-attention: the part that takes the cache and consults a registry, else the one of that name."""
     for part in layer.children():
-        if _consults(part) and cache_argument(part) is not None and hasattr(part, "config"):
+        if attention_registry(part) is not None and cache_argument(part) is not None and hasattr(part, "config"):
             return part
     return getattr(layer, "self_attn", None)
 

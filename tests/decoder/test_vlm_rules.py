@@ -81,6 +81,52 @@ def test_pixels_without_visual_tokens_are_refused() -> None:
         model(**call)
 
 
+def test_visual_tokens_without_images_are_refused() -> None:
+    """Placeholders of a prompt whose images were forgotten; with embeddings instead of ids nothing is known of them."""
+    model, call = asked("Qwen2_5_VL")
+    with pytest.raises(FitPruneError, match="visual tokens and brings no images"), fitprune.prune(model, deleting(model, 1)):
+        model(input_ids=call["input_ids"])
+
+
+def test_images_without_ids_or_positions_are_refused() -> None:
+    model, call = asked("Qwen2_5_VL")
+    mask = call["input_ids"] == vlms.IMAGE
+    call["inputs_embeds"] = model.get_input_embeddings()(call.pop("input_ids"))
+    with (
+        pytest.raises(UnsupportedError, match="brings images without input_ids, by which .* places them"),
+        fitprune.prune(model, deleting(model, 1), visual_mask=mask),
+    ):
+        model(**call)
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["prompt", "image before"])
+def test_a_prompt_that_is_read_in_pieces_is_refused(cached: bool) -> None:
+    """The pieces come one by one, and the text that asks in the last: earlier ones would be ranked by text of the middle."""
+    model, call = asked("LlavaOnevision", [2, 3, "image", 4, 5])
+    size = 4 if cached else int(call["input_ids"].shape[1])
+    with torch.no_grad(), fitprune.prune(model, deleting(model, 1)):
+        with pytest.raises(UnsupportedError, match=f"prefill_chunk_size={size} cuts this prompt into pieces"):
+            model.generate(**call, max_new_tokens=2, do_sample=False, prefill_chunk_size=size)
+        model.generate(**call, max_new_tokens=2, do_sample=False)  # and nothing of it stays behind
+    assert "_prefill" not in vars(model)
+
+
+def test_layers_that_choose_their_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSeek's sparse attention and its kin (GLM-5): an index tells each query which places of the cache it sees."""
+    model, _ = asked("Qwen2_5_VL")
+    layer = oracle.decoder_of(model).layers[1]
+    monkeypatch.setattr(layer.self_attn, "indexer", type("Indexer", (torch.nn.Module,), {"forward": lambda self, x: x})(), raising=False)
+    with pytest.raises(UnsupportedError, match="chooses by an index which keys each token sees"):
+        fitprune.attach(model, deleting(model, 1))
+
+
+def test_experts_by_the_kind_of_token_have_no_known_cost() -> None:
+    """Ernie 4.5 VL: text meets one set of experts, images another of another size. Pruning it is exact; a budget needs its costs."""
+    model, call = asked("Ernie4_5_VLMoe")
+    with pytest.raises(FitPruneError, match="has several sets of experts"):
+        fitprune.observe(model, [call], progress=False)
+
+
 def test_a_scale_by_the_number_of_tokens_is_refused_where_pruning_would_change_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Llama 4 scales attention by how far a token is in its cache, in steps of `floor_scale`."""
     model, call = asked("Llama4")

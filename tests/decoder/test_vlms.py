@@ -195,7 +195,10 @@ def test_a_later_turn_with_a_new_image(name):
     assert (later[0] - wanted.logits[0, survivors[survivors >= cut]]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+UNPRICED = ("Ernie4_5_VLMoe",)  # a token's kind says which of two sets of experts it meets: test_vlm_rules.py
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in UNPRICED])
 def test_a_recipe_is_fitted_and_meets_its_budget(name):
     model, inputs = FAMILIES[name].model(), FAMILIES[name].inputs([ONE, TWO], "left")
     stats = fitprune.observe(model, [inputs.call], progress=False)

@@ -272,11 +272,13 @@ def sharpen(model: nn.Module, norms: float, seed: int = 0) -> Any:
 def available() -> dict[str, Family]:
     """Every family that the installed transformers has, by name."""
     import transformers
+    import vlm_kin
     import vlm_lines
-    import vlm_more
     import vlm_native
+    import vlm_sizes
     import vlm_tiles
 
-    families: dict[str, Family] = {**vlm_native.FAMILIES, **vlm_tiles.FAMILIES, **vlm_lines.FAMILIES, **vlm_more.FAMILIES}
+    modules = (vlm_native, vlm_tiles, vlm_lines, vlm_kin, vlm_sizes)
+    families: dict[str, Family] = {name: one for module in modules for name, one in module.FAMILIES.items()}
     version = tuple(map(int, transformers.__version__.split(".")[:2]))
     return {name: one for name, one in families.items() if hasattr(transformers, one.needs) and version >= one.since}
