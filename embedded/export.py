@@ -1,4 +1,4 @@
-"""A training checkpoint as a folder that transformers and `fitprune.load` read: bf16 safetensors, config, tokenizer.
+"""A training checkpoint as a folder that transformers and `fitprune.load` read: bf16 safetensors, config, tokenizer and templates.
 
 Weights are written under the key names of the hub's LLaVA checkpoints, which every transformers 5 understands; those of
 the newest release's modules are not understood by the first. LLaVA-HR is fitprune's own model, and Qwen3-VL's modules are
@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from fitprune.families.chat_template import chat_template
 from fitprune.files import write_atomically
 
 from . import chat
@@ -27,7 +28,7 @@ from .models import MODELS
 from .native import FRAMES
 from .network import PATCH
 from .scene import SIDE
-from .tokens import BOS, EOS, IMAGE, PAD, SPECIAL, UNKNOWN, tokenizer
+from .tokens import BOS, EOS, IMAGE, PAD, SPECIAL, TEMPLATE, UNKNOWN, tokenizer
 from .train import CHECKPOINT, load_checkpoint
 
 HUB_NAMES = {
@@ -63,16 +64,18 @@ def export(run: Path, destination: Path) -> Path:
         GenerationConfig(eos_token_id=chat.END, pad_token_id=chat.PAD).save_pretrained(destination)
         made, marks = chat.tokenizer(), {"eos": chat.END, "unk": chat.UNKNOWN, "pad": chat.PAD}
         given: dict[str, Any] = {f"{mark}_token": chat.SPECIAL[id] for mark, id in marks.items()}
-        write_atomically(destination / "chat_template.jinja", chat.TEMPLATE.encode())
+        template = chat.TEMPLATE
     else:
         GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD).save_pretrained(destination)
         made, marks = tokenizer(), {"bos": BOS, "eos": EOS, "unk": UNKNOWN, "pad": PAD}
         given = {f"{mark}_token": SPECIAL[id] for mark, id in marks.items()} | {"extra_special_tokens": {"image_token": IMAGE}}
+        template = chat_template(TEMPLATE)
     PreTrainedTokenizerFast(
         tokenizer_object=made, **given, padding_side="left", processor_class=kind, clean_up_tokenization_spaces=False
     ).save_pretrained(destination)
     for name, content in files.items():
         write_atomically(destination / name, json.dumps(content, indent=2).encode())
+    write_atomically(destination / "chat_template.jinja", template.encode())
     return destination
 
 
@@ -90,7 +93,7 @@ def _named(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tenso
 def _processor(settings: Any) -> dict[str, Any]:
     """processor_config.json: CLIP's preparation of pictures, and how the image token is expanded."""
     side = SIDE
-    of_pictures: dict[str, Any] = {"image_processor_type": "CLIPImageProcessor"}
+    of_pictures: dict[str, Any] = {"image_processor_type": "LlavaImageProcessor", "do_pad": True}  # which pads to a square by itself
     of_text: dict[str, Any] = {"processor_class": "LlavaProcessor"}
     if settings.model_type == "llava_next":
         of_pictures = {

@@ -108,7 +108,7 @@ def add_model(parser: argparse.ArgumentParser, model: str = MODEL_NAME) -> None:
 
 def add_parts(parser: argparse._ActionsContainer) -> None:
     """Where parts of an original checkpoint are that it does not hold itself."""
-    parser.add_argument("--model-base", default=None, help="language model of a LoRA or projector-only checkpoint")
+    parser.add_argument("--model-base", default=None, help="what an adapter, or a projector-only checkpoint, was trained on")
     parser.add_argument("--vision-tower", default=None, help="CLIP of a checkpoint of the original layout, default the one it names")
 
 

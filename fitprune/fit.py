@@ -5,6 +5,7 @@ alpha each sample is pruned on paper: in layer l the least attended tokens go as
 the layer's dense mass, judged by cross-attention and by self-attention, and a token goes only if both agree (`CRITERIA`
 has others, for ablations). The curve of survivors, averaged over the samples, has a cost; bisection finds the alpha at
 which it is the budget. Then the curve is rounded to whole tokens so that the budget holds (`schedule.round_to_budget`).
+Where some layers cannot delete (`CostModel.deletable`), the curve is level there and the others delete the more.
 The cost need not fall at every step of alpha (a layer that has lost too much to earlier ones deletes nothing); where it
 meets the budget several times, bisection settles on one of them.
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -40,7 +41,13 @@ BLOCK = 131072  # elements of a layer that a thread works on: enough to outweigh
 FINEST = 2.0**-30  # or, where a few samples make the cost jump, once alpha is known this well
 
 
-def alive_reference(cross: Sequence[Sequence[float]], intra: Sequence[Sequence[float]], alpha: float, criterion: str = "both") -> list[int]:
+def alive_reference(
+    cross: Sequence[Sequence[float]],
+    intra: Sequence[Sequence[float]],
+    alpha: float,
+    criterion: str = "both",
+    deletable: Collection[int] | None = None,
+) -> list[int]:
     """The rule for one sample, slow and obvious; what the fast version is tested against.
 
     Args:
@@ -49,12 +56,16 @@ def alive_reference(cross: Sequence[Sequence[float]], intra: Sequence[Sequence[f
         alpha: Share of each layer's mass that may be lost, in [0, 1].
         criterion: One of `CRITERIA`: a token goes if it is on the list by cross-attention and on that by self-attention;
             on one of them alone; on the list by their product (which is what ranks tokens at run time).
+        deletable: The layers that delete; None for all.
     Returns:
         Visual tokens alive after each layer, [layer].
     """
     alive = list(range(len(cross[0])))
     counts = []
-    for by_text, by_image in zip(cross, intra, strict=True):
+    for layer, (by_text, by_image) in enumerate(zip(cross, intra, strict=True)):
+        if deletable is not None and layer not in deletable:
+            counts.append(len(alive))
+            continue
         doomed = []
         lists: dict[str, list[Sequence[float]]] = {
             "both": [by_text, by_image],
@@ -132,16 +143,19 @@ def alive_fractions(stats: AttentionStats) -> Callable[[float], Tensor]:
     rounds = math.ceil(2 * stats.samples * stats.cross.shape[2] / (BLOCK * threads))  # each keeps every thread busy
     rows = math.ceil(stats.samples / (rounds * threads))
     present = torch.arange(stats.cross.shape[2]) < stats.visual_tokens[:, None]  # [N, n]
-    parts = zip(stats.cross.split(rows), stats.intra.split(rows), present.split(rows), strict=True)
+    which = slice(None) if len(stats.deletable) == stats.layers else list(stats.deletable)
+    parts = zip(stats.cross[:, which].split(rows), stats.intra[:, which].split(rows), present.split(rows), strict=True)
+    deleted = [sum(one <= layer for one in stats.deletable) for layer in range(stats.layers)]  # layers that have deleted by then, [L]
     blocks = [_Block(*part) for part in parts]
 
     def at(alpha: float) -> Tensor:
         try:  # one thread per block: many that share each short operation cost more than they save
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                counts = torch.cat(list(pool.map(lambda block: block.alive(alpha), blocks)), 1)  # [L, N]
+                counts = torch.cat(list(pool.map(lambda block: block.alive(alpha), blocks)), 1)  # [layers that delete, N]
         finally:
             torch.set_num_threads(threads)  # theirs is also what threads to come start with
-        return counts.T / stats.visual_tokens[:, None]
+        alive = torch.cat([stats.visual_tokens[None].double(), counts])[deleted]  # [L, N]
+        return alive.T / stats.visual_tokens[:, None]
 
     return at
 
@@ -166,6 +180,9 @@ def fit_all(stats: AttentionStats, cost: CostModel | None, ratios: Iterable[floa
         raise FitPruneError("fitting needs a cost model: these statistics carry none, so pass CostModel.from_config(...)")
     if cost.layers != stats.layers:
         raise FitPruneError(f"the statistics have {stats.layers} layers but the cost model {cost.layers}")
+    if not (allowed := tuple(layer for layer in stats.deletable if layer in cost.deletable)):
+        raise FitPruneError("no layer of this model can delete visual tokens: there is nothing to fit")
+    stats, cost = dataclasses.replace(stats, deletable=allowed), cost.deleting_in(allowed)
     tokens = int(stats.visual_tokens.max())
     fractions = alive_fractions(judged_by(stats, criterion))
     source = "fitted" if criterion == "both" else f"fitted by {criterion}"

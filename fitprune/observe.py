@@ -3,10 +3,10 @@
     stats = fitprune.observe(model, samples)
     stats.save("stats.safetensors")
 
-Every layer is listened to (decoder/attention.py) and its received attention computed in row blocks (kernels/), so no S×S map
-of all heads ever exists, and the model runs whatever attention implementation it has. The numbers are those of the
-authors' first pass (`statistical_analysis.py`): means over queries of the maximum over heads, per visual token; from
-one pass recipes for any list of ratios can be fitted (fit.py). The output layer is not run.
+Every layer that has attention is listened to (decoder/attention.py) and its received attention computed in row blocks
+(kernels/), so no S×S map of all heads ever exists, and the model runs whatever attention implementation it has. The numbers
+are those of the authors' first pass (`statistical_analysis.py`): means over queries of the maximum over heads, per visual token;
+from one pass recipes for any list of ratios can be fitted (fit.py). The output layer is not run.
 
     fitprune fit --help
 """
@@ -24,9 +24,9 @@ from tqdm import tqdm
 from .cost import CostModel
 from .decoder.attach import Attachment, ImageSpans, Prefill, PrefillPolicy, find_decoder
 from .decoder.state import PrefillState
-from .decoder.upstream import STATE_KEY
+from .decoder.upstream import STATE_KEY, attention_of, forbidden_layers, unwrapped
 from .decoder.visual_tokens import ByTokenId, Located, positions_of, runs_of, tokens_of
-from .errors import FitPruneError
+from .errors import FitPruneError, UnsupportedError
 from .images.lengths import ImageLengths
 from .kernels import TEXT
 from .kernels.select import ALIVE
@@ -35,24 +35,29 @@ from .stats import AttentionStats
 
 
 class ObservationState(PrefillState):
-    """A dense prefill in which every layer is listened to and nothing is deleted."""
+    """A dense prefill in which every layer with attention is listened to and nothing is deleted."""
 
     def __init__(self, policy: Observation, call: Prefill) -> None:
         super().__init__(call)
         policy.state = self
-        self.received: list[tuple[Tensor, Tensor]] = []
+        self.watched = policy.watched
+        self.received: list[tuple[Tensor, Tensor] | None] = [None] * len(policy.watched)
 
     def needs_scores(self, layer: int) -> bool:
-        return True
+        return self.watched[layer]
 
     def select_survivors(self, seen: Attended) -> None:
-        self.received.append(seen.received)
+        self.received[seen.layer] = seen.received
 
 
 class Observation:
     """The policy behind `observe`: keeps the state of the forward that just ran."""
 
     state: ObservationState | None = None
+
+    def __init__(self, decoder: nn.Module) -> None:
+        layers: Any = decoder.layers
+        self.watched = [attention_of(layer) is not None for layer in layers]  # [L]
 
     def begin(self, call: Prefill) -> PrefillState:
         return ObservationState(self, call)
@@ -63,10 +68,12 @@ def per_image(state: ObservationState) -> list[tuple[Tensor, Tensor, int, int]]:
 
     Returns:
         Per image: cross [L, n] and intra [L, n] (means over their queries, float32, CPU), its number of visual tokens,
-        and how many tokens of its row are not visual.
+        and how many tokens of its row are not visual. Layers that were not watched have zeros.
     """
-    cross = torch.stack([c for c, _ in state.received]).cpu()  # [L, B, S]
-    intra = torch.stack([i for _, i in state.received]).cpu()
+    none = torch.zeros(state.host_status.shape)  # [B, S]
+    cross, intra = (
+        torch.stack([none if received is None else received[part].float().cpu() for received in state.received]) for part in (0, 1)
+    )  # [L, B, S]
     images = []
     for row, spans in enumerate(state.spans):
         group, alive = state.host_group[row], state.host_status[row] == ALIVE
@@ -83,7 +90,7 @@ def per_image(state: ObservationState) -> list[tuple[Tensor, Tensor, int, int]]:
 
 
 class Observer:
-    """A model with every layer watched, inside a `with` block: called with a sample, it gives that sample's statistics.
+    """A model with every layer that has attention watched, inside a `with` block: called with a sample, it gives that sample's statistics.
 
     Args:
         model: As for `prune`.
@@ -91,10 +98,16 @@ class Observer:
     """
 
     def __init__(self, model: nn.Module, name: str | None = None) -> None:
-        self.model, self.policy = model, Observation()
+        self.model = model = unwrapped(model)
         self.name = name or getattr(model.config, "_name_or_path", None) or type(model).__name__
         decoder = find_decoder(model)
-        self.cost = CostModel.from_config(decoder.config)
+        self.policy, forbidden = Observation(decoder), forbidden_layers(decoder)
+        self.deletable = tuple(layer for layer in range(len(self.policy.watched)) if layer not in forbidden)
+        if not self.deletable:
+            raise UnsupportedError(
+                f"no layer of {type(decoder).__name__} can delete visual tokens: each {' or '.join(set(forbidden.values()))}"
+            )
+        self.cost = CostModel.from_config(decoder.config, within=model.config).deleting_in(self.deletable)
 
     def __enter__(self) -> Observer:
         self._attachment = attach_policy(self.model, self.policy)
@@ -128,6 +141,7 @@ class Observer:
             model=self.name,
             fingerprint=_digest(sample).hex(),
             cost=self.cost,
+            deletable=self.deletable,
         )
 
 
@@ -180,6 +194,7 @@ def run_sample(model: nn.Module, sample: Mapping[str, Any]) -> None:
     located = Located({"image": runs_of(mask)}) if mask is not None else ByTokenId(model.config, ImageLengths(model.config))(inputs)
     if not all(any(rows) for rows in zip(*located.runs.values(), strict=True)):
         raise FitPruneError("a calibration sample has no image: remove it, or check that its prompt contains the image token")
+    model = unwrapped(model)
     base = getattr(model, "base_model", model)
     base(**inputs, **{STATE_KEY: ImageSpans(located)}, use_cache=False)
 

@@ -65,7 +65,7 @@ def attach(
     layers = len(decoder.layers)  # type: ignore[arg-type]
     recipe.check_layers(layers)
     try:
-        recipe.check_model(CostModel.from_config(decoder.config))
+        recipe.check_model(CostModel.from_config(decoder.config, within=model.config))
     except FitPruneError:
         if recipe.cost is not None:  # else it does not matter what the model costs
             raise
@@ -103,7 +103,7 @@ def prune(
     """Prunes visual tokens in every forward and `generate` of `model` inside the `with` block.
 
     Args:
-        model: A transformers model as loaded, or a bare decoder (`LlamaModel`, `LlamaForCausalLM`, …).
+        model: A transformers model as loaded, or a bare decoder (`LlamaModel`, `LlamaForCausalLM`, …); a `PeftModel` around one.
         recipe: How many tokens each layer deletes.
         score: What is deleted first: a name in `scores.SCORES` or a function (see scores.py).
         visual_mask: bool [B, S], True at visual positions of the prompt; each run of True is one image. Needed where

@@ -184,13 +184,18 @@ class Recipe:
         """Make sure that the recipe fits a model of these sizes; the vocabulary does not matter.
 
         Raises:
-            FitPruneError: for another number of layers, or when the recipe's ratio was computed for other sizes.
+            FitPruneError: for another number of layers, for a layer that cannot delete, or when the recipe's ratio was computed for
+                other sizes.
         """
         self.check_layers(cost.layers)
-        if self.cost is not None and dataclasses.replace(self.cost, vocab=cost.vocab) != cost:
-            theirs, ours = self.cost.to_dict(), cost.to_dict()
-            differing = ", ".join(f"{k} {theirs[k]} is {ours[k]}" for k in ours if theirs[k] != ours[k] and k != "vocab")
+        if self.cost is not None and (differing := self.cost.differences(cost)):
             raise FitPruneError(f"this recipe was made for a model of other sizes ({differing}): fit one for this model")
+        for layer, count in enumerate(self.counts):
+            if count and layer not in cost.deletable:
+                allowed = ", ".join(map(str, cost.deletable))
+                raise FitPruneError(
+                    f"this recipe deletes in layer {layer} but the model can only in layers {allowed}: fit one for this model"
+                )
 
     def merge_steps(self, step_cost: float, cost: CostModel | None = None) -> Recipe:
         """The same budget in fewer steps: small deletions are folded where a step costs more than it saves (`merge`).
@@ -238,7 +243,8 @@ class Recipe:
 
     def to_bytes(self) -> bytes:
         """What `save` writes."""
-        data = {"schema": SCHEMA, **dataclasses.asdict(self)}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        data = {"schema": SCHEMA, **fields, "cost": self.cost and self.cost.to_dict()}
         lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in data.items())
         return f"{{\n{lines}\n}}\n".encode()
 

@@ -47,6 +47,8 @@ class AttentionStats:
         model: Name of the checkpoint.
         fingerprint: SHA-256 of the calibration set, in hex.
         cost: Cost model of the checkpoint.
+        deletable: The layers in which tokens can be deleted, ascending; when made, none stands for those of the cost model, else all.
+            Layers without attention have no statistics: they are 0 there.
     Raises:
         FitPruneError: for shapes that do not agree, values that are negative or not finite, and empty samples.
     """
@@ -59,6 +61,7 @@ class AttentionStats:
     fingerprint: str | None = None
     cost: CostModel | None = None
     fitprune_version: str = __version__
+    deletable: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self.cross, self.intra = (tensor.detach().float().cpu() for tensor in (self.cross, self.intra))
@@ -84,6 +87,9 @@ class AttentionStats:
                 raise FitPruneError(f"statistics: {name} must be 0 beyond each sample's visual tokens")
         if self.cost is not None and self.cost.layers != self.layers:
             raise FitPruneError(f"statistics of {self.layers} layers with a cost model of {self.cost.layers}")
+        self.deletable = tuple(self.deletable or (self.cost.deletable if self.cost is not None else range(self.layers)))
+        if list(self.deletable) != sorted(set(self.deletable) & set(range(self.layers))):
+            raise FitPruneError(f"statistics: deletable must be layers of {self.layers}, ascending from 0, not {list(self.deletable)}")
 
     def __repr__(self) -> str:
         tokens = f"{int(self.visual_tokens.min())} to {int(self.visual_tokens.max())}"
@@ -126,7 +132,7 @@ class AttentionStats:
         """
         if not parts:
             raise FitPruneError("nothing to observe: give at least one sample with an image")
-        if len({(part.model, part.cost, part.layers) for part in parts}) > 1:
+        if len({(part.model, part.cost, part.layers, part.deletable) for part in parts}) > 1:
             raise FitPruneError("statistics of several models cannot be one: concatenate those of the same model")
         widest = max(part.cross.shape[2] for part in parts)
 
@@ -158,6 +164,8 @@ class AttentionStats:
             "fingerprint": json.dumps(self.fingerprint),
             "cost": json.dumps(self.cost and self.cost.to_dict()),
         }
+        if len(self.deletable) < self.layers:
+            metadata["deletable"] = json.dumps(self.deletable)
         tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in TENSORS}
         return to_safetensors(tensors, metadata)
 
@@ -199,4 +207,5 @@ class AttentionStats:
             fingerprint=json.loads(metadata["fingerprint"]),
             cost=None if cost is None else CostModel.from_dict(cost),
             fitprune_version=metadata["fitprune_version"],
+            deletable=tuple(json.loads(metadata.get("deletable", "[]"))),
         )

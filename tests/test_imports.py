@@ -121,7 +121,7 @@ def test_no_module_reaches_itself() -> None:
 @pytest.mark.parametrize(
     ("at", "line", "names"),
     [
-        ("cost.py", "from .recipe import Recipe", ("fitprune.cost", "fitprune.recipe")),
+        ("cost/total.py", "from ..recipe import Recipe", ("fitprune.cost.total", "fitprune.recipe")),
         ("decoder/state.py", "def f():\n    from ..families import load", ("fitprune.decoder.state", "fitprune.families")),
         ("evaluation/scoring.py", "from fitprune.cli.eval import run", ("fitprune.evaluation.scoring", "fitprune.cli.eval")),
     ],

@@ -2,7 +2,8 @@
 
 `liuhaotian/llava-v1.5-7b-lora` holds adapter_config.json and adapter_model.bin (PEFT) and, in non_lora_trainables.bin,
 what was trained whole: the projector. The base is the plain language model (`lmsys/vicuna-7b-v1.5`). A layer's weight W
-becomes W + scale · B A, with scale = alpha / r, computed in float32. Left out: DoRA, ranks that differ by layer, biases.
+becomes W + scale · B A, with scale = alpha / r, computed in float32. Left out: DoRA, ranks that differ by layer, biases, and whatever
+else PEFT's config may ask for: an adapter with a field that is not known here is refused, never merged by half.
 
     fitprune convert llava-v1.5-7b-lora /tmp/merged --model-base lmsys/vicuna-7b-v1.5
 """
@@ -22,6 +23,16 @@ from .weights import Weights
 CONFIG = "adapter_config.json"
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 TRAINED_WHOLE = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
+NO_MATTER = {
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r", "lora_alpha",
+    "lora_dropout", "use_rslora", "bias", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core",
+    "qalora_group_size", "runtime_config", "eva_config", "init_lora_weights",
+}  # fmt: skip  # fields that say how an adapter was trained or where it goes, as its tensors' names do, or that are read below
+INITIAL = (None, True, False, "gaussian", "orthogonal", "eva")  # init_lora_weights after which the base is what it was
+
+
+class OtherAdapterError(FitPruneError):
+    """An adapter that is more than pairs of matrices: PEFT can merge it, this module cannot."""
 
 
 class Adapter:
@@ -30,14 +41,14 @@ class Adapter:
     def __init__(self, config: Mapping[str, Any], weights: Weights, name: str) -> None:
         """
         Raises:
-            FitPruneError: for kinds of adapters that are not supported, and tensors that are no pairs of A and B.
+            OtherAdapterError: for kinds of adapters that are not supported.
+            FitPruneError: for tensors that are no pairs of A and B.
         """
-        for field, plain in (
-            ("peft_type", "LORA"), ("bias", "none"), ("use_dora", False), ("fan_in_fan_out", False),
-            ("rank_pattern", {}), ("alpha_pattern", {}), ("modules_to_save", None),
-        ):  # fmt: skip
-            if (config.get(field) or plain or None) != (plain or None):
-                raise FitPruneError(f"{name}: {CONFIG} has {field} {config[field]!r}, which is not supported: merge it with PEFT first")
+        odd = [field for field, value in config.items() if value and field not in NO_MATTER]
+        odd += [field for field, known in (("peft_type", ("LORA",)), ("bias", ("none", None))) if config.get(field, known[0]) not in known]
+        if odd or config.get("init_lora_weights") not in INITIAL:
+            field = odd[0] if odd else "init_lora_weights"
+            raise OtherAdapterError(f"{name}: {CONFIG} has {field} {config[field]!r}, which is not supported: merge it with PEFT first")
         rank, alpha = config.get("r"), config.get("lora_alpha")
         if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
             raise FitPruneError(f"{name}: {CONFIG} has no rank r and lora_alpha: download it again")
@@ -47,7 +58,7 @@ class Adapter:
         for key, tensor in weights.tensors():
             match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight", key)
             if match is None:
-                raise FitPruneError(f"{weights.files[key]}: {key} is not part of a LoRA adapter")
+                raise OtherAdapterError(f"{weights.files[key]}: {key} is not part of a LoRA adapter")
             self.pairs.setdefault(f"{match[1]}.weight", {})[match[2]] = tensor
         if lonely := [key for key, pair in self.pairs.items() if len(pair) != 2]:
             raise FitPruneError(f"{name}: the adapter of {lonely[0]} has only one of its two matrices")
@@ -69,7 +80,8 @@ class Adapter:
                 f"{self.name}: the adapter of {key} is for a weight {[up.shape[0], down.shape[1]]}, the base's is "
                 f"{list(weight.shape)}: give the base that it was trained on"
             )
-        return (weight.float() + self.scale * (up.float() @ down.float())).to(weight.dtype)
+        change = self.scale * (up.float() @ down.float())
+        return (weight.float() + change.to(weight.device)).to(weight.dtype)
 
     def check_used(self) -> None:
         """Raises FitPruneError if a part of the adapter met no weight of the base."""

@@ -6,7 +6,8 @@ space and adds it where the sentencepiece model says that there is none; here te
 token gets the prefix or not by `legacy`, whose default transformers changed, as it did BOS's: the file's value holds, else the one of the
 time. And `<image>` is not in the vocabulary: it is added behind it, as in the llava-hf conversions, and padding after that.
 
-One case is left: with `legacy` false, a space right after a special token makes one token too many.
+One case is left: with `legacy` false, a space right after a special token makes one token too many, and so does a line break unless that
+token is `<image>`.
 
     pytest tests/checkpoints/test_checkpoint_tokens.py
 """
@@ -88,8 +89,9 @@ def _as_sentencepiece(tokenizer: Any, prefixed: bool, legacy: bool) -> Any:
     """The same tokens, texts split as the original's sentencepiece tokenizer does.
 
     With `legacy` every stretch between special tokens is given to the sentencepiece model, which adds its prefix; without,
-    the text as a whole gets a prefix, whatever the model says. The result is of transformers' generic kind, which keeps
-    what it is given, also when it is saved and loaded again.
+    the text as a whole gets a prefix, whatever the model says, and so does the line break after `<image>`: LLaVA tokenises what follows
+    an image as a text of its own (tokenize.py), transformers' processors do not, and so both give the same. The result is of
+    transformers' generic kind, which keeps what it is given, also when it is saved and loaded again.
     Source: transformers 4.37, models/llama/tokenization_llama.py.
     """
     from tokenizers import Regex, normalizers
@@ -101,7 +103,9 @@ def _as_sentencepiece(tokenizer: Any, prefixed: bool, legacy: bool) -> Any:
         backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefixed else spaces
         backend.pre_tokenizer = None
     else:  # its pre-tokenizer puts the prefix before the whole, but not before a space
-        backend.normalizer = normalizers.Replace(Regex(rf"\A[ {SPACE}]"), f"{SPACE} ")
+        spaced = normalizers.Replace(Regex(rf"\A[ {SPACE}]"), f"{SPACE} ")
+        after_image = normalizers.Replace(Regex(r"\A\n"), f"{SPACE}\n")
+        backend.normalizer = normalizers.Sequence([spaced, after_image])
     named = ("bos_token", "eos_token", "unk_token", "pad_token")
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -12,7 +12,7 @@
     attach.py          hooks and replacements, and how they are taken back;  upstream.py: what they rely on in transformers
     visual_tokens.py   where the images are in a prompt
     state.py           what a forward carries, and one layer's way through
-    layer.py           a layer's forward, as above;  block.py: whether a layer has these steps, attention.py: who listens to it
+    layer.py           a layer's forward, as above;  block.py: how layers of any shape are cut there, attention.py: who listens
     deletion.py        what a recipe makes of a prefill
     cache.py           a KV cache whose layers hold different tokens
     graphs.py          a whole prefill as one CUDA graph

@@ -22,7 +22,7 @@ import copy
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -30,16 +30,18 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from ..cost.parts import sharing_layers
 from ..distributed.heads import heads_of
 from ..errors import FitPruneError, UnsupportedError
 from . import cache as kv
 from .attention import check_implementation, listening
-from .block import read_block
+from .block import Block, read_block
 from .layer import LayerForward
 from .state import Prefill, PrefillState, take_deepstack
 from .upstream import (
     FEATURES,
     MASK,
+    PREFILL,
     STATE_KEY,
     DynamicCache,
     argument_names,
@@ -49,10 +51,15 @@ from .upstream import (
     cache_argument,
     cache_in,
     caches_in,
+    caller_of,
     check,
+    check_images_are_tokens,
+    check_keys_are_not_chosen,
     check_positions,
     forward_name,
     has_windows,
+    recurrent_layers,
+    unwrapped,
     use_implementation,
 )
 from .visual_tokens import NO_LENGTHS, ByMask, ByTokenId, Lengths, Located, image_lengths, without_padding
@@ -88,6 +95,7 @@ def find_decoder(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedError: if there is none.
     """
+    model = unwrapped(model)
     decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     for candidate in (decoder, getattr(decoder, "model", None), getattr(model, "model", None), model):
         if isinstance(getattr(candidate, "layers", None), nn.ModuleList):
@@ -101,7 +109,7 @@ class Attachment:
     def __init__(self, model: nn.Module, policy: PrefillPolicy, visual_mask: Tensor | None = None, lengths: Lengths = NO_LENGTHS) -> None:
         """
         Args:
-            model: A transformers model, or its bare decoder.
+            model: A transformers model, or its bare decoder; either in PEFT's wrapper.
             policy: Makes the state of each prefill.
             visual_mask: bool [B, S] over the prompt; without it images are found by the config's image token.
             lengths: How many tokens images of this model take.
@@ -112,16 +120,21 @@ class Attachment:
         self.policy = policy
         self.layers: list[nn.Module] = list(self.decoder.layers)  # type: ignore[arg-type]
         self.config = cast(Any, self.decoder.config)
+        self.recurrent, self.sharing = recurrent_layers(self.layers), sharing_layers(self.config, len(self.layers))
         self.shares_heads = False  # whether other processes hold some of the heads
-        self._call = threading.local()  # .located: the visual tokens of the call that runs on this thread
+        self._blocks: dict[Hashable, Block | None] = {}  # of layers alike
+        # .located: the visual tokens of the call that runs on this thread; .chunk: the size in which `generate` cuts its prefill
+        self._call = threading.local()
         if attachment_of(model) is not None:
             raise FitPruneError("this model already has a recipe attached: leave that `with` block, or call detach(model), first")
         check_implementation(self.config._attn_implementation)
+        check_images_are_tokens(model, self.decoder)
+        check_keys_are_not_chosen(self.layers)
         check(self.decoder, self.layers)
         self._mask = None if visual_mask is None else ByMask(visual_mask)
         self._undo = ExitStack()
         with ExitStack() as undo:
-            self._hook_model(model, lengths, undo)
+            self._hook_model(unwrapped(model), caller_of(model), lengths, undo)
             undo.callback(self.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True).remove)
             undo.callback(self.decoder.register_forward_hook(self._after_decoder, with_kwargs=True).remove)
             for index, layer in enumerate(self.layers):
@@ -140,7 +153,7 @@ class Attachment:
 
     # ---- putting in place ---------------------------------------------------------------------------------------
 
-    def _hook_model(self, model: nn.Module, lengths: Lengths, undo: ExitStack) -> None:
+    def _hook_model(self, model: nn.Module, caller: nn.Module | None, lengths: Lengths, undo: ExitStack) -> None:
         locate = ByTokenId(model.config, lengths) if self._mask is None else None
 
         def find(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -148,6 +161,7 @@ class Attachment:
                 self._call.located = sent.located
                 sent.padding = _two_dimensional(bound(module, args, kwargs).get(MASK)) if sent.padding is None else sent.padding
                 return None
+            module = model if module is caller else module  # which hands on what it gets
             call = bound(module, args, kwargs)
             located = None if locate is None else locate(call)
             visual = located is None or bool(located)
@@ -160,7 +174,7 @@ class Attachment:
                 raise UnsupportedError(
                     "logits_to_keep as a tensor names positions that pruning may have removed: give a number of last tokens"
                 )
-            if located:
+            if visual:
                 check_positions(module, call)
             if visual:
                 kv.make_room(cache_in(call))
@@ -193,27 +207,49 @@ class Attachment:
         for kind, name in FEATURES.items():
             if base is not self.decoder and callable(getattr(base, name, None)):
                 self._record_lengths(base, kind, name, undo)
-        for module in {id(m): m for m in (model, base) if m is not self.decoder}.values():
+        if callable(getattr(model, PREFILL, None)):
+            self._watch_chunks(model, undo)
+        for module in {id(m): m for m in (caller, model, base) if m is not None and m is not self.decoder}.values():
             undo.callback(module.register_forward_pre_hook(find, with_kwargs=True).remove)
             undo.callback(module.register_forward_hook(arrived, with_kwargs=True).remove)
 
     def _record_lengths(self, base: nn.Module, kind: str, name: str, undo: ExitStack) -> None:
         """Has a model note how many tokens it makes of each image or video of the call at hand (`generate` calls it outside of one)."""
-        original = getattr(base, name)
+        original, own = getattr(base, name), base.__dict__.get(name)
 
         @functools.wraps(original)  # `generate` reads its signature
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            features = original(*args, **kwargs)
             located = getattr(self._call, "located", None)
+            self._call.located = None  # some make a video's features by the method for images
+            try:
+                features = original(*args, **kwargs)
+            finally:
+                self._call.located = located
             if located is not None:
                 located.made[kind] = image_lengths(features)
             return features
 
         setattr(base, name, recorded)
-        undo.callback(lambda: delattr(base, name))
+        undo.callback(lambda: setattr(base, name, own) if own is not None else delattr(base, name))
+
+    def _watch_chunks(self, model: nn.Module, undo: ExitStack) -> None:
+        """Has `generate` tell in what pieces it reads a prompt: nothing in the call of one says that there are others."""
+        original, own = getattr(model, PREFILL), model.__dict__.get(PREFILL)
+
+        @functools.wraps(original)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            sizes = (getattr(value, "prefill_chunk_size", None) for value in (*args, *kwargs.values()))
+            self._call.chunk = next((size for size in sizes if size is not None), None)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._call.chunk = None
+
+        setattr(model, PREFILL, watched)
+        undo.callback(lambda: setattr(model, PREFILL, own) if own is not None else delattr(model, PREFILL))
 
     def _replace_forward(self, index: int, layer: nn.Module, attention: nn.Module | None, undo: ExitStack) -> None:
-        name, block = forward_name(layer), read_block(layer)
+        name, block = forward_name(layer), read_block(layer, self._blocks)
         own = layer.__dict__.get(name)
         last = index + 1 == len(self.layers)
         replacement = LayerForward(self, index, layer, attention, block, getattr(layer, name), last=last, undo=undo)
@@ -284,17 +320,22 @@ class Attachment:
             spans = without_padding(spans, real)
         read = sent.logits_to_keep if isinstance(sent, ImageSpans) else 0
         if prefill:
+            chunk = getattr(self._call, "chunk", None)
+            if chunk is not None and (past or length >= chunk):
+                raise UnsupportedError(
+                    f"prefill_chunk_size={chunk} cuts this prompt into pieces, each of which would be pruned without the text that asks: "
+                    "generate without it, pruning saves memory as well"
+                )
             if flash and has_windows(self.config):
                 raise UnsupportedError(
                     "flash attention counts a sliding window in tokens, and pruned tokens leave gaps: load with attn_implementation='sdpa'"
                 )
+            kv.make_room(cache)  # one that the outer model made for itself
             kv.check_prunable(cache)
             args, kwargs = self._own_cache(decoder, args, kwargs, call, cache)
-        told = Prefill(spans, length, past, real, tokens.device, flash, read)
+        told = Prefill(spans, length, past, real, tokens.device, flash, read, self.recurrent, self.sharing)
         state = self.policy.begin(told) if prefill else PrefillState(told)
-        for name in take_deepstack(call, state):
-            kwargs = {**kwargs, name: None}
-        return args, {**kwargs, STATE_KEY: state}
+        return args, {**kwargs, **take_deepstack(call, state), STATE_KEY: state}
 
     def _own_cache(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], call: Mapping[str, Any], cache: Any
@@ -304,7 +345,12 @@ class Attachment:
         name = cache_argument(decoder)
         if cache is not None or not wanted or name is None or name in dict(zip(argument_names(decoder), args, strict=False)):
             return args, kwargs
-        return args, ({**kwargs, name: DynamicCache()} if has_windows(self.config) else kwargs)
+        if not has_windows(self.config):
+            return args, kwargs
+        made = DynamicCache(config=self.config)  # with states, where some layers have no attention
+        kv.make_room(made)
+        kv.check_prunable(made)
+        return args, {**kwargs, name: made}
 
     def _after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         state = kwargs.get(STATE_KEY)
@@ -353,7 +399,7 @@ def _real(mask: Any, length: int) -> Tensor | None:
     """
     if isinstance(mask, Mapping):  # by type of layer
         mask = next((one for one in mask.values() if isinstance(one, Tensor)), None)
-    if not isinstance(mask, Tensor):
+    if not isinstance(mask, Tensor) or mask.is_meta:  # without values
         return None
     if mask.ndim == 4:
         own = mask[:, 0, -length:, -length:].diagonal(dim1=-2, dim2=-1)

@@ -108,8 +108,8 @@ def _pruned(kind: type, state: dict[str, Any]) -> Any:
 
 def mark(cache: Cache, index: int, columns: Tensor, valid: Tensor | None, seen: int) -> None:
     """Writes down which tokens layer `index` of the cache holds; see `PrunedLayer` for the arguments."""
-    layer = cache.layers[index]
-    if not has_keys(type(layer)):
+    layer = _layer(cache, index)
+    if layer is None or not has_keys(type(layer)):
         return
     if not isinstance(layer, PrunedLayer):
         _check(type(layer), type(cache).__name__)  # a cache that the decoder made for itself was not seen before

@@ -56,6 +56,11 @@ class DeletionState(PrefillState):
                 )
             self.lengths.append(max(carried))
             self.ragged.append(len(set(carried)) > 1)
+        if self.call.recurrent and self.call.past and any(self.ragged):
+            raise UnsupportedError(
+                "rows of this later turn lose unlike numbers of tokens, and linear attention, whose state is not empty any more, "
+                "would take what fills them up for tokens: ask one row at a time"
+            )
 
     def needs_scores(self, layer: int) -> bool:
         return any(any(row) for row in self.counts[layer])
@@ -70,7 +75,7 @@ class DeletionState(PrefillState):
         self.status = self.status.masked_fill(marked, DELETED)
         self.token_group = self.token_group.masked_fill(marked, 0)
         self.pad_slots = self.ragged[layer]
-        return compact(self.status, self.lengths[layer])
+        return compact(self.status, self.lengths[layer], pads_first=bool(self.call.recurrent))
 
     def carry_on(self, survivors: Tensor | None) -> None:
         super().carry_on(survivors)

@@ -38,7 +38,7 @@ from ..kernels.select import ALIVE
 from . import cache as kv
 from .deletion import DeletionState
 from .state import Prefill
-from .upstream import MASK, POSITIONS, STATE_KEY, DynamicCache, DynamicLayer, cache_argument, cache_in, output_with_cache
+from .upstream import MASK, POSITIONS, STATE_KEY, DynamicCache, DynamicLayer, cache_argument, cache_in, has_windows, output_with_cache
 from .visual_tokens import tokens_of
 
 BUCKET = 32  # prompt lengths are rounded up to a multiple of this
@@ -197,6 +197,8 @@ class Graphs:
             return "earlier tokens are cached, or gradients are on"
         if kwargs.get("use_cache", config.use_cache) is False or kwargs.get("return_dict") is False:
             return "no cache is wanted, or no named outputs"
+        if state.deepstack or state.call.recurrent or has_windows(config):
+            return "its layers add image features, keep states or see windows, which a recording does not know"
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             return "its mask is not 2-D"
         if state.padded and state.call.flash:

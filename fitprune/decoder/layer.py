@@ -1,17 +1,17 @@
 """A decoder layer's forward while something is attached.
 
 A layer that deletes nothing runs its own original forward with narrowed arguments. A layer that deletes runs norm →
-attention → *cut* → output projection → add → norm → MLP → add, so that a deleted token pays for its layer's queries, keys,
-values and attention and for nothing after. The last layer carries on only the columns whose logits were asked for
-(`logits_to_keep`, which `generate` sets to 1): nobody reads what its MLP makes of the others.
+attention → *cut* → output projection → add → norm → MLP → add, or whatever its own forward does after its attention, so that a deleted
+token pays for its layer's queries, keys, values and attention and for nothing after. The last layer carries on only the columns whose
+logits were asked for (`logits_to_keep`, which `generate` sets to 1): nobody reads what its MLP makes of the others.
 
-The cut inside the attention module is a pre-hook on `o_proj`, its last step: the pass at hand lies in a thread-local while
+The cut inside the attention module is a pre-hook on its last step, the output projection: the pass at hand lies in a thread-local while
 that one call runs.
 
-Modifications against transformers' LlamaDecoderLayer.forward (5.0 to 5.24; some eighty decoder layers have its shape, Mistral's and
-Qwen's among them: `block.py` tells), in layers that delete and in the last: residual and attention output lose the rows
-that do not go on. Layers of any other shape are cut at their exit instead: the survivors are the same, what comes after attention
-is not saved.
+Modifications against the forwards of transformers' decoder layers (5.0 to 5.24), in layers that delete and in the last: residual,
+attention output and inputs per token lose the rows that do not go on. No forward is copied: block.py runs the layer's own in
+two halves, and tells which layers allow it. The others are cut at their exit: the survivors are the same, what comes after
+attention is not saved, and one line says so.
 
     pytest tests/decoder/test_attach.py
 """
@@ -23,12 +23,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedError
-from .block import Block
+from .block import Block, last_step, say_cut_at_exit
 from .state import LayerPass, PrefillState
-from .upstream import PROJECTION, STATE_KEY, argument_names, cache_in
+from .upstream import STATE_KEY, argument_names, cache_in
 
 
 class LayerForward:
@@ -52,7 +53,7 @@ class LayerForward:
             index: Number of the layer.
             layer: The layer.
             attention: The part of it that is its attention; None if it has none.
-            block: Its parts, if it may be cut between its attention and its MLP.
+            block: How it is cut inside, if it can be.
             original: The forward that it replaces.
             last: Whether it is the decoder's last layer.
             undo: Gets what takes the hook back.
@@ -61,8 +62,8 @@ class LayerForward:
         self.block = block
         self._arguments = argument_names(layer)[1:]  # after the hidden states
         self._attending = threading.local()  # .here: whose attention runs on this thread
-        projection = getattr(attention, PROJECTION, None)
-        if self.block is not None and isinstance(projection, nn.Module):
+        projection = last_step(attention) if block is not None and attention is not None else None
+        if projection is not None:
             # before other hooks: those of transformers' tensor parallelism may wrap the input
             undo.callback(projection.register_forward_pre_hook(self._before_projection, prepend=True).remove)
 
@@ -70,6 +71,11 @@ class LayerForward:
         state: PrefillState | None = kwargs.pop(STATE_KEY, None)
         if state is None:
             return self.original(hidden_states, *args, **kwargs)
+        if hidden_states.ndim != 3:
+            raise UnsupportedError(
+                f"{type(self.layer).__name__} takes hidden states of shape {list(hidden_states.shape)}, not [rows, tokens, size]: "
+                "such layers are not supported"
+            )
         kwargs.update(zip(self._arguments, args, strict=False))
         cache = cache_in(kwargs)
         here = state.enter(self.index, hidden_states, cache, kwargs)
@@ -77,8 +83,12 @@ class LayerForward:
         if deletes:
             kwargs[STATE_KEY] = here
         if self.block is not None and (deletes or self._read_last(here)):
-            output = state.leave(self.index, self._cut_inside(self.block, hidden_states, here, deletes, cache, kwargs))
-            return (output,) if self.block.in_tuple else output
+            output = self._cut_inside(self.block, hidden_states, here, deletes, cache, kwargs)
+            if not isinstance(output, tuple):
+                return state.leave(self.index, output)
+            return state.leave(self.index, output[0]), *output[1:]
+        if deletes:
+            say_cut_at_exit(type(self.layer).__name__)
         output = self.original(hidden_states, **kwargs)
         here.record_cache(cache)
         if deletes:
@@ -87,30 +97,35 @@ class LayerForward:
             return state.leave(self.index, here.cut(output))
         return state.leave(self.index, here.cut(output[0])), *output[1:]
 
-    def _cut_inside(
-        self, block: Block, hidden_states: Tensor, here: LayerPass, deletes: bool, cache: Any, kwargs: dict[str, Any]
-    ) -> Tensor:
-        """The layer's own steps, cut between attention and projection."""
-        first_norm, attention, second_norm, mlp = (
-            getattr(self.layer, name) for name in (block.first_norm, block.attention, block.second_norm, block.mlp)
-        )
+    @torch.compiler.disable
+    def _cut_inside(self, block: Block, hidden_states: Tensor, here: LayerPass, deletes: bool, cache: Any, kwargs: dict[str, Any]) -> Any:
+        """The layer's own forward, cut between attention and projection."""
         self._attending.here = here
         try:
-            attended, _ = attention(first_norm(hidden_states), **kwargs)
+            output = block.first_half(self.layer, hidden_states, kwargs)
             narrowed = self._attending.here is None
         finally:
             self._attending.here = None
         if deletes:
             self._check_seen(here)
         here.record_cache(cache)
-        if not narrowed:  # an attention module without `o_proj`
+        attended, *rest = output if isinstance(output, tuple) else (output,)
+        if not narrowed:  # an attention whose last step is not a part of it, or takes its rows otherwise
             attended = self._read(here, here.narrow(attended))
-        hidden_states = self._read(here, here.cut(hidden_states)) + attended
-        return hidden_states + mlp(second_norm(hidden_states))
+        for name in block.per_token:
+            if kwargs.get(name) is not None:
+                kwargs[name] = self._read(here, here.narrow(kwargs[name]))
+        hidden_states = self._read(here, here.cut(hidden_states))
+        if attended.shape != hidden_states.shape:
+            raise UnsupportedError(
+                f"the attention of {type(self.layer).__name__} returns {tuple(attended.shape)} for hidden states "
+                f"{tuple(hidden_states.shape)}: see docs/new_family.md"
+            )
+        return block.second_half(self.layer, hidden_states, (attended, *rest), kwargs)
 
     def _before_projection(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         here: LayerPass | None = getattr(self._attending, "here", None)
-        if here is None:
+        if here is None or not args or args[0].ndim != 3 or args[0].shape[1] != here.state.status.shape[1]:
             return None
         self._attending.here = None
         return self._read(here, here.narrow(args[0])), *args[1:]

@@ -16,13 +16,14 @@ layer watched (observe.py), or nothing more, after a prefill that was pruned bef
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..distributed.heads import HeadGroup
+from ..errors import UnsupportedError
 from ..kernels import TEXT, masks
 from ..kernels.attended import Attended
 from ..kernels.select import ALIVE, PADDING, take
@@ -41,6 +42,8 @@ class Prefill:
     real: [B, n] bool on the CPU, False at padding; None if there is none.
     flash: Whether the attention takes 2-D masks (flash) or 4-D ones (sdpa, eager).
     logits_to_keep: How many of the last columns the model looks at in the end; 0 for all.
+    recurrent: Layers without attention (linear attention), where tokens go through a state one after the other.
+    sharing: Layers without keys of their own, and the layer whose keys each of them reads.
     """
 
     spans: Spans
@@ -50,6 +53,8 @@ class Prefill:
     device: torch.device | None = None
     flash: bool = False
     logits_to_keep: int = 0
+    recurrent: frozenset[int] = frozenset()
+    sharing: Mapping[int, int] = field(default_factory=dict)
 
 
 class PrefillState:
@@ -61,7 +66,7 @@ class PrefillState:
     pad_slots: Whether any row carries something that is not alive (known to the host).
     layers_entered: How many layers this forward has gone into.
     cache: The one that the layers were seen to fill, None if none was.
-    deepstack: What is added to the hidden states after each of the first layers, [B, n, E] each, zero where nothing is.
+    deepstack: What is added to the hidden states after some layers, [B, n, E] each, zero where nothing is.
     """
 
     def __init__(self, call: Prefill) -> None:
@@ -80,8 +85,9 @@ class PrefillState:
         self.padded = self.pad_slots = call.real is not None
         self.layers_entered = 0
         self.cache: Any = None
-        self.deepstack: list[Tensor] = []
+        self.deepstack: dict[int, Tensor] = {}
         self._remembered: dict[str, tuple[Any, Any]] = {}
+        self._held: dict[int, tuple[Tensor, Tensor | None] | None] = {}  # layer: what its cache held before this forward
 
     # ---- what subclasses decide -------------------------------------------------------------------------------
 
@@ -105,20 +111,31 @@ class PrefillState:
 
     def enter(self, layer: int, hidden: Tensor, cache: Any, kwargs: dict[str, Any]) -> LayerPass:
         """Before a layer: its keyword arguments are narrowed, in place, to the tokens that are still there."""
+        entered = self._enter(layer, hidden, cache, kwargs)
+        entered.given = kwargs.get(MASK)
+        return entered
+
+    def _enter(self, layer: int, hidden: Tensor, cache: Any, kwargs: dict[str, Any]) -> LayerPass:
         self.layers_entered = layer + 1
         self._to(hidden.device)
         kv.admit(cache, layer)
-        mask = kwargs.get(MASK)
-        if mask is None and self.length == 1 and self.token_index is None and kv.all_valid(cache, layer):
+        mask, source = kwargs.get(MASK), self.call.sharing.get(layer, layer)  # source: the layer whose keys it reads
+        if mask is None and self.length == 1 and self.token_index is None and kv.all_valid(cache, source):
             return LayerPass(self, layer, None)  # decoded without padding, a token sees all that the layer holds
-        entered = LayerPass(self, layer, kv.entries(cache, layer))
+        if source == layer:
+            self._held[layer] = kv.entries(cache, layer)
+        entered = LayerPass(self, layer, self._held.get(source))
         if self.token_index is None and entered.cached is None:
             return entered
-        if entered.cached is not None:
+        if hidden.shape[1] < self.status.shape[1]:
+            entered.last = hidden.shape[1]
+        if layer in self.call.recurrent:
+            kwargs[MASK] = mask if self.token_index is None else self.status == ALIVE if self.pad_slots else None
+        elif entered.cached is not None:
             kwargs[MASK] = entered.mask(mask)
         else:
             kwargs[MASK] = self._once("mask", mask, lambda: entered.mask(mask))
-        if self.token_index is None:
+        if self.token_index is None or entered.last is not None:
             return entered
         embeddings = kwargs.get(ROTARY)
         if embeddings is not None:
@@ -127,18 +144,21 @@ class PrefillState:
             kwargs[POSITIONS] = None  # used up; flash attention would take their gaps for packed sequences
         elif kwargs.get(POSITIONS) is not None:
             kwargs[POSITIONS] = self.carried(kwargs[POSITIONS], dim=-1)
-        for name, value in kwargs.items():  # what else there is per token, such as embeddings per layer
-            if name not in (MASK, POSITIONS, ROTARY) and isinstance(value, Tensor) and value.ndim > 2 and value.shape[1] == self.length:
+        for name, value in kwargs.items():  # what else there is per token, such as embeddings per layer, or kinds of tokens
+            if name not in (MASK, POSITIONS, ROTARY) and isinstance(value, Tensor) and self._per_token(value):
                 kwargs[name] = take(value, self.token_index, 1)
         return entered
 
     def leave(self, layer: int, hidden: Tensor) -> Tensor:
         """After a layer and its cut: what the model adds to its visual tokens there (deepstack), for those that are left."""
-        if layer >= len(self.deepstack):
+        if layer not in self.deepstack:
             return hidden
         added = self.deepstack[layer].to(hidden.device, hidden.dtype)
         added = added if self.token_index is None else take(added, self.token_index, 1)
         return hidden + added[:, -hidden.shape[1] :]  # the last layer may carry on only what is read
+
+    def _per_token(self, value: Tensor) -> bool:
+        return (value.ndim > 2 and value.shape[1] == self.length) or value.shape == (len(self.status), self.length)
 
     def _rotary(self, embeddings: Any) -> Any:
         """Cosines and sines of the carried tokens, or one complex tensor [B or 1, n, D]."""
@@ -185,12 +205,17 @@ class LayerPass:
     cached: What the layer's cache held before, columns and validity as `cache.entries`; None where it held every token.
     survivors: Which carried tokens go on after this layer, once it is known; None for all.
     attention_seen: Whether its attention was shown to the state.
+    last: How many of the carried tokens, the last ones, go through this layer where the decoder itself leaves the others out, as layers
+        without keys of their own need not compute what nobody reads; None for all.
+    given: The mask that it was handed.
     """
 
     def __init__(self, state: PrefillState, index: int, cached: tuple[Tensor, Tensor | None] | None) -> None:
         self.state, self.index, self.cached = state, index, cached
         self.survivors: Tensor | None = None
         self.attention_seen = False
+        self.last: int | None = None
+        self.given: Any = None
         self._keys_before: tuple[Tensor, Tensor | None] | None = None
 
     def on_attention(
@@ -205,6 +230,11 @@ class LayerPass:
         """Called by the attention function of a layer that needs scores: who survives is decided here."""
         state = self.state
         self.attention_seen = True
+        if mask is not self.given:
+            raise UnsupportedError(
+                f"the attention of layer {self.index} makes a mask of its own, which does not know the tokens that are gone: "
+                "such layers are not supported"
+            )
         if state.token_index is not None:
             self._keys_before = self.keys()  # this layer's cache keeps what it deletes
         seen = Attended(
@@ -259,28 +289,30 @@ class LayerPass:
         if mask is None and not state.pad_slots and self.cached is None and not state.past:
             return None  # causal, and deleting tokens keeps it so
         columns, valid = self.keys()
-        if mask is not None and mask.ndim == 2 and not state.call.flash:  # of linear attention: which of the new tokens are real
-            return (
-                None
-                if state.token_index is None
-                else masks.flash(mask, state.token_index, state.status == ALIVE if state.pad_slots else None)
-            )
         if state.call.flash:
             return masks.flash(mask, columns, valid)
+        if self.last is not None:  # the model's mask has these rows only, or is causal
+            return masks.dense(mask, state.columns()[:, -self.last :], columns, valid)
         return masks.dense(mask, state.columns(), columns, valid, carried=state.token_index)
 
 
-def take_deepstack(call: Mapping[str, Any], state: PrefillState) -> list[str]:
-    """Takes over what a decoder adds to its visual tokens after its first layers, at places that pruning moves.
+def take_deepstack(call: Mapping[str, Any], state: PrefillState) -> dict[str, Any]:
+    """Takes over what a decoder adds to its visual tokens between its layers, at places that pruning moves.
 
     Returns:
-        Names of the decoder's arguments that it no longer needs.
+        Arguments of the decoder as they are from now on: None where it has nothing left to add.
     """
-    places, features = (call.get(name) for name in DEEPSTACK)
-    if places is None or features is None:
-        return []
-    for feature in features:
-        whole = feature.new_zeros(*places.shape, feature.shape[-1])
-        whole[places.to(feature.device)] = feature
-        state.deepstack.append(whole)
-    return list(DEEPSTACK)
+    for names in DEEPSTACK:
+        places, features = (call.get(name) for name in names)
+        if places is None or features is None:
+            continue
+        left = {}
+        for layer, feature in features.items() if isinstance(features, Mapping) else enumerate(features, 1):
+            if layer == 0:
+                left[layer] = feature  # before the first layer all tokens are there
+                continue
+            whole = feature.new_zeros(*places.shape[:2], feature.shape[-1])
+            whole[(places if places.ndim == 2 else places[..., 0]).to(feature.device)] = feature
+            state.deepstack[layer - 1] = whole
+        return {names[1]: left} if left else dict.fromkeys(names)
+    return {}

@@ -3,7 +3,7 @@
 transformers renames. Its cache argument was `past_key_values` until 5.23 and is `cache` since 5.24; a string of ours that
 names the old one would find nothing, narrow nothing, refuse nothing, and say nothing. So nothing elsewhere asks for such a
 name: a cache is an argument that is annotated, and a value that is an instance, of `Cache`; a registry of attention functions is an
-`AttentionInterface`; and which steps a layer takes is read from its forward (block.py), not from the name of its class.
+`AttentionInterface`; and whether a layer can be cut inside is tried out on it (block.py), not read from the name of its class.
 
 `TABLE` lists what is relied on, and what for. `check` looks for all of it when pruning attaches, and refuses with one line
 that names what is missing, the version found and the versions on which the whole suite ran (`RAN`). What no check beforehand can
@@ -17,9 +17,9 @@ Left out: what single families and commands import from transformers; they say s
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -29,6 +29,7 @@ import torch
 import transformers
 from torch import nn
 
+from ..cost.parts import attention_registry, cache_argument, module_globals, parameters, sharing_layers
 from ..errors import UnsupportedError
 
 RAN = ("5.0.0", "5.17.0", "5.23.0", "5.24.0")  # transformers, oldest first; pyproject.toml and README say the same
@@ -36,9 +37,11 @@ RAN = ("5.0.0", "5.17.0", "5.23.0", "5.24.0")  # transformers, oldest first; pyp
 # Names of arguments, where there is nothing but the name to tell them by; `TABLE` has them checked.
 STATE_KEY = "fitprune"  # ours: under it a forward's state travels, from the model down to its attention
 MASK, POSITIONS, ROTARY = "attention_mask", "position_ids", "position_embeddings"  # of layers; narrowed by state.py
-DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")  # of decoders that add image features after their first layers
-PROJECTION = "o_proj"  # attention's last step; where it has none of this name, a deleted token pays for its projection
-_CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")  # of forwards without annotations
+DEEPSTACK = (  # of decoders that add image features between their layers: where (bool, per token), and what
+    ("visual_pos_masks", "deepstack_visual_embeds"),  # a list: after the first layers
+    ("vision_mask", "deepstack_features"),  # by layer: before it
+)
+PREFILL = "_prefill"  # of models that generate: reads the prompt, in pieces if its configuration says so
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ def refuse(missing: str, purpose: str) -> NoReturn:
 
 
 try:
-    from transformers import AttentionInterface
+    from transformers import cache_utils
     from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
     from transformers.modeling_outputs import BaseModelOutputWithPast
 except ImportError as error:
@@ -79,19 +82,36 @@ def version_numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, found[0].split("."))) if found else ()
 
 
+# ---- wrappers -------------------------------------------------------------------------------------------------------
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside PEFT's wrapper, whose layers hold the adapters; any other model as it is.
+
+    Raises:
+        UnsupportedError: for adapters that lengthen the prompt, after which no position is where the inputs say.
+    """
+    if not callable(getattr(type(model), "get_base_model", None)):
+        return model
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise UnsupportedError(
+            f"{type(model).__name__} has an adapter that puts tokens of its own before the prompt: only adapters inside layers (LoRA and "
+            "the like) can be pruned"
+        )
+    return model.get_base_model()  # type: ignore[operator]
+
+
+def caller_of(model: nn.Module) -> nn.Module | None:
+    """What, in PEFT's wrapper, calls the transformers model (0.18 does so past its hooks); None without a wrapper."""
+    return None if unwrapped(model) is model else model.base_model  # type: ignore[return-value]
+
+
 # ---- caches ---------------------------------------------------------------------------------------------------------
-
-
-def cache_argument(module: nn.Module) -> str | None:
-    """The name of the argument that brings a module's forward its cache: the one that is annotated with `Cache`."""
-    known = parameters(module)
-    annotated = [name for name, one in known.items() if re.search(r"Cache\b", str(one.annotation))]
-    return next((name for name in (*annotated, *_CACHE_NAMES) if name in known), None)
 
 
 def pass_cache(module: nn.Module, cache: Any) -> dict[str, Any]:
     """The keyword argument with which a module's forward is given a cache."""
-    return {cache_argument(module) or _CACHE_NAMES[0]: cache}
+    return {cache_argument(module) or "cache": cache}
 
 
 def caches_in(values: Mapping[str, Any] | Iterable[Any] | None) -> list[Cache]:
@@ -112,8 +132,10 @@ def output_with_cache(hidden: Any, cache: Cache) -> Any:
 
 
 def has_keys(kind: type) -> bool:
-    """Whether cache layers of that class hold keys and values, an entry per token; those of linear attention hold a state."""
-    return not hasattr(kind, "update_recurrent_state") or issubclass(kind, DynamicLayer)
+    """Whether cache layers of that class hold keys and values, an entry per token; those of linear attention hold a state, those of
+    decoder layers that read the keys of others nothing."""
+    nothing = getattr(cache_utils, "DummyLayer", None)  # newer than 5.0
+    return kind is not nothing and (not hasattr(kind, "update_recurrent_state") or issubclass(kind, DynamicLayer))
 
 
 @lru_cache(maxsize=1)
@@ -138,18 +160,9 @@ def _cache_layers_as_known() -> bool:
 # ---- attention ------------------------------------------------------------------------------------------------------
 
 
-def _globals(module: nn.Module) -> dict[str, Any]:
-    return getattr(inspect.unwrap(type(module).forward), "__globals__", {})
-
-
-def attention_registry(module: nn.Module) -> Any:
-    """The registry that an attention module consults (models may have their own); None if it was written without one."""
-    return next((value for value in _globals(module).values() if isinstance(value, AttentionInterface)), None)
-
-
 def attention_function(module: nn.Module, name: str) -> Callable[..., Any]:
     """The function behind an implementation's name; `eager` is the model's own, and stands beside the module's class."""
-    return _globals(module)["eager_attention_forward"] if name == "eager" else attention_registry(module)[name]
+    return module_globals(module)["eager_attention_forward"] if name == "eager" else attention_registry(module)[name]
 
 
 def attention_of(layer: nn.Module) -> nn.Module | None:
@@ -160,13 +173,17 @@ def attention_of(layer: nn.Module) -> nn.Module | None:
     return getattr(layer, "self_attn", None)
 
 
+def recurrent_layers(layers: Iterable[nn.Module]) -> frozenset[int]:
+    """Those of a decoder's layers that have no attention: tokens go through a state there, one after the other."""
+    return frozenset(index for index, layer in enumerate(layers) if attention_of(layer) is None)
+
+
 def forbidden_layers(decoder: nn.Module) -> dict[int, str]:
     """Layers of a decoder where no token can be deleted, and why: nothing ranks there, or later layers read keys of earlier ones."""
     layers: Any = decoder.layers
-    found = {index: "has no attention that could rank tokens" for index, layer in enumerate(layers) if attention_of(layer) is None}
-    config: Any = decoder.config
-    if getattr(config, "num_kv_shared_layers", 0):
-        found |= dict.fromkeys(range(len(layers) - 1), "stands before layers that share keys with earlier ones")
+    found = dict.fromkeys(sorted(recurrent_layers(layers)), "has no attention that could rank tokens")
+    if shared := sharing_layers(decoder.config, len(layers)).values():
+        found |= dict.fromkeys(range(min(shared), len(layers)), "stands between keys that layers share and those that read them")
     return found
 
 
@@ -188,11 +205,6 @@ def _takes_implementation(attention: nn.Module) -> bool:
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
-
-
-def parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
-    """The parameters of the forward of a module's class, `self` first."""
-    return inspect.signature(type(module).forward).parameters
 
 
 def argument_names(module: nn.Module) -> list[str]:
@@ -238,13 +250,48 @@ def check_positions(module: nn.Module, call: Mapping[str, Any]) -> None:
         UnsupportedError: if neither they nor positions are given.
     """
     name = "mm_token_type_ids"
-    by_ids = hasattr(getattr(module, "base_model", module), "get_rope_index") and name in parameters(module)
-    given = call.get(name) is not None or call.get(POSITIONS) is not None
-    if by_ids and not given and any(key.endswith("grid_thw") and value is not None for key, value in call.items()):
+    if call.get(POSITIONS) is not None or not hasattr(getattr(module, "base_model", module), "get_rope_index"):
+        return
+    if not any(key.endswith("grid_thw") and value is not None for key, value in call.items()):
+        return
+    if call.get("input_ids") is None:
+        raise UnsupportedError(
+            f"this call brings images without input_ids, by which {type(module).__name__} places them: pass input_ids, or position_ids"
+        )
+    if name in parameters(module) and call.get(name) is None:
         raise UnsupportedError(
             f"this call brings images without {name}, by which {type(module).__name__} places them: pass what the processor makes "
             "(return_mm_token_type_ids=True), or position_ids"
         )
+
+
+def check_images_are_tokens(model: nn.Module, decoder: nn.Module) -> None:
+    """Refuses a model whose decoder reads images otherwise than as tokens of its prompt: there is nothing to delete there.
+
+    Raises:
+        UnsupportedError: for cross-attention to images, and for encoder-decoders.
+    """
+    config: Any = model.config
+    name = type(model).__name__
+    if any(name.startswith("cross_attention") for name in parameters(decoder)):
+        raise UnsupportedError(f"{name} reads images by cross-attention, not as tokens of its prompt: there is nothing to prune")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedError(f"{name} is an encoder-decoder, whose decoder carries no visual tokens: there is nothing to prune")
+
+
+def check_keys_are_not_chosen(layers: Iterable[nn.Module]) -> None:
+    """Refuses layers that themselves choose, by places in their cache, which keys a query sees: pruning moves those places.
+
+    Raises:
+        UnsupportedError: for indexed attention (DeepSeek sparse attention and its kin).
+    """
+    for layer in layers:
+        for part in layer.modules():
+            if "indexer" in type(part).__name__.lower() or any("topk_indices" in name for name in parameters(part)):
+                raise UnsupportedError(
+                    f"{type(layer).__name__} chooses by an index which keys each token sees, by their places in its cache, which pruning "
+                    "moves: such layers are not supported"
+                )
 
 
 def has_windows(config: Any) -> bool:
@@ -255,6 +302,15 @@ def has_windows(config: Any) -> bool:
 def forward_name(module: nn.Module) -> str:
     """Where an instance's forward may be replaced: accelerate's hooks stay around it, and call it by another name."""
     return "_old_forward" if hasattr(module, "_hf_hook") else "forward"
+
+
+def place_of(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a module runs (accelerate's hooks may keep its weights elsewhere), and in which type: that of its vectors."""
+    hooks = [getattr(part, "_hf_hook", None) for part in module.modules()]
+    devices = [getattr(one, "execution_device", None) for hook in hooks for one in getattr(hook, "hooks", [hook])]
+    weights = [weight for weight in module.parameters() if weight.is_floating_point()]
+    types = Counter(weight.dtype for weight in weights if weight.ndim == 1) or Counter(weight.dtype for weight in weights)
+    return torch.device(next((one for one in devices if one is not None), weights[0].device)), types.most_common(1)[0][0]
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -311,7 +367,7 @@ TABLE = (
     ),
     Reliance(
         "attention", "an eager_attention_forward beside its class", "it is what the implementation 'eager' means",
-        lambda attention: "eager_attention_forward" in _globals(attention) or not _is_eager(attention),
+        lambda attention: "eager_attention_forward" in module_globals(attention) or not _is_eager(attention),
     ),
     Reliance("attention", "keyword arguments for its function", "the state of pruning travels there", _hands_on),
 )  # fmt: skip

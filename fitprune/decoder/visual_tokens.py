@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FitPruneError
-from .upstream import encoded_features
+from .upstream import MASK, encoded_features
 
 Run = tuple[int, int]  # first position and one past the last
 Image = tuple[Run, ...]  # ascending; a video is one as well
@@ -183,12 +183,14 @@ class Located:
             return [_joined(runs, marks, self.marks[1]) for runs, marks in zip(rows, self.marks[0], strict=True)]
         if kind == "image" and self.told is not None:
             return split(rows, self.told) or _misfit(rows, self.told)
-        made = self.made.get(kind, [])  # a prefill in chunks brings parts of images, which do not add up
+        size = self.each if kind == "image" else None
+        made = self.made.get(kind, [])
+        if size and made and all(one % size == 0 for one in (*made, *(end - start for runs in rows for start, end in runs))):
+            made = []  # some models make the features of a row's images in one piece (Idefics2)
         if kind == "image" and not made and not any(self.runs.get("video", [])):
             made = self.made.get("video", [])  # frames that stand at the places of images (GLM)
         if made and (images := split(rows, made, across=True)) is not None:
             return images
-        size = self.each if kind == "image" else None
         if kind == "image" and size is None and self.count not in (None, sum(map(len, rows))):
             raise FitPruneError(
                 f"this call brings {self.count} images, its tokens are {sum(map(len, rows))} runs of visual tokens, and nothing says "
@@ -224,6 +226,15 @@ def visual_ids(config: Any) -> dict[str, int]:
         if (value := next((value for value in values if isinstance(value, int)), None)) is not None:
             found[kind] = value
     return found
+
+
+def brings_images(call: Mapping[str, Any]) -> bool:
+    """Whether anything in a call could be images, or what was made of them: numbers that are no ids, whatever their name."""
+    for name, value in call.items():
+        first = value[0] if isinstance(value, list | tuple) and value else value
+        if isinstance(value, Mapping) or (name != MASK and isinstance(first, Tensor) and first.is_floating_point()):
+            return True
+    return False
 
 
 def visual_inputs(call: Mapping[str, Any]) -> list[str]:
@@ -270,19 +281,31 @@ class ByTokenId:
                 f"this call brings {' and '.join(brings)}, but none of its tokens is {' or '.join(map(str, self.ids.values()))}, by which "
                 "the config names visual tokens: check the prompt, or pass visual_mask= to prune()"
             )
+        if found and not brings_images(call):
+            tokens = sum(end - start for rows in found.runs.values() for runs in rows for start, end in runs)
+            raise FitPruneError(
+                f"this call has {tokens} visual tokens and brings no images: pass what the processor makes (pixel_values, …), "
+                "or remove these tokens from the text"
+            )
         for kind, features in encoded_features(call).items():
             found.made[kind] = image_lengths(features)
         return found
 
 
 def image_lengths(features: Any) -> list[int]:
-    """Tokens of each image, from what a model makes of them: a list of [n, hidden], or [images, n, hidden]; empty if it is neither."""
+    """Tokens of each image, from what a model makes of them: a list of [n, hidden] or [frames, n, hidden], or one tensor
+    [images, n, hidden]; empty if it is neither."""
+    between = getattr(features, "deepstack_features", None) or [None]
+    if isinstance(between[0], tuple) and isinstance(
+        between[0][0], int
+    ):  # (layer, features of each image): there is nothing else then (Granite 4)
+        features = between[0][1]
     features = getattr(features, "pooler_output", features)
     if isinstance(features, Tensor):
         return [features.shape[1]] * features.shape[0] if features.ndim == 3 else []
     if not isinstance(features, list | tuple) or not all(isinstance(one, Tensor) and one.ndim in (2, 3) for one in features):
         return []
-    return [length for one in features for length in ([len(one)] if one.ndim == 2 else [one.shape[1]] * len(one))]
+    return [one.shape[:-1].numel() for one in features]
 
 
 def _misfit(rows: Sequence[Sequence[Run]], lengths: Sequence[int]) -> NoReturn:

@@ -51,7 +51,7 @@ def heat(where: Places, stats: AttentionStats, sample: int = 0, layers: Sequence
         where: Of the image that was observed.
         stats: From `observe`.
         sample: Which of its samples.
-        layers: Layers to draw, from 0; default all.
+        layers: Layers to draw, from 0; default all. Those without attention (linear attention) are left out.
         title: Lines above the panels.
     Raises:
         FitPruneError: no matplotlib, no layer or one that there is not, an image of another number of tokens.
@@ -62,6 +62,9 @@ def heat(where: Places, stats: AttentionStats, sample: int = 0, layers: Sequence
     for layer in shown:
         check_number("layer", layer, stats.layers, "the observed model")
     quantities = received(stats, sample)
+    shown = [layer for layer in shown if layer in stats.deletable or quantities["self"][layer].any()]
+    if not shown:
+        raise FitPruneError("there is nothing to draw: none of these layers has attention")
     if (seen := quantities["cross"].shape[1]) != where.tokens:
         raise FitPruneError(f"statistics of {seen} visual tokens for an image of {where.tokens}: observe this image")
     wide, high = where.panel(SIDE)

@@ -72,32 +72,47 @@ def on_grid(image: Image.Image, rows: int, columns: int) -> Places:
 
 
 def laid_out(views: Sequence[View]) -> Places:
-    """The views from left to right, each in the middle of the height, with room for marks at the end of rows."""
+    """The views from left to right, each in the middle of the height, with room for marks at the end of rows; tiles of a picture joined."""
     unit = max((view.pixels.width // max(1, view.columns) for view in views), default=1) or 1  # the gap between views
     room = max(1, unit // 2)  # the width of a mark
     shift = max(1, unit // 5)  # from a row to its mark
-    height = max((view.pixels.height for view in views), default=1)
     corners: list[Box] = []
     boxes: list[Box | None] = []
     marks: list[Box | None] = []
+    pictures = _pictures(views)
+    height = max((high for *_, high in pictures), default=1)
     right = 0
-    for view in views:
-        left, top = right, (height - view.pixels.height) // 2
-        wide, high = view.pixels.size
-        corners.append((left, top, left + wide, top + high))
-        boxes += [None] * view.before
-        marks += [None] * view.before
-        for row in range(view.rows):
-            up, down = top + row * high // view.rows, top + (row + 1) * high // view.rows
-            for column in range(view.columns):
-                x0, x1 = (left + at * wide // view.columns for at in (column, column + 1))
-                boxes.append((x0, up, x1, down))
-                marks.append(None)
-            if view.newlines:
-                boxes.append(None)
-                marks.append((left + wide + shift, up, left + wide + shift + room, down))
-        right = left + wide + (shift + room) * view.newlines + unit
+    for tiles, across, tall in pictures:
+        for view in tiles:
+            x, y = view.at or (0, 0)
+            left, top = right + x, (height - tall) // 2 + y
+            wide, high = view.pixels.size
+            corners.append((left, top, left + wide, top + high))
+            boxes += [None] * view.before
+            marks += [None] * view.before
+            for row in range(view.rows):
+                up, down = top + row * high // view.rows, top + (row + 1) * high // view.rows
+                for column in range(view.columns):
+                    x0, x1 = (left + at * wide // view.columns for at in (column, column + 1))
+                    boxes.append((x0, up, x1, down))
+                    marks.append(None)
+                if view.newlines:
+                    boxes.append(None)
+                    marks.append((left + wide + shift, up, left + wide + shift + room, down))
+        right += across + (shift + room) * any(view.newlines for view in tiles) + unit
     canvas = Image.new("RGB", (max(1, right - unit), height), PAPER)
     for view, (left, top, _, _) in zip(views, corners, strict=True):
         canvas.paste(view.pixels, (left, top))
     return Places(canvas, tuple(corners), tuple(boxes), tuple(marks))
+
+
+def _pictures(views: Sequence[View]) -> list[tuple[list[View], int, int]]:
+    """What is drawn as one: a view, or neighbouring tiles of one picture; with its width and height."""
+    found: list[list[View]] = []
+    for view in views:
+        if view.at is None or not found or found[-1][0].at is None:
+            found.append([view])
+        else:
+            found[-1].append(view)
+    edges = [[((one.at or (0, 0))[0] + one.pixels.width, (one.at or (0, 0))[1] + one.pixels.height) for one in tiles] for tiles in found]
+    return [(tiles, max(x for x, _ in ends), max(y for _, y in ends)) for tiles, ends in zip(found, edges, strict=True)]

@@ -7,7 +7,8 @@ attaches to any decoder (decoder/attach.py). Nor does most loading: what is not 
     protocols.py     what a family's module defines: for asking, and for an original layout
     loading.py       a path → the family → a VLM;  placement.py, sharding.py: where its weights go
     vlm.py           a checkpoint that can be asked;  encoding.py: LLaVA's way from question and image to inputs
-    conversation.py  LLaVA's templates
+    conversation.py  LLaVA's templates;  chat_template.py: the same in Jinja, for other people's tools
+    adapter.py       an adapter of PEFT and the base that it names
     processor.py     the family of every other model of transformers;  parts.py: its processor, made without torchvision;
                      chat.py: its chat template;  token_places.py: where its tokens lie in a picture
     clip.py          what families with a CLIP tower share

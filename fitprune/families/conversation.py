@@ -29,6 +29,7 @@ class Template:
 
     `sep` ends what the user says (in "llama_2" it precedes it, from the second time on); `sep2`, or `sep` where there
     is none, ends an answer. In "chatml" it ends the system text as well, and `gap` stands after each of these ends.
+    `begin` stands before everything.
     """
 
     style: Literal["two", "single", "chatml", "llama_2", "plain"]
@@ -38,6 +39,7 @@ class Template:
     sep: str
     sep2: str = ""
     gap: str = ""
+    begin: str = ""
 
 
 _CURIOUS = (
@@ -55,20 +57,19 @@ TEMPLATES: dict[str, Template] = {
     "llava_v1": Template("two", _CURIOUS.format(person="human"), "USER", "ASSISTANT", " ", "</s>"),
     "llava_v0": Template("single", _CURIOUS.format(person="human"), "Human", "Assistant", "###"),
     "mistral_instruct": Template("llama_2", "", "", "", "", "</s>"),
-    "chatml_direct": Template("chatml", "<|im_start|>system\nAnswer the questions.", *_CHATML),
+    "chatml_direct": Template("chatml", "Answer the questions.", *_CHATML),
     "mpt": Template(
-        "chatml",
-        "<|im_start|>system\nA conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers.",
-        *_CHATML,
+        "chatml", "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers.", *_CHATML
     ),
-    "qwen_1_5": Template("chatml", "<|im_start|>system\nYou are a helpful assistant.", *_CHATML, gap="\n"),
+    "qwen_1_5": Template("chatml", "You are a helpful assistant.", *_CHATML, gap="\n"),
     "llava_llama_2": Template("llama_2", _HELPFUL, "", "", "<s>", "</s>"),
     "llava_llama_3": Template(
         "chatml",
-        f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{_HELPFUL}",
+        _HELPFUL,
         "<|start_header_id|>user<|end_header_id|>\n\n",
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
         "<|eot_id|>",
+        begin="<|begin_of_text|>",
     ),
     "plain": Template("plain", "", "", "", "\n"),
 }
@@ -113,43 +114,80 @@ def stop_string(template: str) -> str:
     return frame.sep2 if frame.style == "two" else frame.sep
 
 
-def build_prompt(template: str, turns: Sequence[tuple[str, str | None]]) -> str:
+def answer_ends(stop_text: str, tokenizer: Any, known: int | Sequence[int] | None) -> list[int]:
+    """Tokens that end an answer: those known (a generation config's), and the template's stop string where it is one token."""
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    stop = tokenizer.get_vocab().get(stop_text.strip())
+    return ends if stop is None or stop in ends else [*ends, stop]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A template of dialogue as the texts that stand between what is said: what `build_prompt` and the Jinja form are written from.
+
+    begin, system (its text), before_system and after_system (left out with it), then for each turn: before what the user says (first:
+    the first time), after it, and, around an answer, before_answer and after_answer. cue is what the model goes on from.
+    """
+
+    begin: str
+    system: str
+    before_system: str
+    after_system: str
+    first: str
+    before: str
+    after: str
+    before_answer: str
+    after_answer: str
+    cue: str
+
+
+def pieces(template: str) -> Pieces:
+    """The texts of a template.
+
+    Raises:
+        FitPruneError: for an unknown template, and for `plain`, which has no dialogue.
+    """
+    frame = _template(template)
+    if frame.style == "plain":
+        raise FitPruneError(f"template {template!r} is for a single caption, not for dialogue: use another template")
+    if frame.style == "llama_2":  # users speak inside [INST]; the system text stands inside the first of them
+        around = ("<<SYS>>\n", "\n<</SYS>>\n\n")
+        return Pieces(frame.begin + "[INST] ", frame.system, *around, "", frame.sep + "[INST] ", " [/INST]", " ", f" {frame.sep2}", "")
+    colon = "" if frame.style == "chatml" else ": "
+    header = frame.user.replace("user", "system") if frame.style == "chatml" else ""
+    ends, said = (frame.sep2 or frame.sep) + frame.gap, frame.user + colon
+    return Pieces(
+        frame.begin, frame.system, header, frame.sep + frame.gap, said, said, frame.sep + frame.gap,
+        frame.assistant + colon, ends, frame.assistant + colon.rstrip(),
+    )  # fmt: skip
+
+
+def build_prompt(template: str, turns: Sequence[tuple[str, str | None]], system: str | None = None) -> str:
     """The text of a conversation, ending where the model is to go on.
 
     Args:
         template: One of `names()`.
         turns: (user text, assistant text) pairs. None as assistant text, allowed in the last pair only, is the turn to
             be answered; "" is an answer that is empty.
+        system: Instead of the template's system text, which the checkpoint was trained with; "" leaves it out.
     Raises:
         FitPruneError: for an unknown template, no turn, or an unanswered turn before the last one.
     Source: LLaVA, llava/conversation.py (Conversation.get_prompt); qwen_1_5 and llava_llama_3: the same file of
         LLaVA-NeXT. Its first Llama-3 roles carried the header mark twice; here it stands once, as in Llama-3 itself.
     """
-    frame = _template(template)
     if not turns:
         raise FitPruneError("a prompt needs at least one turn: give [(text, None)]")
     if any(answer is None for _, answer in turns[:-1]):
         raise FitPruneError("only the last turn of a conversation can be without an answer: give the earlier answers")
-    if frame.style == "plain":
-        if len(turns) > 1 or turns[0][1] is not None:
-            raise FitPruneError(f"template {template!r} is for a single caption, not for dialogue: use another template")
+    frame = _template(template)
+    if frame.style == "plain" and len(turns) == 1 and turns[0][1] is None:
         return turns[0][0] + frame.sep
-    if frame.style == "llama_2":
-        return _llama_2(frame, turns)
-    colon = "" if frame.style == "chatml" else ": "
-    text = frame.system + frame.sep + frame.gap if frame.system else ""
-    for asked, answer in turns:
-        text += frame.user + colon + asked + frame.sep + frame.gap + frame.assistant
-        text += colon.rstrip() if answer is None else colon + answer + (frame.sep2 or frame.sep) + frame.gap
-    return text
-
-
-def _llama_2(frame: Template, turns: Sequence[tuple[str, str | None]]) -> str:
-    """Users speak inside [INST]; the system text stands inside the first of them, unless it is empty."""
-    system, text = f"<<SYS>>\n{frame.system}\n<</SYS>>\n\n" if frame.system else "", ""
-    for asked, answer in turns:
-        text += f"{frame.sep if text else ''}[INST] {'' if text else system}{asked} [/INST]"
-        text += "" if answer is None else f" {answer} {frame.sep2}"
+    of = pieces(template)
+    said = of.system if system is None else system
+    text = of.begin + (of.before_system + said + of.after_system if said else "")
+    for number, (asked, answer) in enumerate(turns):
+        text += (of.before if number else of.first) + asked + of.after
+        text += of.cue if answer is None else of.before_answer + answer + of.after_answer
     return text
 
 

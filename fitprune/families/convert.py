@@ -3,7 +3,9 @@
 The result is loaded by transformers alone (`LlavaForConditionalGeneration.from_pretrained`; LLaVA-HR after
 `import fitprune.llava_hr`) and by `fitprune.load`, which then gives the same tokens and logits as from the source. It
 is written next to its place and moved there when it is complete. There is one precision, that of the language model: a CLIP
-that comes from a repository of its own is rounded to it, as the original rounds it when it loads.
+that comes from a repository of its own is rounded to it, as the original rounds it when it loads. The
+conversation template goes with it as a chat template, and what ends an answer in its generation config, so that messages given to
+transformers alone (a pipeline, a server) are asked in the trained form.
 
     fitprune convert liuhaotian/llava-v1.5-7b llava-1.5-7b-hf
 """
@@ -13,10 +15,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from ..checkpoints.original import is_original, read_original
 from ..checkpoints.source import Source
 from ..errors import FitPruneError
+from .chat_template import chat_template
+from .conversation import answer_ends, stop_string, template_for
 from .loading import original_family
 
 
@@ -38,14 +43,20 @@ def convert(path: str | Path, target: str | Path, *, model_base: str | None = No
         raise FitPruneError(f"{path} is no checkpoint of the original layout (no mm_vision_tower): nothing to convert")
     family = original_family(config, source)
     checkpoint = read_original(source, config, family, model_base, vision_tower)
-    model = checkpoint.model(None, None, "cpu")
+    model: Any = checkpoint.model(None, None, "cpu")
     processor = family.processor(model.config, family.image_processor(model.config, None), checkpoint.tokenizer)
+    checkpoint.tokenizer.padding_side = "left"  # as any batched generation wants it
+    template = template_for(model.config.get_text_config().model_type, checkpoint.tokenizer, str(path))
+    processor.chat_template = chat_template(template)
+    model.generation_config.eos_token_id = (
+        answer_ends(stop_string(template), checkpoint.tokenizer, model.generation_config.eos_token_id) or None
+    )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as unfinished:
             whole = Path(unfinished) / "whole"
             whole.mkdir()
-            model.save_pretrained(whole)  # type: ignore[operator]
+            model.save_pretrained(whole)
             processor.save_pretrained(whole)
             if target.exists():
                 target.rmdir()

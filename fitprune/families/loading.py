@@ -15,7 +15,9 @@ from ..distributed.launch import zero_stage
 from ..embedded import MODELS, model_path
 from ..errors import FitPruneError, first_line
 from . import FAMILIES, processor
+from .adapter import base_of, merge
 from .chat import own_template, say_if_other
+from .chat_template import written_as
 from .placement import dtype_named, from_transformers, read_config, where
 from .protocols import Family, OriginalFamily
 from .vlm import VLM
@@ -36,8 +38,9 @@ def load(
     """Loads a checkpoint with all that is needed to ask it questions, whichever layout it has.
 
     Args:
-        path: A folder or hub name in transformers or original layout, or a model that ships with FitPrune ("embedded").
-        model_base: The language model that a LoRA or projector-only checkpoint was trained on.
+        path: A folder or hub name in transformers or original layout, a model that ships with FitPrune ("embedded"), or PEFT's adapter of
+            one of these.
+        model_base: The language model that a LoRA or projector-only checkpoint was trained on; the model that an adapter was.
         vision_tower: Folder or hub name of CLIP for a checkpoint of the original layout, instead of the one it names.
         template: Conversation template; default the one that the checkpoint was trained with.
         device: "cpu", "cuda", "cuda:1"; default the first GPU, else the CPU.
@@ -49,6 +52,12 @@ def load(
         FitPruneError: no such checkpoint, a family that is not known, a damaged or unsafe file; says what to do.
     """
     source, name = Source(model_path(path) if path in MODELS else path), path
+    if (base := base_of(source, model_base)) is not None:
+        if tensor_parallel or zero_stage():
+            raise FitPruneError(f"{path} is an adapter, which is merged into a whole base: merge it with PEFT first to share it out")
+        vlm = load(base, vision_tower=vision_tower, template=template, device=device, dtype=dtype, attn=attn, device_map=device_map)
+        vlm.name, vlm.model = name, merge(vlm.model, vlm.tokenizer, source)
+        return vlm
     config = source.json("config.json")
     device, dtype = where(device, dtype, device_map)
     if tensor_parallel and device_map is not None:
@@ -77,6 +86,7 @@ def load(
     if place is None:
         maker = _maker(family, model.config, None, path)
     usual = family.template(model.config, tokenizer, name)
+    usual = usual and (written_as(tokenizer) or usual)
     if place is not None and usual and not template:
         say_if_other(path, usual, own_template(source, tokenizer), tokenizer)
     return VLM(name, model, tokenizer, template or usual, family, family.images(model.config, maker), usual, maker)

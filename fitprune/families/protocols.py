@@ -30,6 +30,7 @@ class View:
 
     pixels: that part, at the model's resolution; rows and columns: of patches, which divide it evenly.
     before: tokens ahead of the first patch, newlines: whether each row ends with one more; neither is a patch.
+    at: left and top of a tile in the picture that it was cut from, where that is drawn whole; neighbours in the list belong to one picture.
     """
 
     pixels: Image.Image
@@ -37,6 +38,7 @@ class View:
     columns: int
     before: int = 0
     newlines: bool = False
+    at: tuple[int, int] | None = None
 
     @property
     def tokens(self) -> int:

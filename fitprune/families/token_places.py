@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 GRID, PIXELS = "image_grid_thw", "pixel_values"
 GREY, PAINT = 96, 224  # levels of the cells of a test picture
 CLEAR = 0.01  # of the largest change: what counts as one
+WHOLE = 0.85  # of the picture's width and height: a tile that shows as much shows it all
 
 
 def views(vlm: VLM, image: Image.Image) -> list[View]:
@@ -44,7 +45,7 @@ def views(vlm: VLM, image: Image.Image) -> list[View]:
         FitPruneError: if the model's tokens are in no grid that its inputs tell, or in another order.
     """
     inputs, tokens = vlm.prepare(image), vlm.tokens_for(image)
-    found = _of_grid(vlm, image, inputs, tokens) if GRID in inputs else _of_tiles(vlm, inputs, tokens)
+    found = _of_grid(vlm, image, inputs, tokens) if GRID in inputs else _of_tiles(vlm, image, inputs, tokens)
     if not found:
         raise FitPruneError(f"{vlm.name}: the inputs of this model do not tell where in the picture its {tokens} visual tokens lie")
     shape = tuple((view.rows, view.columns) for view in found)
@@ -65,7 +66,7 @@ def _of_grid(vlm: VLM, image: Image.Image, inputs: Mapping[str, Tensor], tokens:
     return [View(resized, rows // merged, columns // merged)]
 
 
-def _of_tiles(vlm: VLM, inputs: Mapping[str, Tensor], tokens: int) -> list[View]:
+def _of_tiles(vlm: VLM, image: Image.Image, inputs: Mapping[str, Tensor], tokens: int) -> list[View]:
     pixels = inputs.get(PIXELS)
     if not isinstance(pixels, Tensor) or pixels.ndim < 4 or pixels.shape[-3] != 3:
         return []
@@ -75,7 +76,36 @@ def _of_tiles(vlm: VLM, inputs: Mapping[str, Tensor], tokens: int) -> list[View]
     side = math.isqrt(height * width // max(each, 1))  # pixels along a token's
     if not side or each * len(tiles) != tokens or (height // side) * (width // side) != each:
         return []
-    return [View(as_read(tile, vlm.processor.image_processor), height // side, width // side) for tile in tiles]
+    places = _tile_places(vlm, image, len(tiles))
+    pictures = (as_read(tile, vlm.processor.image_processor) for tile in tiles)
+    return [View(tile, height // side, width // side, at=at) for tile, at in zip(pictures, places, strict=True)]
+
+
+def _tile_places(vlm: VLM, image: Image.Image, count: int) -> list[tuple[int, int] | None]:
+    """Left and top of each tile in the grid that the picture was cut into, None for one that shows it whole; all None if it is no grid.
+
+    Told by the processor itself: it is given a picture of the same size whose colours say where they are.
+    """
+    across, down = (np.linspace(0, 255, edge, dtype=np.float32) for edge in image.size)
+    levels = np.stack([np.tile(across, (len(down), 1)), np.tile(down[:, None], (1, len(across))), np.zeros((len(down), len(across)))], -1)
+    made = vlm.prepare(Image.fromarray(levels.round().astype(np.uint8)))[PIXELS]
+    tiles = [
+        np.asarray(as_read(tile, vlm.processor.image_processor), dtype=np.float32) / 255 for tile in made.reshape(-1, *made.shape[-3:])
+    ]
+    if len(tiles) != count:
+        return [None] * count
+    ranges = [[(one[:, :, channel].mean(channel)[0], one[:, :, channel].mean(channel)[-1]) for channel in (0, 1)] for one in tiles]
+    spans = np.array([[(high + low) / 2, high - low] for tile in ranges for low, high in tile]).reshape(count, 2, 2)  # centre, extent
+    cut = [number for number in range(count) if spans[number, :, 1].min() < WHOLE]
+    if not cut:
+        return [None] * count
+    grid = [max(1, round(1 / max(float(np.median(spans[cut, axis, 1])), 1 / count))) for axis in (0, 1)]  # columns, rows
+    cells = [tuple(int(spans[number, axis, 0] * grid[axis]) for axis in (0, 1)) for number in cut]
+    if cells != [(index % grid[0], index // grid[0]) for index in range(grid[0] * grid[1])]:
+        return [None] * count
+    height, width = made.shape[-2:]
+    known = {number: (column * width, row * height) for number, (column, row) in zip(cut, cells, strict=True)}
+    return [known.get(number) for number in range(count)]
 
 
 def spelled(vlm: VLM, inputs: Mapping[str, Tensor], found: list[View]) -> list[int]:

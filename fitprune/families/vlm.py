@@ -23,7 +23,7 @@ from ..decoder.visual_tokens import visual_ids
 from ..images.reading import read_image
 from ..images.video import FPS, MOST, Video, read_video
 from .chat import VIDEO
-from .conversation import stop_string
+from .conversation import answer_ends, stop_string
 from .protocols import Family, Images, View, Visual
 
 # What a checkpoint's own generation config may say, taken back: the likeliest token by the model's logits is next.
@@ -176,7 +176,5 @@ class VLM:
 
     def ends(self) -> list[int]:
         """Tokens that end an answer: the checkpoint's, and the template's stop string where that is one token."""
-        ends: Any = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
-        known: list[int] = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
-        stop = self.tokenizer.get_vocab().get(self.stop.strip())
-        return known if stop is None or stop in known else [*known, stop]
+        known: Any = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
+        return answer_ends(self.stop, self.tokenizer, known)

@@ -45,4 +45,5 @@ def _image_size(config: Any) -> int | None:
     strategy = getattr(config, "vision_feature_select_strategy", None)
     if isinstance(side, int) and isinstance(patch, int) and strategy is not None:
         return (side // patch) ** 2 + (strategy == "full")
-    return getattr(config, "image_seq_length", None)
+    resampled = getattr(getattr(config, "perceiver_config", None), "resampler_n_latents", None)
+    return getattr(config, "image_seq_length", None) or resampled

@@ -52,20 +52,24 @@ def padded_counts(counts: Sequence[Sequence[int]]) -> list[list[int]]:
     return [[*row, *[0] * (images - len(row))] for row in counts]
 
 
-def compact(status: Tensor, length: int) -> Tensor:
+def compact(status: Tensor, length: int, pads_first: bool = False) -> Tensor:
     """The columns that are carried on: all that are alive, filled up to `length` with pad slots.
 
     Args:
         status: [B, n] of `ALIVE`, `PADDING`, `DELETED`.
         length: How many columns to keep; no row may have more alive.
+        pads_first: Pad slots go ahead of the others, where linear attention starts, whose state they leave as it is.
     Returns:
-        [B, length] indices into n, ascending.
+        [B, length] indices into n, ascending, but for pad slots that go first.
     """
     n = status.shape[1]
     position = torch.arange(n, device=status.device)
     within = torch.where(status == ALIVE, position, n - 1 - position)
     order = (status.long() * n + within).argsort(dim=1)[:, :length]
-    return order.sort(dim=1).values
+    if not pads_first:
+        return order.sort(dim=1).values
+    alive = status.gather(1, order) == ALIVE
+    return order.gather(1, (order + n * alive.long()).argsort(dim=1))
 
 
 def take(tensor: Tensor, index: Tensor, dim: int) -> Tensor:

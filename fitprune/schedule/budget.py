@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TypeVar
 
 from ..cost import CostModel, alive_after
@@ -33,10 +33,12 @@ def smallest(holds: Callable[[float], bool], low: float, high: float) -> float:
     return high
 
 
-def unreachable(reduction_ratio: float, visual_tokens: int, reachable: float) -> FitPruneError:
-    """The error for a budget that no schedule of the kind asked for can meet."""
+def unreachable(reduction_ratio: float, visual_tokens: int, reachable: float, cost: CostModel) -> FitPruneError:
+    """The error for a budget that no schedule of the kind asked for can meet; it says which layers may delete, if not all."""
+    some = cost.deletable if len(cost.deletable) < cost.layers else ()
+    where = f", as only layer{'s' * (len(some) > 1)} {', '.join(map(str, some))} can delete" if some else ""
     return FitPruneError(
-        f"a reduction ratio of {reduction_ratio:g} cannot be reached with {visual_tokens} visual tokens: "
+        f"a reduction ratio of {reduction_ratio:g} cannot be reached with {visual_tokens} visual tokens{where}: "
         f"ask for at most {math.floor(reachable * 1e4) / 1e4:g}"
     )
 
@@ -67,7 +69,7 @@ def scale_to_budget(fractions: Sequence[float], visual_tokens: int, cost: CostMo
         return cost.visual_reduction_of_alive(curve(log_p), visual_tokens)
 
     if saved(64) < reduction_ratio:
-        raise unreachable(reduction_ratio, visual_tokens, saved(64))
+        raise unreachable(reduction_ratio, visual_tokens, saved(64), cost)
     return curve(smallest(lambda log_p: saved(log_p) >= reduction_ratio, -64, 64))
 
 
@@ -86,27 +88,31 @@ def round_to_budget(
         alive: Real-valued tokens alive after each layer, [layer], never rising.
         visual_tokens: How many enter the first layer.
         reduction_ratio: Visual reduction to meet, a fraction in [0, 1).
-        steps: The only layers that may delete, ascending; from one to the next the curve is level. None: all may.
+        steps: The only layers that may delete, ascending; from one to the next the curve is level. None: all that can.
     Returns:
         Integers, [layer], never rising. Their visual reduction is at least the ratio, and there is a layer in which
         one more token would miss it (unless nothing is deleted at all). With `steps` they fall nowhere else, and one
         more token from any of the steps to the next, where there is one, would miss it.
     Raises:
         FitPruneError: when the first layer's attention, or what comes before the first step, alone costs more than the
-            budget; names the largest ratio.
+            budget; names the largest ratio. So does a model without a layer that can delete.
     """
-    starts = list(range(cost.layers)) if steps is None else list(steps)
+    starts = list(cost.deletable) if steps is None else list(steps)
     ends = [*starts[1:], cost.layers]
     curve = [alive[start] for start in starts]  # [step], as is `whole`
     whole = [min(visual_tokens, max(0, math.floor(value + 1e-9))) for value in curve]
     dense = sum(cost.visual_macs([visual_tokens] * cost.layers, visual_tokens))
     spent = sum(cost.visual_macs(expand_steps(whole, starts, visual_tokens, cost.layers), visual_tokens))
     last = len(starts) - 1
+    entering, pair, leaving = (
+        [0, *accumulate(getattr(layer, part) for layer in cost.per_layer)] for part in ("entering", "pair", "leaving")
+    )  # sums over the layers before each, [layer + 1]
 
     def price(step: int, count: int) -> float:
         """What the count-th token alive from this step to the next costs: the rest of these layers, attention one on."""
-        attentions = min(ends[step], cost.layers - 1) - starts[step]
-        return cost.rest_macs(ends[step] - starts[step]) + attentions * (cost.attention_macs(count) - cost.attention_macs(count - 1))
+        first, end = starts[step], ends[step]
+        own, pairs = (sums[min(end, cost.layers - 1) + 1] - sums[first + 1] for sums in (entering, pair))
+        return leaving[end] - leaving[first] + own + pairs * (2 * count - 1)
 
     def meets(macs: float) -> bool:
         return not dense or 1 - macs / dense >= reduction_ratio
@@ -117,12 +123,12 @@ def round_to_budget(
     while not meets(spent):
         above = [step for step in range(last + 1) if whole[step] > (whole[step + 1] if step < last else 0)]
         if not above:
-            raise unreachable(reduction_ratio, visual_tokens, 1 - spent / dense)
+            raise unreachable(reduction_ratio, visual_tokens, 1 - spent / dense, cost)
         step = min(above, key=remainder)
         spent -= price(step, whole[step])
         whole[step] -= 1
     while below := [step for step in range(last + 1) if whole[step] < (whole[step - 1] if step else visual_tokens)]:
-        if steps is not None:  # stretches differ in price: what does not fit in one may fit in another
+        if steps is not None or cost.each:  # stretches differ in price: what does not fit in one may fit in another
             below = [step for step in below if meets(spent + price(step, whole[step] + 1))] or below
         step = max(below, key=remainder)
         more = spent + price(step, whole[step] + 1)

@@ -51,6 +51,12 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     cost, ratio = found["cost"], found["reduction_ratio"]
     if cost is not None and not isinstance(cost, CostModel):
         raise FitPruneError(f"recipe: cost must be a cost model, not {cost!r}")
+    if cost is not None and cost.layers == len(counts):
+        for layer, count in enumerate(counts):
+            if count and layer not in cost.deletable:
+                raise FitPruneError(
+                    f"recipe: deletes in layer {layer}, but its cost model can only in {', '.join(map(str, cost.deletable))}"
+                )
     if found["scaling"] == "budget":
         if cost is None or ratio is None or not ratio < 1:
             raise FitPruneError('recipe: scaling "budget" needs a cost model and a reduction ratio below 1')

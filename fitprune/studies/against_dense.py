@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LogitsProcessorList
 
-from ..decoder.attach import Attachment
+from ..decoder.attach import Attachment, find_decoder
 from ..distributed.workers import SINGLE, WorkerGroup
 from ..families.vlm import GREEDY, VLM
 from ..images.lengths import ImageLengths
@@ -135,7 +135,7 @@ def _dense(vlm: VLM, inputs: dict[str, Tensor], max_new_tokens: int) -> _Dense:
     before = ended.cumsum(1) - ended.long() == 0  # [B, T] up to the first end token, and with it
     pad = vlm.tokenizer.pad_token_id
     tokens = tokens.masked_fill(~before, pad if pad is not None else 0)
-    policy = Observation()
+    policy = Observation(find_decoder(vlm.model))
     attachment = Attachment(vlm.model, policy, lengths=ImageLengths(vlm.model.config))
     try:
         logits = teacher_forced_logits(vlm.model, inputs, tokens)

@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..cost import VICUNA_7B, CostModel
+from ..errors import FitPruneError
 from ..recipe import Recipe
 from ..tables import markdown
 
@@ -55,6 +56,8 @@ def fitprune(cost: CostModel, alive: Sequence[int], visual_tokens: int, text_tok
 
 def two_matrix_layer(cost: CostModel, tokens: int) -> int:
     """4nd² + 2n²d + 2ndm: four projections, two products of attention, an MLP of two matrices."""
+    if cost.each:
+        raise FitPruneError("FastV's and DivPrune's formulas are of Llama-shaped layers, and this model has others: leave them out")
     d, m = cost.hidden, cost.intermediate
     return 4 * tokens * d**2 + 2 * tokens**2 * d + 2 * tokens * d * m
 
@@ -77,8 +80,8 @@ def calflops(cost: CostModel, alive: Sequence[int], visual_tokens: int, text_tok
 
 def calflops_sdpa(cost: CostModel, alive: Sequence[int], visual_tokens: int, text_tokens: int) -> int:
     """The same with sdpa attention, which calflops does not see: without the two products of attention."""
-    width = cost.heads * cost.head_dim
-    unseen = sum(4 * (tokens + text_tokens) ** 2 * width for tokens in entering(alive, visual_tokens))
+    each = zip(cost.per_layer, entering(alive, visual_tokens), strict=True)
+    unseen = sum(2 * layer.pair * (tokens + text_tokens) ** 2 for layer, tokens in each)
     return calflops(cost, alive, visual_tokens, text_tokens) - unseen
 
 

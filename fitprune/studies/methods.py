@@ -10,6 +10,10 @@ layer to choose, to the layer); a score is a name in `SCORES`. What each one is,
 - `pyramiddrop` (https://arxiv.org/abs/2410.17247): four stages of equal depth, after each but the last one factor λ of the
   tokens stays, λ solved (the paper fixes it at 0.5), ranked by the last token.
 
+Where some layers cannot delete (hybrids with linear attention: `CostModel.deletable`), a step goes to the next layer that can (`fastv`)
+or to the last before (`pyramiddrop`, whose stages end there), `uniform` and `vtw` choose among those that can; a method is refused by
+name where none is left, or two of its steps would be one.
+
 A fitted schedule can be fitted otherwise, for ablations: `fitprune samples=16` on so many of the samples, evenly spaced;
 `fitprune criterion=cross` by another criterion (`schedule.validation.CRITERIA`); both may follow any method whose schedule is fitted.
 
@@ -57,19 +61,22 @@ class Method:
 
 def uniform(cost: CostModel, visual_tokens: int, ratio: float) -> Recipe:
     """The same share of the tokens that enter a layer goes in every layer; errors as `recipes`."""
-    shape = [2 ** (-(layer + 1) / cost.layers) for layer in range(cost.layers)]
-    return _solved("uniform", cost, visual_tokens, ratio, shape, range(cost.layers))
+    steps = cost.deletable
+    shape = [2 ** (-sum(step <= layer for step in steps) / cost.layers) for layer in range(cost.layers)]
+    return _solved("uniform", cost, visual_tokens, ratio, shape, steps)
 
 
 def fastv(cost: CostModel, visual_tokens: int, ratio: float) -> Recipe:
     """FastV: one step after the second layer's attention; errors as `recipes`."""
-    shape = [1.0 if layer < FASTV_LAYER else 0.5 for layer in range(cost.layers)]
-    return _solved("fastv", cost, visual_tokens, ratio, shape, [FASTV_LAYER])
+    step = next((layer for layer in cost.deletable if layer >= FASTV_LAYER), cost.layers)
+    shape = [1.0 if layer < step else 0.5 for layer in range(cost.layers)]
+    return _solved("fastv", cost, visual_tokens, ratio, shape, [step])
 
 
 def pyramiddrop(cost: CostModel, visual_tokens: int, ratio: float) -> Recipe:
     """PyramidDrop: at the end of each stage but the last, the same share of the tokens goes; errors as `recipes`."""
-    steps = [cost.layers * stage // STAGES - 1 for stage in range(1, STAGES)]
+    ends = [cost.layers * stage // STAGES - 1 for stage in range(1, STAGES)]
+    steps = [max((layer for layer in cost.deletable if layer <= end), default=-1) for end in ends]
     shape = [0.5 ** sum(step <= layer for step in steps) for layer in range(cost.layers)]
     return _solved("pyramiddrop", cost, visual_tokens, ratio, shape, steps)
 
@@ -81,9 +88,10 @@ def vtw(cost: CostModel, visual_tokens: int, ratio: float) -> Recipe:
         alive = [visual_tokens] * layer + [0] * (cost.layers - layer)
         return cost.visual_reduction_of_alive(alive, visual_tokens)
 
-    if saved(0) < ratio:
-        raise unreachable(ratio, visual_tokens, saved(0))
-    layer = max(layer for layer in range(cost.layers) if saved(layer) >= ratio)
+    most = saved(cost.deletable[0]) if cost.deletable else 0.0
+    if most < ratio:
+        raise unreachable(ratio, visual_tokens, most, cost)
+    layer = max(layer for layer in cost.deletable if saved(layer) >= ratio)
     return replace(Recipe.step(layer=layer, keep=0), reduction_ratio=ratio, achieved=saved(layer), source="vtw")
 
 
@@ -190,8 +198,9 @@ def fitted(stats: AttentionStats, ratios: Sequence[float], criterion: str = "bot
 
 def _solved(source: str, cost: CostModel, visual_tokens: int, ratio: float, shape: Sequence[float], steps: Sequence[int]) -> Recipe:
     """Shares alive after each layer, all raised to the one power at which the ratio is met, in whole tokens."""
-    if min(steps) < 0 or max(steps) >= cost.layers:
-        raise FitPruneError(f"a model of {cost.layers} layers is too shallow: leave this method out")
+    if not steps or min(steps) < 0 or max(steps) >= cost.layers or len(set(steps)) < len(steps):
+        some = f", of which {len(cost.deletable)} can delete," if len(cost.deletable) < cost.layers else ""
+        raise FitPruneError(f"a model of {cost.layers} layers{some} is too shallow: leave this method out")
     curve = scale_to_budget(shape, visual_tokens, cost, ratio)
     whole = round_to_budget(curve, visual_tokens, cost, ratio, steps)
     counts = [before - after for before, after in pairwise([visual_tokens, *whole])]

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from ..cost import CostModel
 from ..decoder.attach import Prefill, find_decoder
 from ..decoder.state import PrefillState
-from ..errors import FitPruneError
+from ..decoder.upstream import forbidden_layers
+from ..errors import FitPruneError, UnsupportedError
 from ..kernels import TEXT
 from ..kernels.select import DELETED, compact
 from ..observe import attach_policy, observe, run_sample
@@ -136,7 +137,11 @@ def replay(
     Raises:
         FitPruneError: as `observe`, and for samples of more than one row or image.
     """
-    cost = cost or CostModel.from_config(find_decoder(model).config)
+    decoder = find_decoder(model)
+    if forbidden := forbidden_layers(decoder):
+        (layer, reason), *_ = forbidden.items()
+        raise UnsupportedError(f"the released code's fit deletes in every layer, but layer {layer} {reason}: fit without replaying it")
+    cost = cost or CostModel.from_config(decoder.config, within=model.config)
     dense = [observe(model, [sample], progress=False) for sample in samples]
     if not dense:
         raise FitPruneError("nothing to replay: give at least one sample")
@@ -188,17 +193,17 @@ def _evaluate(
         attachment.detach()
 
     layers, count = len(rows[0]), len(samples)
-    full = [cost.attention_macs(t) + cost.rest_macs(t) for t in (len(removed) for removed in removed_at)]
-    allowed = sum(full) / count * layers * (1 - reduction_ratio)
+    full = sum(cost.dense_macs(len(removed)) for removed in removed_at)
+    allowed = full / count * (1 - reduction_ratio)
     used, stop = 0.0, layers
     for layer in range(layers):  # the budget is examined before the layer deletes anything
         entering = [row[layer][0] for row in rows]
-        used += sum(map(cost.attention_macs, entering))
-        dense_rest = sum(cost.rest_macs(t) + (layers - 1 - layer) * (cost.attention_macs(t) + cost.rest_macs(t)) for t in entering)
+        used += sum(cost.attention_macs(t, layer) for t in entering)
+        dense_rest = sum(cost.rest_macs(t, layer) + cost.dense_macs(t, layer + 1) for t in entering)
         if (used + dense_rest) / count <= allowed:
             stop = layer
             break
-        used += sum(cost.rest_macs(row[layer][0] - row[layer][3]) for row in rows)
+        used += sum(cost.rest_macs(row[layer][0] - row[layer][3], layer) for row in rows)
 
     def column(part: int) -> list[list[int]]:
         return [[row[layer][part] for row in rows] for layer in range(stop)]

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from fitprune.checkpoints.source import Source
+from fitprune.checkpoints.tokenize import tokenize_with_images
 from fitprune.checkpoints.tokenizer import original_tokenizer, rows_for
 from fitprune.errors import FitPruneError
 
@@ -78,6 +79,28 @@ def test_texts_are_split_as_sentencepiece_does(tmp_path: Path, dummy: bool, lega
         assert tokenizer(text).input_ids == again(text).input_ids == expected
 
     same()
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("dummy", [True, False])
+def test_images_ahead_of_a_line_are_read_at_once_as_in_pieces(tmp_path: Path, dummy: bool, legacy: bool) -> None:
+    """By transformers' processors and by LLaVA: text after an image is a text of its own."""
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString((ORIGINAL / "tokenizer.model").read_bytes())
+    model.normalizer_spec.add_dummy_prefix = dummy
+    (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"legacy": legacy}))
+    original_tokenizer(Source(tmp_path)).save_pretrained(tmp_path / "saved")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.text("ab E.,\n\t漢▁'", max_size=10), st.lists(st.text("ab E.,\n\t漢▁'", max_size=10), min_size=1, max_size=3))
+    @example("USER: ", ["", "What?</s>USER: Why?"])
+    def check(before: str, after: list[str]) -> None:
+        text = before + "".join(f"<image>\n{one}" for one in after)
+        assert tokenizer(text).input_ids == tokenize_with_images(tokenizer, text, [1] * len(after), 400)
+
+    check()
 
 
 def test_no_tokenizer_and_broken_ones(tmp_path: Path) -> None:

@@ -16,11 +16,14 @@ import pytest
 from PIL import Image
 
 import fitprune
+from fitprune.calibrate import Calibration, observe_questions
 from fitprune.cli import main
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
 from fitprune.evaluation.benchmarks import BENCHMARKS
 from fitprune.recipe import Recipe
+from fitprune.web.demo import figures
+from fitprune.web.demo.engine import Engine
 from fitprune.web.serve import needed, server
 
 FIRST = ("Qwen2_5_VL",)  # the others go to `make test-rest`
@@ -137,6 +140,19 @@ def test_sweep(path: str, data: Path, tmp_path: Path) -> None:
     ]
     assert main(["sweep", "--model-path", path, *options, *calibration, "--output", str(tmp_path)]) == 0
     assert (tmp_path / "sweep.md").read_text().count("| 50% |") == 3  # two comparison methods beside it
+
+
+def test_the_demo_answers_and_draws_where_it_can(path: str, request: pytest.FixtureRequest, data: Path) -> None:
+    vlm = fitprune.load(path, device="cpu")
+    engine = Engine(vlm, observe_questions(vlm, Calibration(data / "questions.jsonl", data), progress=False), max_new_tokens=3)
+    made = engine.compare(Image.open(data / "0.png"), "What is it?", 0.5, "fitprune")
+    assert made.dense.text == vlm.ask("What is it?", data / "0.png", max_new_tokens=3)
+    assert made.pruned.alive[0] == vlm.tokens_for(Image.open(data / "0.png")) > made.pruned.alive[-1]
+    if request.node.callspec.params["path"] in UNPLACED:
+        assert not made.frames
+        assert "do not tell where" in figures.frames(made, 0)
+    else:
+        assert len(made.frames) == vlm.cost.layers + 1
 
 
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)

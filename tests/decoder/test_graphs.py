@@ -142,6 +142,12 @@ def test_a_decoder_with_a_mask_and_without_text_after(llama, graphs):
             assert alive(trace) == place
 
 
+@pytest.mark.parametrize("kind", ["phi3", "granite"])
+def test_layers_of_other_shapes(kind, graphs):
+    embeds, mask = tiny.embedded(26, (3, 19), rows=2)
+    check(tiny.decoder(kind), {"inputs_embeds": embeds}, graphs, visual_mask=mask)
+
+
 def test_as_many_recordings_as_asked_for_the_least_recently_used_go(llava):
     graphs = Graphs(2, recorder=traced)
     short, long, longer = (prompt(3 + BUCKET * n, "image", 5, seed=n) for n in range(3))

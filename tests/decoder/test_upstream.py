@@ -1,5 +1,6 @@
 """What is relied on in transformers is found by what it is; what is missing is refused before anything runs."""
 
+import importlib
 import inspect
 import logging
 import re
@@ -58,6 +59,24 @@ def test_a_newer_version_is_said_once(version, said, caplog):
 
 
 # ---- finding ---------------------------------------------------------------------------------------------------------
+
+
+def test_decoder_layers_of_transformers_say_where_their_cache_comes_in():
+    """One argument is annotated with it, or none."""
+    names = set()
+    for file in sorted((Path(transformers.__file__).parent / "models").glob("*/modeling_*.py")):
+        if "DecoderLayer(" not in file.read_text(encoding="utf-8"):
+            continue
+        try:
+            module = importlib.import_module(f"transformers.models.{file.parent.name}.{file.stem}")
+        except Exception:  # it needs a package, or another torch
+            continue
+        for name, kind in vars(module).items():
+            if name.endswith("DecoderLayer") and inspect.isclass(kind) and kind.__module__ == module.__name__:
+                annotated = [name for name, one in inspect.signature(kind.forward).parameters.items() if "Cache" in str(one.annotation)]
+                assert len(annotated) <= 1, kind
+                names.update(annotated)
+    assert names
 
 
 def test_the_cache_is_found_under_any_name():

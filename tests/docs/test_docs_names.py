@@ -20,7 +20,7 @@ from fitprune.studies import conventions
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("LLaVA_*/README.md"))]
 FOLDERS = r"(?:docs|scripts|tests|embedded|fitprune|LLaVA_1\.5|LLaVA_NEXT|LLaVA_HR)"
-SUFFIXES = {"csv", "py", "sh", "md", "json", "jsonl", "png", "safetensors", "zip"}
+SUFFIXES = {"csv", "py", "sh", "md", "json", "jinja", "jsonl", "png", "safetensors", "zip"}
 HISTORY = {"LOG.md"}  # speaks of what was
 ELSEWHERE = {
     "docs/Evaluation.md",

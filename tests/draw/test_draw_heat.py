@@ -90,6 +90,15 @@ def test_many_layers_make_blocks(where):
     assert figure.get_figwidth() < 15
 
 
+def test_layers_of_linear_attention_are_left_out(stats, where):
+    stats.cross[:, 1] = stats.intra[:, 1] = 0
+    stats.deletable = (0, 2)
+    titles = [panel.get_title() for panel in heat(where, stats).subfigs[0].axes if panel.get_title()]
+    assert titles == ["the picture", "layer 0", "layer 2"]
+    with pytest.raises(FitPruneError, match="none of these layers has attention"):
+        heat(where, stats, layers=[1])
+
+
 def test_no_attention_at_all_is_drawn_too(where):
     nothing = torch.zeros(1, 2, 6)
     heat(where, AttentionStats(nothing, nothing, torch.tensor([6]), torch.tensor([5]))).canvas.draw()

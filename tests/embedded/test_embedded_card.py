@@ -24,7 +24,12 @@ from fitprune.errors import FitPruneError
 
 PICTURES, RATIO = 24, 0.5  # the sample
 FEW = 6  # pictures of the sample for the other families, whose figures are of fewer pictures as well
-DENSE = {"embedded": (0.9, 0.8), "embedded-next": (0.9, 0.75), "embedded-hr": (0.9, 0.8), "embedded-qwen": (0.9, 0.7)}  # all questions, every family
+DENSE = {
+    "embedded": (0.9, 0.8),
+    "embedded-next": (0.9, 0.75),
+    "embedded-hr": (0.9, 0.8),
+    "embedded-qwen": (0.9, 0.7),
+}  # all questions, every family
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import AutoProcessor
 
 import fitprune
 from embedded import network, train
@@ -58,6 +59,12 @@ def test_weights_are_bf16_under_the_hubs_names(made: tuple[Path, Path]) -> None:
     assert all(key.startswith(tuple(HUB_NAMES.values())) for key in keys)
     assert not any("heads" in key for key in keys)
     assert json.loads((made[1] / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_messages_are_asked_in_the_trained_form(made: tuple[Path, Path]) -> None:
+    vlm = fitprune.load(str(made[1]), device="cpu")
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Why?"}]}]
+    assert AutoProcessor.from_pretrained(made[1]).apply_chat_template(messages, add_generation_prompt=True) == vlm.prompt("Why?")
 
 
 def test_a_run_that_does_not_exist(tmp_path: Path) -> None:

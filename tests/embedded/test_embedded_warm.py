@@ -1,5 +1,8 @@
-"""The embedded LLaVA-NeXT and LLaVA-HR (and, where its own tests do not say it, Qwen3-VL): they begin as the known model, packed questions are single ones in transformers'
-forward, they are trained on the pictures that `fitprune.load` makes, and what is exported is what was trained."""
+"""The models that start from the known one: LLaVA-NeXT, LLaVA-HR and, where its own tests do not say it, Qwen3-VL.
+
+They begin as the known model, packed questions are single ones in transformers' forward, they are trained on the pictures that
+`fitprune.load` makes, and what is exported is what was trained.
+"""
 
 from __future__ import annotations
 

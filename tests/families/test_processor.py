@@ -23,6 +23,7 @@ from fitprune.errors import FitPruneError
 from fitprune.families import VLM, loading
 from fitprune.families.parts import has_torchvision
 from fitprune.images.video import Video
+from fitprune.studies.against_dense import teacher_forced_logits
 
 FIRST = ("Qwen2_5_VL", "InternVL", "Gemma3")  # the others go to `make test-rest`
 NAMES = [name if name in FIRST else pytest.param(name, marks=pytest.mark.rest) for name in processors.BUILDERS]
@@ -102,6 +103,22 @@ def test_statistics_and_a_fitted_recipe_meet_the_budget(vlm: VLM) -> None:
     for layer, rows in enumerate(trace.visual):
         assert [len(row) for row in rows] == [recipe.alive(count, vlm.cost.layers)[layer] for count in trace.visual_tokens]
     assert len(trace.visual[-1][0]) < trace.visual_tokens[0]
+
+
+def test_logits_along_an_answer_are_those_of_the_whole_sequence(vlm: VLM) -> None:
+    """Positions in three dimensions, token types and windows included: rows of a padded batch, each against itself in one forward."""
+    asked = [(vlm.prompt(text), [image]) for text, image in zip(TEXTS, IMAGES, strict=True)]
+    answer = torch.randint(5, 200, (len(asked), 4))
+    along = teacher_forced_logits(vlm.model, vlm.encode(asked), answer)
+    for row, one in enumerate(asked):
+        whole = vlm.encode([one])
+        length = whole["input_ids"].shape[1]
+        for name in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
+            if name in whole:
+                more = answer[row : row + 1, :-1] if name == "input_ids" else torch.full((1, 3), int(name == "attention_mask"))
+                whole[name] = torch.cat([whole[name], more], 1)
+        with torch.no_grad():
+            torch.testing.assert_close(along[row], vlm.model(**whole).logits[0, length - 1 :], rtol=1e-3, atol=1e-3)
 
 
 def test_later_turns_and_answers_are_written_by_the_template(vlm: VLM) -> None:

@@ -180,7 +180,7 @@ def test_generation_in_a_left_padded_batch_as_row_by_row(model: Any) -> None:
 def test_adjacent_images_are_two_spans() -> None:
     locate = tiny.found_by(config())
     assert locate.lengths.each == 16
-    assert locate(prompt(3, "image", "image", 2)) == [[(3, 19), (19, 35)]]
+    assert locate(prompt(3, "image", "image", 2)).spans() == [[((3, 19),), ((19, 35),)]]
 
 
 def test_pruning_deletes_what_the_slow_oracle_deletes() -> None:
@@ -257,10 +257,30 @@ def test_processed_inputs_run_through_the_model(tokenizer: Any) -> None:
     assert model(**inputs).logits.shape == (1, inputs["input_ids"].shape[1], len(tokenizer))
 
 
+def test_processor_takes_what_a_chat_template_hands_it(tokenizer: Any, tmp_path: Path) -> None:
+    """Images by row, files, texts that bring their BOS token, and none where that is asked for."""
+    ready, picture = processor(tokenizer), noise()
+    picture.save(tmp_path / "a.png")
+    text = "<image>\nWhat?"
+    wanted = ready([picture, picture], [text, text], return_tensors="pt")
+    made = ready([[picture], [str(tmp_path / "a.png")]], [text, text], videos=None, audio=None, return_tensors="pt")
+    assert all(torch.equal(made[key], wanted[key]) for key in wanted)
+    ids = wanted["input_ids"][0].tolist()
+    assert ready(picture, f"<s>{text}", add_special_tokens=False)["input_ids"][0].count(tokenizer.bos_token_id) == 1
+    assert ready(picture, text, add_special_tokens=False)["input_ids"] == [ids[1:]]
+    chat = "{{ bos_token }}{% for message in messages %}{% for part in message['content'] %}<image>\n{% endfor %}{% endfor %}"
+    messages = [{"role": "user", "content": [{"type": "image", "path": str(tmp_path / "a.png")}]}]
+    inputs = ready.apply_chat_template(messages, chat_template=chat, tokenize=True, return_dict=True, return_tensors="pt")
+    assert inputs["input_ids"].tolist() == ready(picture, "<image>\n")["input_ids"]
+    assert torch.equal(inputs["pixel_values"], wanted["pixel_values"][:1])
+
+
 def test_what_cannot_be_processed_is_refused(tokenizer: Any) -> None:
     ready = processor(tokenizer)
     with pytest.raises(FitPruneError, match="nothing to process"):
         ready()
+    with pytest.raises(FitPruneError, match="leave out videos and audio"):
+        ready(text="a", videos=[[noise()]])
     with pytest.raises(FitPruneError, match=r"the texts have 2 <image> but there are 1 image"):
         ready(noise(), ["<image>\na", "<image>\nb"])
     with pytest.raises(FitPruneError, match=r"the texts have 1 <image> but there are 0 image"):

@@ -65,6 +65,7 @@ LONG_TARGETS = {
     "test-all",
     "test-demo",
     "test-lmms",
+    "test-video",
     "test-latest",
     "test-claimed",
     "check",

@@ -3,7 +3,7 @@
 The decoder runs with an attention function of this file's, registered with transformers for the time of one run: the
 model's own eager attention, under the model's own mask, with deleted tokens masked as keys from the layer after their
 deletion on. That holds whatever the class does with positions, groups of heads, windows, masks both ways or features
-that are added to hidden states. Layers of linear attention have no keys: they are run on the survivors alone, row by row.
+that are added to hidden states. Linear attention and convolutions have no keys: they are run on the survivors alone, row by row.
 
     masked_dense(model, inputs, deleted)       logits with these deletions
     received(model, inputs, deleted)           attention that each visual token receives, layer by layer
@@ -77,16 +77,22 @@ def received(model: nn.Module, inputs: Inputs, deleted: Deleted = ()) -> list[Re
     return masked_dense(model, inputs, deleted).received
 
 
-def select(model: nn.Module, inputs: Inputs, recipe: Any) -> Dense:
-    """Which tokens go, image by image, lowest score first, the earlier first among equals; `recipe.deletions(n, layers)` says how many."""
+def select(model: nn.Module, inputs: Inputs, recipe: Any, before: Tensor | None = None) -> Dense:
+    """Which tokens go, image by image, lowest score first, the earlier first among equals; `recipe.deletions(n, layers)` says how many.
+
+    before: [B, n] the layers that deleted tokens of an earlier turn, the first n of each row; the images there are not chosen from again.
+    """
     removed = torch.full(inputs.real.shape, NEVER)
+    known = 0 if before is None else before.shape[1]
+    if before is not None:
+        removed[:, :known] = before
     layers = len(decoder_of(model).layers)
     asks = inputs.asks
 
     def choose(layer: int, seen: Received) -> None:
         cross, intra = seen
         for row, visuals in enumerate(inputs.visuals):
-            for one in visuals:
+            for one in (one for one in visuals if one.tokens[0] >= known):
                 count = recipe.deletions(len(one.tokens), layers)[layer]
                 here = one.tokens[removed[row, one.tokens] > layer]
                 follows = bool(asks[row, int(one.tokens[-1]) :].any())
@@ -125,8 +131,8 @@ def _run(model: nn.Module, inputs: Inputs, removed: Tensor, decide: Callable[[in
 
     with _attending(model, decoder, attention), ExitStack() as undo, torch.no_grad():
         for layer, module in enumerate(decoder.layers):
-            if hasattr(module, "linear_attn"):
-                _on_survivors(module.linear_attn, layer, removed, inputs.real, undo)
+            if (recurrent := getattr(module, "linear_attn", getattr(module, "conv", None))) is not None:
+                _on_survivors(recurrent, layer, removed, inputs.real, undo)
         logits = model(**inputs.call).logits
     return Dense(logits, removed, seen, inputs.real)
 
@@ -147,6 +153,7 @@ def _on_survivors(module: Any, layer: int, removed: Tensor, real: Tensor, undo: 
     original = module.forward
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        kwargs.pop("attention_mask", None)  # nothing of what is left is padding
         result = torch.zeros_like(hidden_states)
         for row in range(len(hidden_states)):
             kept = (real[row] & (removed[row] >= layer)).nonzero().flatten()

@@ -366,6 +366,6 @@ def missing(name: str) -> str:
         kind = getattr(transformers, checkpoint.processor)
     except (ImportError, AttributeError) as error:
         return f"transformers {transformers.__version__}: {error}"
-    if getattr(kind, "is_dummy", False) or getattr(type(checkpoint.image_processor), "is_dummy", False):
+    if any(getattr(one, "is_dummy", False) for one in (kind, getattr(transformers, type(checkpoint.image_processor).__name__, None))):
         return f"{checkpoint.processor} of transformers {transformers.__version__} needs torchvision"
     return ""

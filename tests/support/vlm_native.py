@@ -201,6 +201,7 @@ class Mistral3OnMinistral3(Mistral3):
     """A decoder whose layers take position ids beside the rotary embeddings: far queries are scaled."""
 
     needs = "Ministral3Config"
+    since = (5, 17)  # 5.0 scales queries by the places of all tokens of the call, which pruned ones have left
     absolute = True
 
     def text(self) -> Any:

@@ -269,7 +269,7 @@ class Llama4(Family):
         from transformers import Llama4Config, Llama4ForConditionalGeneration, Llama4TextConfig, Llama4VisionConfig
 
         text = {**TEXT_SIZES, "intermediate_size": 40, "intermediate_size_mlp": 80, "num_local_experts": 2, "num_experts_per_tok": 1}
-        text |= {"interleave_moe_layer_step": 2, "attention_chunk_size": 16, "floor_scale": 8, "attn_scale": 0.5}
+        text |= {"interleave_moe_layer_step": 2, "attention_chunk_size": 16, "floor_scale": 512, "attn_scale": 0.5}
         vision = {**TOWER, "image_size": 24, "intermediate_size": 128}
         vision |= {"projector_input_dim": 48, "projector_output_dim": 48, "vision_output_dim": 48}
         model = Llama4ForConditionalGeneration(

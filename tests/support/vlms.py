@@ -11,8 +11,8 @@ of neighbouring ranks differ by more than floating-point noise.
     model(**inputs.call).logits
     inputs.visuals[1][0].tokens        # positions of the second row's first image
 
-The families are in vlm_native.py (native resolutions), vlm_tiles.py (one size, or tiles) and vlm_lines.py (tiles, line by line);
-the oracle is in oracle.py.
+The families are in vlm_native.py (native resolutions), vlm_tiles.py (one size, or tiles), vlm_lines.py (tiles, line by line) and
+vlm_more.py; the oracle is in oracle.py.
 
     pytest tests/decoder/test_vlm_support.py
 """
@@ -112,7 +112,12 @@ class Inputs:
         """The same prompt (padded on the left, or not at all) with text tokens [B, m] behind it, as after `generate`."""
         call = dict(self.call)
         call["input_ids"] = torch.cat([call["input_ids"], new], 1)
-        for name, value in {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": self.generated_type}.items():
+        for name, value in {
+            "attention_mask": 1,
+            "mm_token_type_ids": 0,
+            "moe_mm_token_type_ids": 0,
+            "token_type_ids": self.generated_type,
+        }.items():
             if name in call:
                 call[name] = torch.cat([call[name], torch.full_like(new, value)], 1)
         return Inputs(call, self.visuals, torch.cat([self.real, torch.ones_like(new, dtype=torch.bool)], 1), self.generated_type)
@@ -176,6 +181,8 @@ class Family:
     """Whether text sees what comes after it."""
     shows_maps = True
     """Whether the model runs with `output_attentions`, and without it afterwards."""
+    masked = False
+    """Whether the model places images only if it is given an attention mask."""
     recurrent: tuple[int, ...] = ()
     """Layers that cannot delete: linear attention."""
     norms = 0.6
@@ -238,7 +245,7 @@ class Family:
             for one in visuals[-1]:
                 types[at, one.tokens] = (2 if one.kind == "video" else 1) * self.image_type
         call: dict[str, Any] = {"input_ids": ids}
-        if padding:
+        if padding or self.masked:
             call["attention_mask"] = real.long()
         if self.types and self.takes(self.types):
             call[self.types] = types
@@ -265,10 +272,13 @@ def sharpen(model: nn.Module, norms: float, seed: int = 0) -> Any:
 def available() -> dict[str, Family]:
     """Every family that the installed transformers has, by name."""
     import transformers
+    import vlm_kin
     import vlm_lines
     import vlm_native
+    import vlm_sizes
     import vlm_tiles
 
-    families: dict[str, Family] = {**vlm_native.FAMILIES, **vlm_tiles.FAMILIES, **vlm_lines.FAMILIES}
+    modules = (vlm_native, vlm_tiles, vlm_lines, vlm_kin, vlm_sizes)
+    families: dict[str, Family] = {name: one for module in modules for name, one in module.FAMILIES.items()}
     version = tuple(map(int, transformers.__version__.split(".")[:2]))
     return {name: one for name, one in families.items() if hasattr(transformers, one.needs) and version >= one.since}
