@@ -170,6 +170,8 @@ def test_serve_answers_as_ask_does(path: str, recipe: Path) -> None:
         request = urllib.request.Request(f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             said = json.load(answer)["choices"][0]["message"]["content"]
+    for special in vlm.tokenizer.all_special_tokens:  # which transformers' server leaves in for templates that may call tools
+        said = said.replace(special, "")
     assert said.strip() == expected
 
 
