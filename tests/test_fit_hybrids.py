@@ -278,9 +278,8 @@ def asked(name: str) -> tuple[Any, Any]:
 def test_cost_and_decoder_agree_on_the_layers_that_delete(name: str) -> None:
     if name == "Ernie4_5_VLMoe":
         pytest.skip("its costs are refused by name (tests/decoder/test_vlm_rules.py)")
-    model = FAMILIES[name].model()
-    decoder = find_decoder(model)
-    cost = CostModel.from_config(decoder.config, within=model.config)
+    decoder = find_decoder(FAMILIES[name].model())
+    cost = CostModel.from_config(decoder.config, kind=type(decoder))
     assert set(range(cost.layers)) - set(cost.deletable) == set(forbidden_layers(decoder))
 
 

@@ -20,6 +20,7 @@ the layers, their projection before the first layer does not.
 from __future__ import annotations
 
 import copy
+import functools
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -31,10 +32,11 @@ from .layer import LayerCost
 from .parts import attention_registry, cache_argument, parameters, sharing_layers
 
 Described = tuple[tuple[LayerCost, ...], tuple[int, int, int, int], int, int]  # layers, sizes if it is Llama-shaped, hidden, vocabulary
-CHOSEN = ("top_k", "num_experts_per_tok", "top_k_experts")  # names under which routers, or configs, keep how many experts a token meets
+# Names under which routers, or configs, keep how many experts a token meets.
+CHOSEN = ("top_k", "num_experts_per_tok", "top_k_experts", "moe_topk")
 
 
-def described(config: Any, within: Any = None) -> Described:
+def described(config: Any, kind: type[nn.Module] | None = None) -> Described:
     """What each layer of a config's text decoder costs, and the sizes that say the same if it is Llama-shaped.
 
     Raises:
@@ -45,14 +47,14 @@ def described(config: Any, within: Any = None) -> Described:
         key = text.to_json_string(use_diff=False)
     except (AttributeError, TypeError) as error:
         _refuse(text, f"it is no config of transformers ({error})")
-    return _described(_Config(text, within or config, key))
+    return _described(_Config(text, config, key, kind))
 
 
 class _Config:
     """A config that can be looked up: equal to others of the same class and values."""
 
-    def __init__(self, text: Any, whole: Any, key: str) -> None:
-        self.text, self.whole, self.key = text, whole, (type(text), key)
+    def __init__(self, text: Any, whole: Any, key: str, kind: type[nn.Module] | None) -> None:
+        self.text, self.whole, self.kind, self.key = text, whole, kind, (type(text), key, kind)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Config) and self.key == other.key
@@ -64,7 +66,7 @@ class _Config:
 @lru_cache(maxsize=64)
 def _described(config: _Config) -> Described:
     text = config.text
-    decoder = _decoder(text, config.whole)
+    decoder = _decoder(text, config.whole, config.kind)
     layers = list(decoder.layers)
     if not layers:
         _refuse(text, "it has no layers")
@@ -91,15 +93,18 @@ def _refuse(text: Any, why: str) -> NoReturn:
     )
 
 
-def _decoder(text: Any, whole: Any) -> Any:
-    """The decoder of a config, without memory; of the whole model's config, if transformers has no model for the text's alone."""
+def _decoder(text: Any, whole: Any, kind: type[nn.Module] | None) -> Any:
+    """The decoder of a config, without memory: of its class, of the text's config, or of the whole model's, whichever can be built."""
     from transformers import AutoModel
 
+    known = functools.partial(AutoModel.from_config, trust_remote_code=False)
+    own = getattr(kind, "_from_config", None)
+    ways: list[tuple[Any, Any]] = [*([] if own is None else [(own, text)]), (known, text), (known, whole)]
     said = ""
-    for one in (text, whole):
+    for build, one in ways:
         try:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                model = AutoModel.from_config(copy.deepcopy(one), attn_implementation="eager", trust_remote_code=False)
+                model = build(copy.deepcopy(one), attn_implementation="eager")
         except Exception as error:  # whatever a model's own code says of a config that it cannot be built from
             said = said or " ".join(str(error).split())[:200]
             continue
@@ -114,6 +119,12 @@ def _stacked(part: nn.Module) -> bool:
     return not isinstance(part, nn.Conv1d) and any(weight.ndim == 3 for weight in part.parameters(recurse=False))
 
 
+def _sets_of_experts(part: nn.Module) -> int:
+    """How many sets of experts stand in a part: one may be spread over parts that have one matrix each (Aria in transformers 5.0)."""
+    matrices = [sum(weight.ndim == 3 for weight in child.parameters(recurse=False)) for child in part.children() if _stacked(child)]
+    return 1 if matrices and max(matrices) == 1 else len(matrices)
+
+
 class _Reader:
     """One layer of a decoder on the meta device."""
 
@@ -126,7 +137,7 @@ class _Reader:
         if len(mixers) != 1:
             self._refuse(f"has {len(mixers)} parts that mix tokens")
         (mixer,) = mixers
-        if sum(_stacked(part) for part in self.layer.modules()) > 1:
+        if sum(map(_sets_of_experts, self.layer.modules())) > 1:
             self._refuse("has several sets of experts")
         rest = sum(self._weights(part) for part in self.layer.children() if part is not mixer)
         if any(weight.ndim > 1 for weight in self.layer.parameters(recurse=False)):

@@ -15,6 +15,8 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+from torch import nn
+
 from ..errors import FitPruneError
 from .layer import LayerCost
 
@@ -62,18 +64,18 @@ class CostModel:
         return cls(layers=len(each), hidden=hidden, vocab=vocab, each=tuple(each))
 
     @classmethod
-    def from_config(cls, config: Any, within: Any = None) -> CostModel:
+    def from_config(cls, config: Any, kind: type[nn.Module] | None = None) -> CostModel:
         """From a transformers config; that of a multi-modal model stands for its text decoder.
 
-        Of a mixture of experts those count that a token goes through. `within` is the config of the whole model, from which the decoder
-        is built where transformers builds none from the text's alone (Ernie 4.5, Qwen-Omni); by default `config` is that too.
+        Of a mixture of experts those count that a token goes through. `kind` is the decoder's class,
+        for models whose class transformers does not tell by the config of their text alone (Ernie 4.5, Qwen-Omni).
 
         Raises:
             FitPruneError: when the config describes no decoder of transformers, or layers whose cost cannot be told; says why.
         """
         from .reading import described
 
-        each, sizes, hidden, vocab = described(config, within)
+        each, sizes, hidden, vocab = described(config, kind)
         if all(layer == LayerCost.llama(hidden, *sizes) for layer in each):
             return cls(len(each), hidden, *sizes, vocab=vocab)
         return cls.of_layers(each, hidden, vocab)

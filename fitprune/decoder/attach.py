@@ -361,6 +361,8 @@ class Attachment:
             raise UnsupportedError(
                 f"{name} does not hand keyword arguments on to its layers, so nothing was pruned; see docs/new_family.md"
             )
+        if state.token_index is not None and (held := getattr(output, cache_argument(decoder) or "", None)) is not None:
+            kv.check_prunable(held)  # one of its own kind, which it made for itself
         if state.token_index is not None and any(cache is not state.cache for cache in caches_in(output)):
             raise UnsupportedError(
                 f"{name} keeps its cache from its layers, so nothing says which tokens each of them holds: call it with use_cache=False"

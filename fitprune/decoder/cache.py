@@ -184,7 +184,10 @@ def check_prunable(cache: Cache | None) -> None:
         return
     name = type(cache).__name__
     if not hasattr(cache, "layers"):
-        raise UnsupportedError(f"cannot prune with a {name}: use the default cache (DynamicCache)")
+        raise UnsupportedError(
+            f"cannot prune with a {name}, whose layers do not tell which tokens they hold: use a DynamicCache, or a newer "
+            "transformers if the model makes this cache for itself"
+        )
     if getattr(cache, "layer_class_to_replicate", None) not in (None, DynamicLayer) and not cache.layers:
         kinds = [cache.layer_class_to_replicate]
     else:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.tokenize import IMAGE
 from ..cost import CostModel
+from ..decoder.attach import find_decoder
 from ..decoder.visual_tokens import visual_ids
 from ..images.reading import read_image
 from ..images.video import FPS, MOST, Video, read_video
@@ -73,7 +74,8 @@ class VLM:
 
     @property
     def cost(self) -> CostModel:
-        return CostModel.from_config(self.model.config)
+        decoder = find_decoder(self.model)
+        return CostModel.from_config(decoder.config, kind=type(decoder))
 
     def tokens_for(self, image: Image.Image) -> int:
         """How many visual tokens an image takes; only its size matters."""

@@ -122,17 +122,29 @@ def test_beams(name):
     family = FAMILIES[name]
     model, recipe, inputs = family.model(), recipe_of(name, "first"), family.inputs([ONE])
     deleted = everywhere(oracle.select(model, inputs, recipe), recipe.num_layers)
+    how = {"max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.0, "do_sample": False}
+    how |= {"suppress_tokens": SPECIAL, "output_scores": True, "return_dict_in_generate": True}
+    try:
+        unlike = unlike_beams(model, inputs, (), model.generate(**inputs.call, **how))
+    except RuntimeError as error:  # rows of pictures that were not repeated with those of text
+        unlike = str(error)
+    if unlike:
+        pytest.skip(f"this transformers' own beams are wrong without pruning: {unlike}")
     with fitprune.prune(model, recipe):
-        made = model.generate(
-            **inputs.call, max_new_tokens=4, num_beams=3, num_return_sequences=3, length_penalty=0.0, do_sample=False,
-            suppress_tokens=SPECIAL, output_scores=True, return_dict_in_generate=True,
-        )  # fmt: skip
+        made = model.generate(**inputs.call, **how)
+    assert not unlike_beams(model, inputs, deleted, made)
+
+
+def unlike_beams(model, inputs, deleted, made):
+    """The oracle's worth of sequences and what a search said, where the two differ."""
     start = inputs.real.shape[1]
     assert len({tuple(row) for row in made.sequences.tolist()}) == 3
+    pairs = []
     for sequence, score in zip(made.sequences, made.sequences_scores, strict=True):
         new = sequence[None, start:]
         logits = oracle.masked_dense(model, inputs.continued(new), deleted).logits[:, start - 1 : -1]
-        assert logits.log_softmax(-1).gather(2, new[..., None]).sum().item() == pytest.approx(score.item(), abs=1e-3)
+        pairs.append((logits.log_softmax(-1).gather(2, new[..., None]).sum().item(), score.item()))
+    return [pair for pair in pairs if abs(pair[0] - pair[1]) > 1e-3]
 
 
 class Turns:

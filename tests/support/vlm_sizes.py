@@ -35,6 +35,7 @@ class Lfm2Vl(Family):
     """Layers of short convolutions between those with attention; images as rows of patches, padded to the longest."""
 
     needs = "Lfm2VlForConditionalGeneration"
+    since = (5, 17)  # before, it had a cache of its own kind, which is refused
     recurrent = (0, 2)
     grids = ((4, 6), (6, 8))
 
