@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FitPruneError
 from .layer import LayerCost
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SIZES = ("intermediate", "heads", "kv_heads", "head_dim")  # of a Llama-shaped layer, beside `hidden`
 

@@ -6,7 +6,7 @@ token types, grids, sizes of images. Where visual tokens lie in a picture is fou
 
 How many tokens an image takes only its processor knows; it is counted once per size, in a prompt with an empty image of that size.
 
-    python -c "import fitprune; print(fitprune.load('embedded-qwen').tokens_per_image)"
+    python -c "import fitprune; print(fitprune.load('embedded-qwen').prompt('What is this?'))"
 """
 
 from __future__ import annotations
