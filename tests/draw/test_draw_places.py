@@ -184,7 +184,7 @@ def test_a_family_whose_views_do_not_add_up_is_told_so() -> None:
 
 def test_an_image_of_the_models_own_size_comes_back_to_the_byte(vlm: VLM) -> None:
     vision: Any = vlm.model.config.vision_config
-    side = getattr(vision, "image_size", 12 * vision.patch_size)  # at native resolution any number of patches is one
+    side = getattr(vision, "image_size", None) or 12 * vision.patch_size  # at native resolution any number of patches is one
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     where = places(vlm, Image.fromarray(noise))
     assert (np.asarray(where.canvas.crop(where.views[0])) == noise).all()
