@@ -11,6 +11,9 @@ or `from_last` (one row of it).
 
 from __future__ import annotations
 
+import functools
+import inspect
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
     from .kernels.attended import Attended
 
+
+MOST = 8  # of θ: beyond, float32 has no room for relevance
 
 Score = Callable[["Attended"], "Tensor"]  # → [B, n], compared within one image of one row only
 
@@ -53,6 +58,30 @@ def last(seen: Attended) -> Tensor:
     return seen.from_last.mean(dim=1)
 
 
+def spread(seen: Attended, theta: float = 0.25) -> Tensor:
+    """Relevant, and unlike what is more relevant: (attention from the last token × from others of the image)^θ × unlikeness of values.
+
+    `kernels.spread` has the formula. Not the paper's; docs/how_it_works.md says what it keeps, docs/benchmarks.md how that compares.
+    """
+    return _spread(seen, last(seen) * seen.others, theta)
+
+
+def spread_last(seen: Attended, theta: float = 0.25) -> Tensor:
+    """`spread` with the attention from the last token alone for relevance: one row of the map is computed, and no causal map at all."""
+    return _spread(seen, last(seen), theta)
+
+
+def _spread(seen: Attended, relevance: Tensor, theta: float) -> Tensor:
+    from torch.nn.functional import pad
+
+    from .kernels.spread import unlikeness
+
+    left, right = seen.visual
+    group = seen.token_group[:, left:right]
+    unlike = unlikeness(seen.values[:, :, left:right], relevance[:, left:right], group, seen.images)
+    return relevance**theta * pad(unlike, (left, relevance.shape[1] - right))
+
+
 def random(seen: Attended) -> Tensor:
     """No information at all: the control that every method has to beat at equal FLOPs. Same seed, same tokens."""
     import torch  # here alone, so that a list of scores costs no import of torch
@@ -61,20 +90,37 @@ def random(seen: Attended) -> Tensor:
     return torch.rand(seen.token_group.shape, generator=generator).to(seen.token_group.device)
 
 
-SCORES: dict[str, Score] = {"fitprune": product, "cross": cross, "self": intra, "last": last, "random": random}
+SCORES: dict[str, Score] = {
+    "fitprune": product, "cross": cross, "self": intra, "last": last, "spread": spread, "spread-last": spread_last, "random": random,
+}  # fmt: skip
 
 
 def find_score(score: str | Score) -> Score:
-    """A score by name, or the function itself.
+    """A score by name, with its settings behind it ("spread theta=0.5"), or the function itself.
 
     Raises:
-        FitPruneError: for a name that is not in `SCORES`.
+        FitPruneError: for a name that is not in `SCORES`, a setting that the score does not have, or a value that it cannot have.
     """
     if callable(score):
         return score
-    if score not in SCORES:
+    name, *settings = score.split() or [""]
+    if name not in SCORES:
         raise FitPruneError(f"unknown score {score!r}: use one of {', '.join(SCORES)}, or pass a function")
-    return SCORES[score]
+    known = list(inspect.signature(SCORES[name]).parameters)[1:]
+    given: dict[str, float] = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key not in known or key in given:
+            raise FitPruneError(
+                f"score {score!r}: {setting} says nothing: {name} {'takes ' + '=, '.join(known) + '=' if known else 'has no settings'}"
+            )
+        try:
+            given[key] = float(value)
+        except ValueError:
+            given[key] = math.nan
+        if not 0 <= given[key] <= MOST:
+            raise FitPruneError(f"score {score!r}: {key} must be a number from 0 to {MOST}, not {value!r}")
+    return functools.partial(SCORES[name], **given) if given else SCORES[name]
 
 
 def __getattr__(name: str) -> Any:

@@ -36,6 +36,7 @@ def seen(group, past=0, seed=0, layer=0):
     return Attended(
         query=torch.randn(rows, 4, n, 8, generator=generator),
         key=torch.randn(rows, 2, past + n, 8, generator=generator),
+        value=torch.randn(rows, 2, past + n, 6, generator=generator),
         scaling=0.8,
         mask=None,
         token_group=group,
@@ -151,7 +152,7 @@ def cases(draw):
         low = draw(st.sampled_from([torch.finfo(dtype).min, -torch.inf]))
         mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, low)
     lse = torch.full((rows, groups * share, n), torch.nan) if kind == "none" and draw(st.booleans()) else None
-    return Attended(query, key, 0.7, mask, group, 3, (0, n), layer=0, logsumexp=lse)
+    return Attended(query, key, key.flip(2), 0.7, mask, group, 3, (0, n), layer=0, logsumexp=lse)
 
 
 @settings(max_examples=250, deadline=None)
@@ -175,6 +176,7 @@ def test_last_by_hand():
     attended = Attended(
         query=torch.tensor([[[[9.0], [1.0], [2.0]], [[9.0], [1.0], [0.0]]], [[[9.0], [1.0], [9.0]], [[9.0], [-1.0], [9.0]]]]),
         key=torch.tensor([[[[0.5], [7.0], [1.0], [2.0]]], [[[0.5], [1.0], [2.0], [7.0]]]]),
+        value=torch.zeros(2, 1, 4, 1),
         scaling=0.5,
         mask=torch.tensor([[True, False, True, True], [True, True, True, False]]),
         token_group=torch.tensor([[0, 1, TEXT], [1, TEXT, 0]]),
@@ -202,7 +204,7 @@ def test_last_costs_one_row(mask):
     real = torch.ones(rows, n, dtype=torch.bool)
     whole = real[:, None, None, :].expand(rows, 1, n, n).tril()
     attended = Attended(
-        torch.randn(rows, heads, n, size), torch.randn(rows, groups, n, size), 0.3,
+        torch.randn(rows, heads, n, size), torch.randn(rows, groups, n, size), torch.randn(rows, groups, n, size), 0.3,
         {"none": None, "flash": real, "4d": whole}[mask], torch.full((rows, n), TEXT), 0, (0, 0), layer=0,
     )  # fmt: skip
     given_storage = {part.untyped_storage().data_ptr() for part in (attended.query, attended.key, attended.mask) if part is not None}

@@ -75,7 +75,7 @@ def listening(config: Any, heads: HeadGroup | None = None) -> Callable[..., tupl
             output = result.transpose(1, 2).contiguous(), None
         else:
             output = inner(_WithConfig(module, config), query, key, value, attention_mask, **kwargs)
-        listener.on_attention(query, key, scaling, attention_mask, logsumexp, heads)
+        listener.on_attention(query, key, value, scaling, attention_mask, logsumexp, heads)
         return output
 
     return attention

@@ -222,6 +222,7 @@ class LayerPass:
         self,
         query: Tensor,
         key: Tensor,
+        value: Tensor,
         scaling: float,
         mask: Tensor | None,
         logsumexp: Tensor | None = None,
@@ -238,7 +239,7 @@ class LayerPass:
         if state.token_index is not None:
             self._keys_before = self.keys()  # this layer's cache keeps what it deletes
         seen = Attended(
-            query, key, scaling, mask, state.token_group, state.images, state.visual_range(), self.index,
+            query, key, value, scaling, mask, state.token_group, state.images, state.visual_range(), self.index,
             logsumexp=logsumexp, heads=heads,
         )  # fmt: skip
         with torch.no_grad():

@@ -13,23 +13,28 @@ from torch import Tensor
 
 from ..distributed.heads import HeadGroup
 from . import TEXT, received_attention
+from .chunked import logsumexp
 from .masks import additive, causal
 from .select import take
+
+
+FEW = 0.02  # attention that `others` adds to what a token receives
 
 
 @dataclass
 class Attended:
     """One layer's attention during a prefill, as scores see it. B rows, n tokens of this forward, K keys with the cache.
 
-    query [B, H, n, D] and key [B, G, K, D] carry rotary embeddings; token_group [B, n] is `TEXT`, 0 (padding) or the
+    query [B, H, n, D] and key [B, G, K, D] carry rotary embeddings, value [B, G, K, D'] is what they weigh; token_group [B, n] is `TEXT`, 0 (padding) or the
     number of the image that a token belongs to; `images` the largest such number; `visual` a range that holds all
     visual tokens; `seed` what a random score draws from; `logsumexp` [B, H, n] of the scaled scores, where the attention
     call gave it. Under tensor parallelism H and G are the heads of this process, and `heads` knows the others:
-    `received` and `from_last` are those of all heads in any case.
+    `received`, `from_last`, `others` and `values` are those of all heads in any case.
     """
 
     query: Tensor
     key: Tensor
+    value: Tensor
     scaling: float
     mask: Tensor | None
     token_group: Tensor
@@ -79,6 +84,55 @@ class Attended:
             logits.masked_fill_(~seen, torch.finfo(torch.float32).min)
         attention = logits.softmax(dim=-1)[:, :, 0, past:]
         return attention if self.heads is None else self.heads.gather(attention)
+
+    @cached_property
+    def others(self) -> Tensor:
+        """[B, n] attention that a visual token receives from an average other token of its image that can see it, float32.
+
+        The paper's self factor without its two biases: that a token attends to itself, and that early ones are seen by more. `FEW` keeps
+        what only a handful see from counting much.
+        """
+        if self.logsumexp is None:
+            self.logsumexp = logsumexp(self.query, self.key, self.scaling, self.mask, self.visual)
+        return (self.received[1] - self._from_itself).clamp(min=0).add(FEW) / self._viewers.clamp(min=1)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """[B, G, n, D'] the values of this forward's tokens, of all heads."""
+        own = self.value[:, :, self.value.shape[2] - self.query.shape[2] :]
+        return own if self.heads is None else self.heads.gather(own)
+
+    @property
+    def _from_itself(self) -> Tensor:
+        """[B, n] the strongest attention over heads that a visual token pays to itself; 0 elsewhere."""
+        assert self.logsumexp is not None
+        (batch, heads, n, _), (groups, keys) = self.query.shape, self.key.shape[1:3]
+        left, right = self.visual
+        past = keys - n
+        query = self.query[:, :, left:right].float().unflatten(1, (groups, heads // groups))
+        key = self.key[:, :, None, past + left : past + right].float()
+        scores = (query * key).sum(-1).flatten(1, 2) * self.scaling  # [B, H, m]
+        if self.mask is not None and self.mask.is_floating_point():
+            scores = scores + self.mask.diagonal(past, 2, 3)[..., left:right].float()
+        paid = (scores - self.logsumexp[:, :, left:right]).amax(1).clamp(max=0).exp()
+        paid = torch.nn.functional.pad(paid if self.heads is None else self.heads.maximum(paid.contiguous()), (left, n - right))
+        return paid * (self.token_group > 0)
+
+    @property
+    def _viewers(self) -> Tensor:
+        """[B, n] how many other tokens of its image see a visual token."""
+        left, right = self.visual
+        group = self.token_group[:, left:right]
+        same = (group[:, :, None] == group[:, None]) & (group > 0)[:, None]  # [B, m, m], queries by keys
+        if self.mask is not None and self.mask.ndim == 4:
+            past = self.key.shape[2] - self.query.shape[2]
+            mask = self.mask[:, :, left:right, past + left : past + right]
+            seen = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)
+        else:
+            place = torch.arange(right - left, device=group.device)
+            seen = (place <= place[:, None])[None]
+        count = (same & seen).sum(1) - (group > 0).long()
+        return torch.nn.functional.pad(count, (left, self.query.shape[2] - right)).clamp(min=0)
 
     @property
     def text_follows(self) -> Tensor:

@@ -78,6 +78,18 @@ def received_attention(
     return cross, intra
 
 
+def logsumexp(
+    query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, rows: tuple[int, int], block_bytes: int | None = None
+) -> Tensor:
+    """[B, H, Q] the log-sum-exp of the scaled, masked scores of queries in `rows`, zero elsewhere; arguments as `received_attention`."""
+    room = (block_bytes or BLOCK_BYTES.get(query.device.type, BLOCK_BYTES["cuda"])) // 4
+    found = []
+    for row in range(query.shape[0]):
+        seen = None if mask is None else mask[row if mask.shape[0] > 1 else 0][None]
+        found.append(_BatchRow(query[row].float(), key[row].float(), scaling, seen, None, rows, room, None).level * scaling)
+    return torch.stack(found)
+
+
 class _BatchRow:
     """One row of a batch: query [H, Q, D] and key [G, K, D], float32; mask [1, 1, Q, K], [1, K] or None."""
 

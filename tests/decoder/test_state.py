@@ -112,7 +112,7 @@ def test_what_a_layer_deletes_stays_valid_in_its_own_cache():
     for layer in range(2):
         cache.update(torch.zeros(2, 1, 4, 2), torch.zeros(2, 1, 4, 2), layer)
     here = state.enter(1, torch.zeros(2, 4, 2), None, {})
-    here.on_attention(torch.zeros(2, 1, 4, 2), torch.zeros(2, 1, 4, 2), 1.0, None)
+    here.on_attention(torch.zeros(2, 1, 4, 2), torch.zeros(2, 1, 4, 2), torch.zeros(2, 1, 4, 2), 1.0, None)
     here.record_cache(cache)
     _, valid = kv.entries(cache, 1)
     assert valid is None or valid.all()
