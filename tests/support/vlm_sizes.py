@@ -14,10 +14,6 @@ import torch
 from vlm_lines import LlavaOnevision
 from vlms import END, HIDDEN, IMAGE, LAYERS, NO_HEAD_DIM, PAD, START, TEXT_SIZES, TOWER, VIDEO, Draft, Family
 
-PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-QWEN_TOWER = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4, "out_hidden_size": HIDDEN}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
-
 
 class OneSize(Family):
     """Images of one size: `tokens` each, between a start and an end."""
