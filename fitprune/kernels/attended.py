@@ -17,7 +17,6 @@ from .chunked import logsumexp
 from .masks import additive, causal
 from .select import take
 
-
 FEW = 0.02  # attention that `others` adds to what a token receives
 
 
@@ -25,9 +24,9 @@ FEW = 0.02  # attention that `others` adds to what a token receives
 class Attended:
     """One layer's attention during a prefill, as scores see it. B rows, n tokens of this forward, K keys with the cache.
 
-    query [B, H, n, D] and key [B, G, K, D] carry rotary embeddings, value [B, G, K, D'] is what they weigh; token_group [B, n] is `TEXT`, 0 (padding) or the
-    number of the image that a token belongs to; `images` the largest such number; `visual` a range that holds all
-    visual tokens; `seed` what a random score draws from; `logsumexp` [B, H, n] of the scaled scores, where the attention
+    query [B, H, n, D] and key [B, G, K, D] carry rotary embeddings, value [B, G, K, D'] is what they weigh; token_group [B, n] is
+    `TEXT`, 0 (padding) or the number of the image that a token belongs to; `images` the largest such number; `visual` a range that
+    holds all visual tokens; `seed` what a random score draws from; `logsumexp` [B, H, n] of the scaled scores, where the attention
     call gave it. Under tensor parallelism H and G are the heads of this process, and `heads` knows the others:
     `received`, `from_last`, `others` and `values` are those of all heads in any case.
     """
@@ -106,7 +105,7 @@ class Attended:
     def _from_itself(self) -> Tensor:
         """[B, n] the strongest attention over heads that a visual token pays to itself; 0 elsewhere."""
         assert self.logsumexp is not None
-        (batch, heads, n, _), (groups, keys) = self.query.shape, self.key.shape[1:3]
+        (_, heads, n, _), (groups, keys) = self.query.shape, self.key.shape[1:3]
         left, right = self.visual
         past = keys - n
         query = self.query[:, :, left:right].float().unflatten(1, (groups, heads // groups))

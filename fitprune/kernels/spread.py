@@ -7,16 +7,16 @@ is to the most alike of the tokens of its image that are more relevant:
     alike    (1 + u·u') / 2 × max(w·w', 0)                                  in [0, 1]; 1 for equal tokens
     score    relevance^θ × (1 - the largest `alike` with a more relevant token of the image)
 
-Of equally relevant tokens the earlier counts as the more relevant. The first factor alone takes identical objects for duplicates in
-early layers, the second alone any two tokens that differ from the mean alike. θ weighs relevance against unlikeness: 0 leaves its order only.
+Of equally relevant tokens the earlier counts as the more relevant. The first factor alone takes identical objects for duplicates in early
+layers, the second alone any two tokens that differ from the mean alike. θ weighs relevance against unlikeness; at 0 only its order counts.
 
 One pass, no budget, no loop over tokens: tokens are sorted by relevance, so those before a token are the more relevant, and the products of
 all pairs are taken in blocks of rows, each against what stands before its end. Both cosines come from one product: of the vectors
 without their mean, to which the mean's part is added again, which also keeps the digits that nearly equal tokens differ in.
 Nothing waits for the device. `reference` is the same token by token.
 
-Kin: greedy selection by determinants (CDPruner, https://arxiv.org/abs/2506.10967) and by distance (DivPrune, https://arxiv.org/abs/2503.02175), which
-select before the language model, one token after the other, for a number that they are given.
+Kin: greedy selection by determinants (CDPruner, https://arxiv.org/abs/2506.10967) and by distance (DivPrune,
+https://arxiv.org/abs/2503.02175), which select before the language model, one token after the other, for a number that they are given.
 
     pytest tests/kernels/test_spread.py
 """
@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from .select import take
 
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # float32 products held at a time, by device
 SAME = 1e-5  # of the mean length of v: vectors that differ from the mean by less all count as the mean
@@ -69,18 +71,18 @@ def unlikeness(value: Tensor, relevance: Tensor, group: Tensor, images: int, blo
     batch, _, n, _ = value.shape
     order = relevance.masked_fill(group <= 0, -torch.inf).argsort(dim=1, descending=True, stable=True)  # [B, n]
     group = group.gather(1, order)
-    vectors = value.transpose(1, 2).flatten(2)  # [B, n, C]
-    vectors = vectors.gather(1, order[:, :, None].expand_as(vectors)).float()
+    centred = take(value.transpose(1, 2).flatten(2), order, 1).float()  # [B, n, C], once the mean is taken off
     member = (group[:, None] == torch.arange(1, images + 1, device=group.device)[None, :, None]).float()  # [B, I, n]
-    mean = member @ vectors / member.sum(2, keepdim=True).clamp(min=1)  # [B, I, C]
+    count = member.sum(2).clamp(min=1)  # [B, I]
+    mean = member @ centred / count[:, :, None]  # [B, I, C]
+    for image in range(images):
+        centred.addcmul_(member[:, image, :, None], mean[:, image, None], value=-1)  # in place: vectors are long
     own = (group - 1).clamp(min=0)  # [B, n] into I
-    length = (mean.square().sum(2)).gather(1, own)  # [B, n] the mean's, squared
-    mean = mean.gather(1, own[:, :, None].expand(-1, -1, mean.shape[2]))  # [B, n, C]
-    centred = vectors - mean
-    toward = (centred * mean).sum(2)  # [B, n] c·m
-    square = centred.square().sum(2)  # [B, n] |c|²
+    length = mean.square().sum(2).gather(1, own)  # [B, n] |m|²
+    toward = (centred @ mean.transpose(1, 2)).gather(2, own[:, :, None])[:, :, 0]  # [B, n] c·m
+    square = torch.linalg.vector_norm(centred, dim=2).square()  # [B, n] |c|²
     whole = (square + 2 * toward + length).clamp(min=0)  # [B, n] |v|²
-    tiny = (SAME**2 * (member @ whole[:, :, None])[..., 0] / member.sum(2).clamp(min=1)).gather(1, own)  # [B, n]
+    tiny = (SAME**2 * (member @ whole[:, :, None])[..., 0] / count).gather(1, own)  # [B, n]
     smallest = torch.finfo(torch.float32).tiny
     by_whole, by_centred = whole.clamp(min=smallest).rsqrt(), (square + tiny).clamp(min=smallest).rsqrt()
 
