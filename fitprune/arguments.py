@@ -20,7 +20,7 @@ from .errors import FitPruneError
 from .families import conversation
 from .questions import SAMPLES, Calibration
 from .schedule.ratio import parse_ratio
-from .scores import SCORES
+from .scores import SCORES, find_score
 
 DEFAULTS: dict[str, Any] = {"temperature": 0.0, "top_p": None, "num_beams": 1, "max_new_tokens": 128}  # of generation
 
@@ -36,6 +36,15 @@ def ratio(text: str) -> float:
     """argparse type of a reduction ratio."""
     try:
         return parse_ratio(text)
+    except FitPruneError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def score(text: str) -> str:
+    """argparse type of a score's name, which may have settings behind it."""
+    try:
+        find_score(text)
+        return text
     except FitPruneError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -129,8 +138,16 @@ def add_recipe(parser: argparse.ArgumentParser, many: bool = False) -> None:
     flags: dict[str, Any] = {"nargs": "+", "default": [0.6]} if many else {"default": 0.0}
     add_ratio(group, "share of the visual compute to save: 0.6 or 60; 0 prunes nothing", **flags)
     group.add_argument("--recipe", default=None, help="a recipe file to use instead (fitprune fit makes them)")
-    group.add_argument("--score", default="fitprune", choices=list(SCORES), help="how tokens are ranked")
+    add_score(group)
     add_calibration(group)
+
+
+def add_score(container: argparse._ActionsContainer) -> None:
+    container.add_argument(
+        "--score", type=score, default=None, metavar="NAME",
+        help=f"how tokens are ranked: {', '.join(SCORES)}, with settings behind the name ('spread theta=0.5'); default the recipe's own, "
+        "else the paper's (fitprune)",
+    )  # fmt: skip
 
 
 def add_calibration(group: argparse._ArgumentGroup) -> None:

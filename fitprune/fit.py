@@ -24,16 +24,18 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .choose import Judge, choose
 from .cost import CostModel
 from .errors import FitPruneError
 from .recipe import Recipe
 from .schedule.budget import round_to_budget, scale_to_budget, smallest
 from .schedule.ratio import parse_ratio
-from .schedule.validation import CRITERIA
+from .schedule.validation import CRITERIA, SPREAD, WAYS
 from .stats import AttentionStats
 
 TIGHT = 0.002  # the bracket is tight once its two curves' reductions are this close; between them we interpolate
@@ -160,19 +162,35 @@ def alive_fractions(stats: AttentionStats) -> Callable[[float], Tensor]:
     return at
 
 
-def fit_all(stats: AttentionStats, cost: CostModel | None, ratios: Iterable[float | str], criterion: str = "both") -> dict[float, Recipe]:
+def fit_all(
+    stats: AttentionStats,
+    cost: CostModel | None,
+    ratios: Iterable[float | str],
+    criterion: str = "both",
+    *,
+    by: str = "mass",
+    judge: Judge | None = None,
+    scores: Sequence[str] = SPREAD,
+    progress: bool = True,
+) -> dict[float, Recipe]:
     """One recipe per reduction ratio, each the same as `fit` gives; the work is shared.
 
     Args:
         cost: The model's cost; None for the one that the statistics carry.
         ratios: As `parse_ratio` takes them.
-        criterion: As `fit`.
+        criterion, by, judge, scores: As `fit`.
     Returns:
         Recipes by ratio (a fraction), in the order given.
     Raises:
         FitPruneError: for a ratio out of range or out of reach, an unknown criterion, and when there is no cost model or
             it does not fit.
     """
+    if by not in WAYS:
+        raise FitPruneError(f"unknown way to fit {by!r}: use one of {', '.join(WAYS)}")
+    if (judge is None) == (by == "drift"):
+        raise FitPruneError(
+            "a judge=, such as fitprune.studies.judge.DriftJudge(vlm, calibration), goes with by='drift': give both or neither"
+        )
     if isinstance(ratios, float | int | str):
         ratios = [ratios]
     cost = cost if cost is not None else stats.cost
@@ -191,11 +209,26 @@ def fit_all(stats: AttentionStats, cost: CostModel | None, ratios: Iterable[floa
     def curve(alpha: float) -> list[float]:
         return (fractions(alpha).mean(0) * tokens).tolist() if alpha else [float(tokens)] * cost.layers
 
-    return {ratio: _fit(stats, cost, tokens, curve, ratio, source) for ratio in map(parse_ratio, ratios)}
+    made = {ratio: _fit(stats, cost, tokens, curve, ratio, source) for ratio in map(parse_ratio, ratios)}
+    if judge is None:
+        return made
+    return {ratio: choose(recipe, judge, scores, progress).recipe if ratio else recipe for ratio, recipe in made.items()}
 
 
-def fit(stats: AttentionStats, cost: CostModel | None = None, reduction_ratio: float | str = 0.6, criterion: str = "both") -> Recipe:
+def fit(
+    stats: AttentionStats,
+    cost: CostModel | None = None,
+    reduction_ratio: float | str = 0.6,
+    criterion: str = "both",
+    *,
+    by: str = "mass",
+    judge: Judge | None = None,
+    scores: Sequence[str] = SPREAD,
+    progress: bool = True,
+) -> Recipe:
     """The gentlest recipe that meets the budget: alpha as small as bisection finds it.
+
+    By drift it is the one among many candidates, this one included, that moves the dense model's answers least (choose.py).
 
     Args:
         stats: What the unpruned model attends to, from `observe`.
@@ -203,6 +236,10 @@ def fit(stats: AttentionStats, cost: CostModel | None = None, reduction_ratio: f
         reduction_ratio: Share of the visual tokens' compute to save (`CostModel.visual_reduction`), 0.6 or 60.
         criterion: One of `CRITERIA`, "both" being the paper's (`alive_reference` says what they are). The recipe's
             `source` names any other.
+        by: "mass", the paper's, or "drift".
+        judge: What says how far a recipe moves the answers, for "drift": `studies.judge.DriftJudge`.
+        scores: What tokens may be ranked by, for "drift"; the recipe names the one that was best.
+        progress: Whether to show how far that is.
     Returns:
         A recipe at the samples' visual-token count (the largest, where they differ) that saves at least the ratio, and
         less than one token in one layer more.
@@ -210,7 +247,8 @@ def fit(stats: AttentionStats, cost: CostModel | None = None, reduction_ratio: f
         FitPruneError: for a ratio out of range or out of reach, an unknown criterion, and when there is no cost model or
             it does not fit.
     """
-    return next(iter(fit_all(stats, cost, [reduction_ratio], criterion).values()))
+    options: dict[str, Any] = {"by": by, "judge": judge, "scores": scores, "progress": progress}
+    return next(iter(fit_all(stats, cost, [reduction_ratio], criterion, **options).values()))
 
 
 def _fit(stats: AttentionStats, cost: CostModel, tokens: int, curve: Callable[[float], list[float]], ratio: float, source: str) -> Recipe:

@@ -18,6 +18,7 @@ caches, assisted decoding, flex attention, training.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,6 +35,8 @@ from .recipe import Recipe
 from .scores import Score, find_score
 from .trace import Trace
 
+log = logging.getLogger(__name__)
+
 
 class PrunedModel(Attachment):
     """A lasting attachment; `trace` describes the last prefill, `detach()` ends it."""
@@ -49,7 +52,7 @@ def attach(
     model: nn.Module,
     recipe: Recipe,
     *,
-    score: str | Score = "fitprune",
+    score: str | Score | None = None,
     visual_mask: Tensor | None = None,
     seed: int = 0,
     graphs: int | Graphs = 0,
@@ -69,7 +72,10 @@ def attach(
     except FitPruneError:
         if recipe.cost is not None:  # else it does not matter what the model costs
             raise
-    policy = DeletionPolicy(recipe, layers, find_score(score), seed, forbidden_layers(decoder))
+    if isinstance(score, str) and recipe.score not in (None, score):
+        log.warning("fitprune: this recipe was fitted for the score %r, tokens are ranked by %r as asked", recipe.score, score)
+    ranking = find_score(score if callable(score) else recipe.ranked_by(score))
+    policy = DeletionPolicy(recipe, layers, ranking, seed, forbidden_layers(decoder))
     attached = PrunedModel(model, policy, visual_mask, ImageLengths(getattr(model, "config", None)))
     if graphs:
         try:
@@ -95,7 +101,7 @@ def prune(
     model: nn.Module,
     recipe: Recipe,
     *,
-    score: str | Score = "fitprune",
+    score: str | Score | None = None,
     visual_mask: Tensor | None = None,
     seed: int = 0,
     graphs: int | Graphs = 0,
@@ -105,7 +111,8 @@ def prune(
     Args:
         model: A transformers model as loaded, or a bare decoder (`LlamaModel`, `LlamaForCausalLM`, …); a `PeftModel` around one.
         recipe: How many tokens each layer deletes.
-        score: What is deleted first: a name in `scores.SCORES` or a function (see scores.py).
+        score: What is deleted first: a name in `scores.SCORES`, with settings ("spread theta=0.5"), or a function (see scores.py); None
+            for the recipe's own, which is the paper's if it names none.
         visual_mask: bool [B, S], True at visual positions of the prompt; each run of True is one image. Needed where
             the config names no image token, or for `inputs_embeds`. Rows may be repeated by beams.
         seed: For scores that are random.

@@ -7,7 +7,8 @@ A recipe is made at a reference count of visual tokens and answers for any other
   at n (fitted recipes; they know their cost model);
 - `fraction`: each layer's share of n, of any number of layers (`Recipe.step`, which is how FastV and VTW delete).
 
-Which tokens go is not said here: method = schedule × score. Provenance travels along but does not take part in
+Which tokens go is not said here: method = schedule × score. A schedule that was fitted for a score names it (`score`), and is run with it
+unless another one is asked for; one that names none is run with the paper's. Provenance travels along but does not take part in
 equality: two recipes are equal when they delete the same.
 
     python -c "from fitprune.recipe import Recipe; print(Recipe.published('llava-v1.5-7b', 0.6))"
@@ -38,6 +39,8 @@ from .version import __version__
 __all__ = ["Recipe", "published_names", "published_ratios"]
 
 SCHEMA = "fitprune.recipe/1"
+LATER = ("score", "drift", "drift_error")  # fields that files of earlier versions do not have: written where they say something
+PAPER = "fitprune"  # the paper's score
 MERGED = ", merged"  # at the end of `source`
 
 
@@ -52,6 +55,9 @@ class Recipe:
         num_layers: Layers of the model it is for; None when it fits any model that is deep enough.
         model, reduction_ratio, achieved, alpha, samples, fingerprint: Provenance: checkpoint, reduction ratio asked and
             achieved (the paper's, visual tokens only), the fit's alpha, size and SHA-256 of the calibration set.
+        score: The score that it was fitted with, as `scores.find_score` takes it; None if any will do.
+        drift, drift_error: How far it moves the dense model's answers, in nats per token, with its standard error over `samples`
+            questions, if it was chosen by that (`studies.by_drift`).
         cost: The cost model that the ratio was computed with; needed if scaling is "budget".
         source: How it came about: "given", "published", "fitted", "replayed", … with ", merged" after `merge_steps`.
     Raises:
@@ -70,6 +76,9 @@ class Recipe:
     fingerprint: str | None = None
     cost: CostModel | None = None
     source: str = "given"
+    score: str | None = None
+    drift: float | None = None
+    drift_error: float | None = None
     fitprune_version: str = __version__
 
     def __post_init__(self) -> None:
@@ -169,6 +178,10 @@ class Recipe:
         """Visual tokens alive after each layer, [layer], for an image of that many; errors as `deletions`."""
         return alive_after(self.deletions(visual_tokens, layers), visual_tokens)
 
+    def ranked_by(self, asked: str | None = None) -> str:
+        """The name of the score that a run uses: the one asked for, else the recipe's own, else the paper's."""
+        return asked or self.score or PAPER
+
     def check_layers(self, n_layers: int) -> None:
         """Make sure that the recipe fits a model of that many layers.
 
@@ -244,6 +257,7 @@ class Recipe:
     def to_bytes(self) -> bytes:
         """What `save` writes."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = {name: value for name, value in fields.items() if value is not None or name not in LATER}
         data = {"schema": SCHEMA, **fields, "cost": self.cost and self.cost.to_dict()}
         lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in data.items())
         return f"{{\n{lines}\n}}\n".encode()
@@ -297,6 +311,10 @@ class Recipe:
         facts = [f"{self.source} recipe" + (f" for {self.model}" if self.model else "")]
         if self.reduction_ratio is not None:
             facts.append(f"asked {self.reduction_ratio:.1%}")
+        if self.score is not None:
+            facts.append(f"ranked by {self.score}")
+        if self.drift is not None:
+            facts.append(f"drift {self.drift:.3g} ± {self.drift_error or 0:.2g} nats")
         if self.achieved is not None:
             facts.append(f"saves {self.achieved:.1%} of visual compute")
         depth = f"{len(alive)} layers" if self.num_layers else "any model"

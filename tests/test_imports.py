@@ -18,6 +18,7 @@ FLOORS = (  # from the ground up; what stands on one floor does not import its n
     ("files", "tables", "cost"),
     ("schedule", "recipes", "embedded"),
     ("recipe", "stats"),
+    ("choose",),
     ("fit",),
     ("distributed",),
     ("kernels", "images"),

@@ -62,9 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--image-folder", default=None, help="where the questions' images are, if elsewhere")
     group.add_argument("--annotation-file", default=None, help="TextVQA annotations to score with, if elsewhere")
     arguments.add_recipe(parser, many=True)
-    parser.add_argument(
-        "--scores", nargs="+", default=None, choices=list(arguments.SCORES), help="compare several rankings at the same schedule"
-    )
+    parser.add_argument("--scores", nargs="+", default=None, type=arguments.score, help="compare several rankings at the same schedule")
     arguments.add_generation(parser)
     parser.set_defaults(batch_size=8, max_new_tokens=None)
     parser.add_argument(
@@ -94,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     read = benchmark.read if benchmark else read_questions
     given = read(Path(args.question_file))
     questions = benchmark.first(given, args.limit) if benchmark else given[: args.limit]
-    if args.scores and args.score != "fitprune":
+    if args.scores and args.score:
         raise FitPruneError("give either --score or --scores, not both")
     if args.max_new_tokens is None:
         args.max_new_tokens = benchmark.max_new_tokens if benchmark else arguments.DEFAULTS["max_new_tokens"]

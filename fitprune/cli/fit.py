@@ -1,8 +1,9 @@
 """`fitprune fit`, and the authors' fitting script with its flags: calibration questions → recipes, one file per ratio.
 
 The model runs once, densely (observe.py), and all ratios are fitted from what was seen; kept statistics make further
-recipes without it. `--replay` is the released script's search instead, step by step (replay.py): it has one criterion and takes
-no statistics.
+recipes without it. `--by drift` then tries schedules of many shapes on the model and takes the one that moves its answers least
+(choose.py); what was judged is kept beside the recipes, so that it goes on after an interruption. `--replay` is the released script's
+search instead, step by step (replay.py): it has one criterion and takes no statistics.
 
     fitprune fit --reduction-ratio 0.4 0.6 --samples 16 --output /tmp/recipes
 """
@@ -21,7 +22,7 @@ from ..errors import FitPruneError
 from ..files import check_writable, file_name
 from ..questions import encode_questions
 from ..recipe import Recipe
-from ..schedule.validation import CRITERIA
+from ..schedule.validation import CRITERIA, SPREAD, WAYS
 
 if TYPE_CHECKING:
     from ..distributed.workers import WorkerGroup
@@ -30,6 +31,7 @@ HELP = "fit recipes from one pass over calibration questions"
 EXAMPLES = """examples:
   fitprune fit                                             the embedded model, ratio 0.6
   fitprune fit --reduction-ratio 0.4 0.6 0.8 --stats stats.safetensors
+  fitprune fit --by drift --reduction-ratio 0.6 0.8        what the model's own answers say, for minutes instead of seconds
   fitprune fit --model-path llava-hf/llava-1.5-7b-hf --calibration-file questions.jsonl --image-folder images
 """
 SHARED = True  # the processes of torchrun or accelerate launch share the work
@@ -52,6 +54,14 @@ def add_options(fit: argparse.ArgumentParser, model: str = MODEL_NAME) -> None:
         choices=CRITERIA,
         help="which list of the least attended tokens a token has to be on to go: the paper's is both",
     )
+    fit.add_argument(
+        "--by", default=WAYS[0], choices=WAYS,
+        help="judge schedules by the attention mass that is lost, as the paper does, or by how far they move the model's answers",
+    )  # fmt: skip
+    fit.add_argument(
+        "--score", type=arguments.score, nargs="+", default=None, metavar="NAME",
+        help=f"with --by drift: what tokens may be ranked by, the first with every schedule; default {', '.join(SPREAD)}",
+    )  # fmt: skip
     fit.add_argument("--replay", action="store_true", help="the released script's search, which runs the model again at every step")
 
 
@@ -61,25 +71,38 @@ def run(args: argparse.Namespace) -> int:
     from ..families import load
     from ..fit import fit_all
     from ..stats import AttentionStats
+    from ..studies.judge import DriftJudge
 
     workers: WorkerGroup = args.workers
     workers.first(lambda: _check_output(args))
+    if args.score and args.by != "drift":
+        raise FitPruneError("--score is what schedules are judged with: give --by drift as well, or leave it out")
     if args.replay:
         entry.alone("--replay")
         return _replay(args)
+    judge = None
+    if args.from_stats and args.by == "drift":
+        raise FitPruneError("--by drift runs the model: leave out --from-stats")
     if args.from_stats:
         entry.alone("--from-stats, which needs no model,")
         stats = AttentionStats.load(args.from_stats)
     else:
         vlm = load(args.model_path, **arguments.load_options(args))
         stats = observe_questions(vlm, arguments.calibration(args), workers=workers)
+        if args.by == "drift":
+            journal = _folder(args) / f"{file_name(vlm.name)}.drift.jsonl"
+            judge = DriftJudge(vlm, arguments.calibration(args), journal=journal, workers=workers)
+    recipes = fit_all(
+        stats, None, args.reduction_ratio, args.criterion, by=args.by, judge=judge, scores=args.score or SPREAD, progress=workers.leads
+    )
 
     def keep() -> None:
         if args.stats and not args.from_stats:
             stats.save(args.stats)
             print(f"statistics of {stats.samples} samples saved as {args.stats}")
         by = [] if args.criterion == CRITERIA[0] else [args.criterion]
-        for ratio, recipe in fit_all(stats, None, args.reduction_ratio, args.criterion).items():
+        by += [] if args.by == WAYS[0] else [args.by]
+        for ratio, recipe in recipes.items():
             _keep(recipe, args, file_name(stats.model or "model", ratio, *by))
 
     workers.first(keep)
@@ -90,7 +113,12 @@ def _replay(args: argparse.Namespace) -> int:
     from ..families import load
     from ..studies.replay import replay
 
-    ours = {"--criterion": args.criterion != CRITERIA[0], "--stats": args.stats, "--from-stats": args.from_stats}
+    ours = {
+        "--by": args.by != WAYS[0],
+        "--criterion": args.criterion != CRITERIA[0],
+        "--stats": args.stats,
+        "--from-stats": args.from_stats,
+    }
     for flag, given in ours.items():
         if given:
             raise FitPruneError(f"--replay is the released script's search, which has no {flag}: leave one of them out")
@@ -107,10 +135,14 @@ def _check_output(args: argparse.Namespace) -> None:
     """Finds out before the model runs whether its results can be kept."""
     if args.output and len(args.reduction_ratio) > 1 and Path(args.output).suffix == ".json":
         raise FitPruneError(f"--output {args.output} is one file but there are {len(args.reduction_ratio)} ratios: name a folder")
-    folder = Path(args.output or ".")
-    folder = folder.parent if folder.suffix == ".json" else folder
-    for needed in (folder, *([Path(args.stats).parent] if args.stats else [])):
+    for needed in (_folder(args), *([Path(args.stats).parent] if args.stats else [])):
         check_writable(needed)
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    """Where recipes go."""
+    folder = Path(args.output or ".")
+    return folder.parent if folder.suffix == ".json" else folder
 
 
 def _keep(recipe: Recipe, args: argparse.Namespace, stem: str, cost: CostModel | None = None) -> None:

@@ -78,15 +78,16 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     rows = [summarise(choice, found, vlm.cost) for choice, found in zip(choices, drifts, strict=True)]
     advised = advise(rows, args.at_most)
+    scores = ", ".join(dict.fromkeys(choice.recipe.ranked_by(args.score) for choice in choices if choice.recipe)) or "none"
     if args.json and workers.leads:
         figures = {
             "model": vlm.name, "question_file": str(args.question_file), "questions": len(questions),
-            "without_picture": len(given) - len(questions), "score": args.score, "max_new_tokens": args.max_new_tokens,
+            "without_picture": len(given) - len(questions), "score": scores, "max_new_tokens": args.max_new_tokens,
             "confidence": CONFIDENCE, "at_most": args.at_most, "advice": advised.name if advised else None,
             "rows": [asdict(row) for row in rows],
         }  # fmt: skip
         write_atomically(args.json, json.dumps(figures, indent=1).encode())
-    print(f"{vlm.name} on {len(questions)} questions of {args.question_file}, pruned by score {args.score}")
+    print(f"{vlm.name} on {len(questions)} questions of {args.question_file}, pruned by score {scores}")
     if len(given) > len(questions):
         print(f"left out: {len(given) - len(questions)} without an image")
     print(*(f"{row.name}: {row.source}" for row in rows), "", table(rows), "", advice(advised, args.at_most), sep="\n")

@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("recipe")
     arguments.add_ratio(group, "share of the visual compute to save: 0.6 or 60; 0 prunes nothing", default=0.6)
     group.add_argument("--recipe", default=None, help="a recipe file to use instead (fitprune fit makes them)")
-    group.add_argument("--score", default="fitprune", choices=list(arguments.SCORES), help="how tokens are ranked")
+    arguments.add_score(group)
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help="where to listen; anything but loopback lets others in")
     group.add_argument("--port", type=port, default=8000, help="0 takes a free one")

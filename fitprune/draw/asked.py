@@ -53,7 +53,7 @@ class Asked:
         return [fade(self.where, kept) for kept in stages(self.kept)]
 
 
-def ask(vlm: VLM, image: Image.Image, question: str, recipe: Recipe, score: str = "fitprune", max_new_tokens: int = 128) -> Asked:
+def ask(vlm: VLM, image: Image.Image, question: str, recipe: Recipe, score: str | None = None, max_new_tokens: int = 128) -> Asked:
     """Asks twice, greedily: all that the user says, instructions included, without `<image>`. FitPruneError for another model's recipe."""
     where = places(vlm, image)  # where nothing can be drawn, nothing need be asked
     inputs = vlm.encode([(vlm.prompt(question), [image])])
@@ -62,7 +62,7 @@ def ask(vlm: VLM, image: Image.Image, question: str, recipe: Recipe, score: str 
         pruned = vlm.generate(inputs, max_new_tokens=max_new_tokens)[0]
     kept = alive(trace, where.tokens)
     saved = vlm.cost.visual_reduction_of_alive(kept.sum(1).tolist(), where.tokens)
-    return Asked(vlm.name, question, dense, pruned, score, saved, where, kept)
+    return Asked(vlm.name, question, dense, pruned, recipe.ranked_by(score), saved, where, kept)
 
 
 @torch.inference_mode()

@@ -64,7 +64,7 @@ def answer(
     path: str | Path,
     *,
     recipe: Recipe | None = None,
-    score: str = "fitprune",
+    score: str | None = None,
     batch_size: int = 1,
     overwrite: bool = False,
     progress: bool = True,
@@ -74,7 +74,7 @@ def answer(
     """Answers questions into a file.
 
     Args:
-        recipe: What to prune with; None runs the model as it is.
+        recipe: What to prune with; None runs the model as it is. score: As `prune` takes it.
         workers: The processes that share the batches; the first one alone needs the file, all get the figures.
         generation: `max_new_tokens`, `temperature`, `top_p`, `num_beams` as `VLM.generate`.
     Raises:
@@ -84,7 +84,7 @@ def answer(
     if vlm.template != vlm.default_template:
         settings["template"] = vlm.template
     if recipe:
-        settings |= {"reduction_ratio": recipe.reduction_ratio, "score": score, "recipe": _digest(recipe)}
+        settings |= {"reduction_ratio": recipe.reduction_ratio, "score": recipe.ranked_by(score), "recipe": _digest(recipe)}
     run = AnswerRun(Path(path))
     sums: list[float] = []
 

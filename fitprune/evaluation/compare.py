@@ -41,7 +41,7 @@ class Plan:
     name: str
     stem: str
     recipe: Recipe | None
-    score: str
+    score: str | None
 
 
 @dataclass
@@ -100,7 +100,7 @@ def plan(
     if not any(question.visual for question in questions):
         ratios, recipe_file = [], None  # text has nothing to prune
 
-    def named(name: str, recipe: Recipe | None = None, score: str = "fitprune") -> Plan:
+    def named(name: str, recipe: Recipe | None = None, score: str | None = None) -> Plan:
         return Plan(name, f"{file_name(vlm.name)}-{name.replace(' ', '-').replace('%', '')}{suffix}", recipe, score)
 
     plans = [named("dense")] if dense else []
@@ -112,8 +112,9 @@ def plan(
         if choice.recipe is None:
             continue
         print(choice.source, choice.recipe, sep="\n", end="\n\n")
-        for score in dict.fromkeys(scores):
-            plans.append(named(choice.name if score == "fitprune" else f"{choice.name} {score}", choice.recipe, score))
+        own = choice.recipe.ranked_by()
+        for score in dict.fromkeys(map(choice.recipe.ranked_by, scores)):
+            plans.append(named(choice.name if score == own else f"{choice.name} {score}", choice.recipe, score))
     if not plans:
         raise FitPruneError("nothing to run: give a reduction ratio above 0, or leave the dense run in")
     return plans

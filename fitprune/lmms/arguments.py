@@ -30,7 +30,7 @@ class Arguments:
     """`--model_args`, with `batch_size` and `device` from lmms-eval's own flags.
 
     pretrained: An embedded model, a folder or a hub name, in either layout; the next seven as in `families.load`.
-    reduction_ratio: 0.6 or 60; 0 prunes nothing. recipe: A file to use instead. score: How tokens are ranked.
+    reduction_ratio: 0.6 or 60; 0 prunes nothing. recipe: A file to use instead. score: How tokens are ranked, default as the recipe says.
     keep_recipe: Where a recipe that is fitted is kept, and looked for by the next run.
     calibration_file, calibration_images, samples: What is fitted on where there is no recipe yet.
     """
@@ -45,7 +45,7 @@ class Arguments:
     attn: str | None = None
     reduction_ratio: float | str = 0.0
     recipe: str | None = None
-    score: str = "fitprune"
+    score: str | None = None
     keep_recipe: str | None = None
     calibration_file: str | None = None
     calibration_images: str | None = None
@@ -62,7 +62,8 @@ class Arguments:
             raise FitPruneError("name a checkpoint: --model_args pretrained=embedded, a folder or a hub name")
         arguments = cls(**given)
         parse_ratio(arguments.reduction_ratio)
-        find_score(arguments.score)
+        if arguments.score is not None:
+            find_score(str(arguments.score))
         if (arguments.calibration_file is None) != (arguments.calibration_images is None):
             raise FitPruneError("calibration_file and calibration_images go together: give both")
         for name, value in (("batch_size", arguments.batch_size), ("samples", arguments.samples)):

@@ -17,6 +17,8 @@ from ..cost import CostModel
 from ..errors import FitPruneError
 
 CRITERIA = ("both", "cross", "self", "product")  # whose least attended tokens may go in a fit; "both": the paper's
+WAYS = ("mass", "drift")  # by which a schedule is fitted: attention that is lost, or how far answers move
+SPREAD = ("spread theta=0.25", "spread theta=0", "spread theta=0.5", "spread theta=1")  # tried by drift, the first with every candidate
 SCALINGS = ("proportional", "budget", "fraction")
 
 
@@ -40,10 +42,10 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
         raise FitPruneError(f"recipe: visual_tokens must be at least 1, not {tokens}")
     if sum(counts) > tokens + (1e-9 if fraction else 0):
         raise FitPruneError(f"recipe: deletes {sum(counts):g} tokens of {tokens}")
-    for name in ("num_layers", "samples", "reduction_ratio", "achieved", "alpha"):
+    for name in ("num_layers", "samples", "reduction_ratio", "achieved", "alpha", "drift", "drift_error"):
         if found[name] is not None:
             found[name] = number(found[name], name, whole=name in ("num_layers", "samples"))
-    for name in ("model", "fingerprint", "source", "fitprune_version"):
+    for name in ("model", "fingerprint", "source", "score", "fitprune_version"):
         if found[name] is not None and not isinstance(found[name], str):
             raise FitPruneError(f"recipe: {name} must be text, not {found[name]!r}")
     if found["num_layers"] not in (None, len(counts)):

@@ -64,7 +64,7 @@ def compare_to_dense(
     image_folder: str,
     recipes: Sequence[Recipe | None],
     *,
-    score: str = "fitprune",
+    score: str | None = None,
     max_new_tokens: int = 128,
     batch_size: int = 1,
     progress: bool = True,
@@ -74,7 +74,7 @@ def compare_to_dense(
 
     Args:
         questions: Each has an image.
-        recipes: None runs the dense model again.
+        recipes: None runs the dense model again. score: As `prune` takes it.
         workers: The processes that share the batches; each gets all.
     Returns:
         [recipe][question].
@@ -127,14 +127,19 @@ def teacher_forced_logits(model: Any, inputs: dict[str, Tensor], answer: Tensor)
     return torch.stack([step.float().cpu() for step in output.logits], 1)
 
 
-def _dense(vlm: VLM, inputs: dict[str, Tensor], max_new_tokens: int) -> _Dense:
+def greedy_answers(vlm: VLM, inputs: dict[str, Tensor], max_new_tokens: int) -> tuple[list[str], Tensor, list[int]]:
+    """The model's own greedy answers: texts, tokens [B, T] with their end tokens (padded behind), and how many there are of each row."""
     with _predictions(vlm.model) as steps:
         texts = vlm.generate(inputs, max_new_tokens=max_new_tokens)
     tokens = torch.stack(steps, 1)  # [B, T]
     ended = torch.isin(tokens, torch.tensor(vlm.ends(), dtype=torch.long))
     before = ended.cumsum(1) - ended.long() == 0  # [B, T] up to the first end token, and with it
     pad = vlm.tokenizer.pad_token_id
-    tokens = tokens.masked_fill(~before, pad if pad is not None else 0)
+    return texts, tokens.masked_fill(~before, pad if pad is not None else 0), before.sum(1).tolist()
+
+
+def _dense(vlm: VLM, inputs: dict[str, Tensor], max_new_tokens: int) -> _Dense:
+    texts, tokens, lengths = greedy_answers(vlm, inputs, max_new_tokens)
     policy = Observation(find_decoder(vlm.model))
     attachment = Attachment(vlm.model, policy, lengths=ImageLengths(vlm.model.config))
     try:
@@ -144,7 +149,7 @@ def _dense(vlm: VLM, inputs: dict[str, Tensor], max_new_tokens: int) -> _Dense:
     assert policy.state is not None
     found = iter(per_image(policy.state))
     rows = [[next(found) for _ in images] for images in policy.state.spans]
-    return _Dense(texts, tokens, before.sum(1).tolist(), logits, [_as_one(row) for row in rows])
+    return _Dense(texts, tokens, lengths, logits, [_as_one(row) for row in rows])
 
 
 def _as_one(images: list[tuple[Tensor, Tensor, int, int]]) -> tuple[Tensor, Tensor, int, int]:
@@ -154,7 +159,13 @@ def _as_one(images: list[tuple[Tensor, Tensor, int, int]]) -> tuple[Tensor, Tens
 
 
 def _against(
-    vlm: VLM, batch: Sequence[Question], inputs: dict[str, Tensor], dense: _Dense, recipe: Recipe | None, score: str, max_new_tokens: int
+    vlm: VLM,
+    batch: Sequence[Question],
+    inputs: dict[str, Tensor],
+    dense: _Dense,
+    recipe: Recipe | None,
+    score: str | None,
+    max_new_tokens: int,
 ) -> list[Drift]:
     """One recipe on one batch."""
     with prune(vlm.model, recipe, score=score) if recipe else nullcontext() as trace:

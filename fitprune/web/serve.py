@@ -48,11 +48,11 @@ def needed() -> None:
         raise FitPruneError("serving needs fastapi, uvicorn and openai: pip install 'fitprune[serve]'")
 
 
-def server(vlm: VLM, recipe: Recipe | None, *, score: str = "fitprune", host: str = "127.0.0.1", port: int = 8000) -> Any:
+def server(vlm: VLM, recipe: Recipe | None, *, score: str | None = None, host: str = "127.0.0.1", port: int = 8000) -> Any:
     """transformers' server around one loaded checkpoint, not yet running (a `uvicorn.Server`: `run()`, `should_exit`).
 
     Args:
-        recipe: Attached to the model for good (`detach` takes it back); None serves the dense model.
+        recipe: Attached to the model for good (`detach` takes it back); None serves the dense model. score: As `prune` takes it.
     Raises:
         FitPruneError: packages missing, recipe for another model.
     """

@@ -1,0 +1,118 @@
+"""The judge of recipes against `fitprune report`'s figures, its journal, and `fitprune fit --by drift` from end to end."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import fitprune
+from fitprune import Recipe
+from fitprune.cli import main
+from fitprune.embedded import embedded
+from fitprune.errors import FitPruneError
+from fitprune.families import VLM
+from fitprune.questions import Calibration
+from fitprune.studies.against_dense import compare_to_dense
+from fitprune.studies.judge import DriftJudge
+
+RECIPE = Recipe.step(layer=2, keep=0.2)
+
+
+@pytest.fixture(scope="module")
+def vlm() -> VLM:
+    return fitprune.load("embedded", device="cpu")
+
+
+def calibration(samples: int = 8) -> Calibration:
+    return Calibration(embedded().calibration, embedded().calibration_images, samples, 4)
+
+
+def test_it_says_what_the_report_says(vlm: VLM) -> None:
+    judge = DriftJudge(vlm, calibration(6), max_new_tokens=5)
+    recipes = [RECIPE, Recipe.step(layer=1, keep=0.5)]
+    reported = compare_to_dense(
+        vlm, judge.questions, calibration().image_folder, recipes, max_new_tokens=5, batch_size=4, progress=False
+    )  # fmt: skip
+    for recipe, rows in zip(recipes, reported, strict=True):
+        assert judge(recipe, 0, len(judge)) == pytest.approx([row.divergence_answer for row in rows], rel=1e-5, abs=1e-7)
+    assert judge(RECIPE, 2, 5) == pytest.approx([row.divergence_answer for row in reported[0][2:5]], rel=1e-3, abs=1e-6)
+    assert judge(Recipe.none(vlm.cost.layers), 0, 4) == pytest.approx([0] * 4, abs=1e-9)
+
+
+def test_scores_of_recipes_are_run(vlm: VLM) -> None:
+    import dataclasses
+
+    judge = DriftJudge(vlm, calibration(4))
+    drifts = [judge(dataclasses.replace(RECIPE, score=score), 0, 4) for score in (None, "last", "spread theta=0.5", "random")]
+    assert len({tuple(one) for one in drifts}) == 4
+
+
+def test_a_journal_is_gone_on_from(vlm: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "drift.jsonl"
+    known = DriftJudge(vlm, calibration(), journal=path)(RECIPE, 0, 8)
+    lines = path.read_text().splitlines()
+    assert len(lines) == 3  # a head and two batches
+    path.write_text("\n".join(lines)[:-5])  # torn
+    again = DriftJudge(vlm, calibration(), journal=path)
+    asked: list[int] = []
+    original = again._drifts
+    monkeypatch.setattr(again, "_drifts", lambda recipe, start, stop: asked.append(start) or original(recipe, start, stop))
+    assert again(RECIPE, 0, 8) == known
+    assert asked == [4]  # the torn line's alone
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [json.loads(line) for line in lines]
+
+
+def test_journals_of_others_are_refused(vlm: VLM, tmp_path: Path) -> None:
+    path = tmp_path / "drift.jsonl"
+    DriftJudge(vlm, calibration(8), journal=path)
+    with pytest.raises(FitPruneError, match="is about another model, other questions or settings"):
+        DriftJudge(vlm, calibration(4), journal=path)
+    path.write_text('{"drift": \n[1]\n')
+    with pytest.raises(FitPruneError, match="line 1 is torn"):
+        DriftJudge(vlm, calibration(8), journal=path)
+    with pytest.raises(FitPruneError, match="as a journal"):
+        DriftJudge(vlm, calibration(8), journal=tmp_path)
+
+
+def test_questions_without_images_cannot_be_judged(vlm: VLM, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"question_id": 1, "text": "Why?"}\n')
+    with pytest.raises(FitPruneError, match="no question with an image"):
+        DriftJudge(vlm, Calibration(tmp_path / "q.jsonl", tmp_path, 4))
+
+
+@pytest.mark.rest
+def test_fit_by_drift_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "recipes"
+    command = ["fit", "--by", "drift", "--samples", "8", "--reduction-ratio", "0.7", "--output", str(output)]
+    assert main(command) == 0
+    (file,) = output.glob("*.recipe.json")
+    recipe = Recipe.load(file)
+    assert recipe.score
+    assert recipe.score.startswith("spread")
+    assert recipe.achieved
+    assert recipe.achieved >= 0.7
+    first = file.read_bytes()
+    assert main(command) == 0  # from the journal
+    assert file.read_bytes() == first
+    capsys.readouterr()
+    eval_one = ["eval", "--recipe", str(file), "--limit", "4", "--no-dense", "--output", str(tmp_path / "eval")]
+    assert main(eval_one) == 0
+    assert f"ranked by {recipe.score}" in capsys.readouterr().out
+    (answers,) = (tmp_path / "eval").glob("*.jsonl")
+    assert json.loads(answers.read_text().splitlines()[0])["metadata"]["score"] == recipe.score
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--score", "last"], "give --by drift as well"),
+        (["--by", "drift", "--from-stats", "s"], "leave out --from-stats"),
+        (["--by", "drift", "--replay"], "has no --by"),
+        (["--by", "drift", "--score", "lost"], "unknown score"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(more: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        raise SystemExit(main(["fit", *more]))
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
