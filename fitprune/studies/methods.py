@@ -3,7 +3,7 @@
 A schedule is solved for the ratio, so that all methods save the same visual compute, to the token (`vtw`, which only has its
 layer to choose, to the layer); a score is a name in `SCORES`. What each one is, with layers counted from 0:
 
-- `fitprune`, `cross`, `self`, `last`, `random`: the fitted schedule, ranked by the score of that name;
+- `fitprune`, `cross`, `self`, `last`, `spread`, `spread-last`, `random`: the fitted schedule, ranked by the score of that name;
 - `uniform`: the same share of the tokens that enter a layer goes in every layer, ranked as FitPrune ranks;
 - `fastv` (https://arxiv.org/abs/2403.06764): one step in layer 1 (its K = 2), its R solved, ranked by the last token;
 - `vtw` (https://arxiv.org/abs/2405.05803): one step that keeps nothing, in the last layer that still saves the ratio;
@@ -16,6 +16,7 @@ name where none is left, or two of its steps would be one.
 
 A fitted schedule can be fitted otherwise, for ablations: `fitprune samples=16` on so many of the samples, evenly spaced;
 `fitprune criterion=cross` by another criterion (`schedule.validation.CRITERIA`); both may follow any method whose schedule is fitted.
+Any method may be ranked by another score (`fastv score=spread`, `uniform score=spread theta=0.5`): its schedule with our ranking.
 
 `random` and `uniform` are the controls: the first has our schedule without our ranking, the second our ranking without our
 schedule. In all of them tokens go after the attention of the layer, before its MLP, as everywhere here.
@@ -39,6 +40,7 @@ from ..recipe import Recipe
 from ..schedule.budget import round_to_budget, scale_to_budget, unreachable
 from ..schedule.ratio import parse_ratio
 from ..schedule.validation import CRITERIA
+from ..scores import find_score
 
 if TYPE_CHECKING:
     from ..stats import AttentionStats
@@ -100,6 +102,8 @@ METHODS: dict[str, Method] = {
     "cross": Method(None, "cross"),
     "self": Method(None, "self"),
     "last": Method(None, "last"),
+    "spread": Method(None, "spread"),
+    "spread-last": Method(None, "spread-last"),
     "random": Method(None, "random"),
     "uniform": Method(uniform, "fitprune"),
     "fastv": Method(fastv, "last"),
@@ -121,6 +125,10 @@ def find(name: str) -> Method:
     method = METHODS[base]
     for setting in settings:
         key, _, value = setting.partition("=")
+        if key not in ("samples", "criterion"):  # the score, or one of its settings
+            method = replace(method, score=value if key == "score" else f"{method.score} {setting}")
+            find_score(method.score)
+            continue
         if method.schedule is not None:
             raise FitPruneError(f"{name}: the schedule of {base} is not fitted: leave out {setting}")
         if key == "samples" and value.isdecimal() and int(value):

@@ -33,6 +33,8 @@ EXPLAINED = {
     "cross": "attention of the text only",
     "self": "attention of the image only",
     "last": "attention of the last token",
+    "spread": "relevant, and unlike what is kept",
+    "spread-last": "the same, relevant to the last token",
     "random": "no ranking, by lot",
     "uniform": "the same share in every layer",
     "fastv": "one cut, after two layers",
