@@ -34,7 +34,7 @@ def overhead(work: Workload, recipe: Recipe, rounds: int) -> dict[str, list[floa
     """Seconds of scoring, selection and gathering in each of so many pruned prefills, [round]."""
     model, spent = twin(work.model), []
     watch = Stopwatch(work.device)
-    score = watch.wrap(SCORING, find_score("fitprune"))
+    score = watch.wrap(SCORING, find_score(recipe.ranked_by()))
     attached = attach(model, recipe, score=score, visual_mask=work.visual_mask)
     begin = attached.policy.begin
 

@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 
+from ..errors import FitPruneError
 from ..recipe import Recipe
+from ..schedule.candidates import candidates
 from . import EAGER_MAPS, breakdown
 from .break_even import break_even
 from .clock import Spread, alternate, faster, peak_bytes, repeated
@@ -37,6 +39,8 @@ def measure(
     ratios: Sequence[float],
     *,
     recipe_file: str | Path | None = None,
+    schedule: str | None = None,
+    score: str | None = None,
     batch: int = 1,
     repeats: int = 7,
     dtype: str = "float32",
@@ -53,6 +57,8 @@ def measure(
     Args:
         ratios: Reduction ratios, one group of rows each.
         recipe_file: A recipe instead of the ratios.
+        schedule: One of `schedule.candidates` by its name, at the ratios, instead of the published or step recipe.
+        score: How tokens are ranked, as `prune` takes it; None: as the recipe says.
         repeats: Rounds in which all variants take turns.
         baselines: Names in `bench.BASELINES`; plain dense is always measured. None: the device's own choice.
         skip: Names in `bench.BREAKDOWN`.
@@ -66,7 +72,8 @@ def measure(
     """
     skip, asked = set(skip), None if baselines is None else list(baselines)
     few = max(1, repeats // 2)
-    recipes = _recipes(shape, ratios, recipe_file)
+    recipes = _recipes(shape, ratios, recipe_file, schedule)
+    recipes = [replace(named, recipe=replace(named.recipe, score=named.recipe.ranked_by(score))) for named in recipes]
     notes: list[str] = []
     with within_memory(f"{shape.cost.layers} layers x {shape.cost.hidden}, batch {batch}, {shape.length} tokens"), \
             ExitStack() as until:  # fmt: skip
@@ -105,10 +112,19 @@ def measure(
     return results
 
 
-def _recipes(shape: Shape, ratios: Sequence[float], file: str | Path | None) -> list[NamedRecipe]:
+def _recipes(shape: Shape, ratios: Sequence[float], file: str | Path | None, schedule: str | None) -> list[NamedRecipe]:
+    if schedule is not None:
+        return [NamedRecipe(f"{100 * ratio:.6g}%", _candidate(shape, ratio, schedule)) for ratio in dict.fromkeys(ratios)]
     if file is not None:
         return [NamedRecipe(Path(file).name.removesuffix(".json").removesuffix(".recipe"), recipe_for(shape, 0, file))]
     return [NamedRecipe(f"{100 * ratio:.6g}%", recipe_for(shape, ratio)) for ratio in dict.fromkeys(ratios)]
+
+
+def _candidate(shape: Shape, ratio: float, name: str) -> Recipe:
+    known = candidates(shape.cost, shape.visual, ratio)
+    if name not in known:
+        raise FitPruneError(f"no schedule is called {name!r}: use one of {'; '.join(known)}")
+    return Recipe.from_deletions(known[name], visual_tokens=shape.visual, cost=shape.cost, reduction_ratio=ratio, source=name)
 
 
 def _merged(work: Workload, recipes: Sequence[NamedRecipe], dense: Prefill, rounds: int, notes: list[str]) -> list[NamedRecipe]:

@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   fitprune bench                                           32 layers x 1024, 35+576+64 tokens, ratio 0.6
   fitprune bench --reduction-ratio 0.4 0.6 0.8 --baseline eager-maps --json bench.json --plot bench.png
   fitprune bench --shape llava-1.5-7b --dtype bfloat16 --batch-size 8 --merge-steps --break-even
+  fitprune bench --schedule "2 steps from layer 1" --score spread
   fitprune bench --shape small-long --repeats 3 --skip vision decode
 """
 
@@ -30,6 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", default=None, help="a recipe file instead; default the published one, else a step at layer 1 that meets the ratio"
     )
+    parser.add_argument("--schedule", default=None, help="a schedule that meets the ratio instead, such as '2 steps from layer 1'")
+    arguments.add_score(parser)
     group = parser.add_argument_group("changes to the shape")
     group.add_argument("--visual-tokens", type=arguments.positive, default=None, help="tokens of the image (no vision tower then)")
     group.add_argument("--text-tokens", type=arguments.positive, default=None, help="tokens after the image")
@@ -65,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
         style.figure(1, 1)  # finds out before anything is timed whether matplotlib is there
     shape = SHAPES[args.shape].altered(visual=args.visual_tokens, after=args.text_tokens, layers=args.layers)
     results = measure(
-        shape, args.reduction_ratio, recipe_file=args.recipe, batch=args.batch_size, repeats=args.repeats, dtype=args.dtype,
+        shape, args.reduction_ratio, recipe_file=args.recipe, schedule=args.schedule,
+        score=args.score, batch=args.batch_size, repeats=args.repeats, dtype=args.dtype,
         device=args.device, attn=args.attn, baselines=args.baseline, skip=args.skip, decode_tokens=args.decode_tokens,
         merge_steps=args.merge_steps, find_break_even=args.break_even,
     )  # fmt: skip
