@@ -274,7 +274,7 @@ def asked(name: str) -> tuple[Any, Any]:
     return FAMILIES[name].model(), FAMILIES[name].inputs([[3, "image", 2, "image", 4], [2, "image", 3]], padding="left")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", map(vlms.param, FAMILIES))
 def test_cost_and_decoder_agree_on_the_layers_that_delete(name: str) -> None:
     if name == "Ernie4_5_VLMoe":
         pytest.skip("its costs are refused by name (tests/decoder/test_vlm_rules.py)")

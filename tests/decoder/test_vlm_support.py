@@ -18,7 +18,7 @@ FAMILIES = vlms.available()
 ONE, TWO, ADJACENT, CLIP = [4, "image", 5], [3, "image", 2, "image", 4], [2, "image", "image", 3], [3, "video", 4]
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=map(vlms.param, FAMILIES))
 def family(request):
     model = FAMILIES[request.param].model()
     model.set_attn_implementation("eager")

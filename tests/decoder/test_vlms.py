@@ -57,7 +57,7 @@ def cases(scenes, shares=tuple(SHARES)):
         for scene in scenes:
             if (scene in ("video", "both") and not family.videos) or (scene == "both" and not family.mixes) or (name, scene) in EXCEPT:
                 continue
-            found += [pytest.param(name, one, scene, id=f"{name}-{one}-{scene}") for one in (shares[:1] if name in INSTEAD else shares)]
+            found += [vlms.param(name, one, scene, id=f"{name}-{one}-{scene}") for one in (shares[:1] if name in INSTEAD else shares)]
     return found
 
 
@@ -84,7 +84,7 @@ def test_prefill(name, shares, scene):
         assert (pruned[row, columns] - wanted.logits[row, survivors]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", map(vlms.param, FAMILIES))
 def test_a_recipe_that_deletes_nothing_changes_no_bit(name):
     model, inputs = FAMILIES[name].model(), FAMILIES[name].inputs([ONE, TWO], "left")
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_every_step_of_a_greedy_answer(name, shares, scene, implementation):
         model.set_attn_implementation("sdpa")
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "Llama4"])  # whose images are not repeated with its rows
+@pytest.mark.parametrize("name", [vlms.param(name) for name in FAMILIES if name != "Llama4"])  # whose images are not repeated with its rows
 def test_beams(name):
     """What a beam search says that its sequences are worth is what the oracle makes of them."""
     family = FAMILIES[name]
@@ -190,7 +190,7 @@ IN_ONE_CALL = {  # the unpruned model's second call with an image is not what it
 }
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in IN_ONE_CALL])
+@pytest.mark.parametrize("name", [vlms.param(name) for name in FAMILIES if name not in IN_ONE_CALL])
 def test_a_later_turn_with_a_new_image(name):
     turns = Turns(name)
     model, recipe, whole, cut = turns.model, recipe_of(name, "first"), turns.whole, turns.cut
@@ -210,7 +210,7 @@ def test_a_later_turn_with_a_new_image(name):
 UNPRICED = ("Ernie4_5_VLMoe",)  # a token's kind says which of two sets of experts it meets: test_vlm_rules.py
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in UNPRICED])
+@pytest.mark.parametrize("name", [vlms.param(name) for name in FAMILIES if name not in UNPRICED])
 def test_a_recipe_is_fitted_and_meets_its_budget(name):
     model, inputs = FAMILIES[name].model(), FAMILIES[name].inputs([ONE, TWO], "left")
     stats = fitprune.observe(model, [inputs.call], progress=False)

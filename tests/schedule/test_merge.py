@@ -157,11 +157,13 @@ def test_merged_budgets_hold_at_any_count_and_at_no_other_layers(n: int, step_co
     merged = FITTED.merge_steps(step_cost)
     deletions = merged.deletions(n)
     assert SMALL.visual_reduction(deletions, n) >= merged.reduction_ratio
+    least = FITTED.achieved if n == TOKENS else merged.reduction_ratio  # at its own count it saves as much as before it was merged
+    assert least is not None
     assert set(steps(deletions)) <= set(steps(list(merged.counts)))
     for step, after in pairwise([*steps(deletions), LAYERS]):
         alive = alive_after(deletions, n)
         alive[step:after] = [count + 1 for count in alive[step:after]]
-        assert SMALL.visual_reduction_of_alive(alive, n) < merged.reduction_ratio
+        assert SMALL.visual_reduction_of_alive(alive, n) < least
 
 
 def test_proportional_recipes_stay_proportional() -> None:

@@ -269,6 +269,16 @@ def sharpen(model: nn.Module, norms: float, seed: int = 0) -> Any:
     return model.eval()
 
 
+def param(name: str, *values: Any, id: str | None = None) -> Any:
+    """A family, and more, as a parameter of a test: one that people use less goes to `make test-rest`."""
+    import pytest
+    import vlm_kin
+    import vlm_sizes
+
+    less_used = name in vlm_kin.FAMILIES or name in vlm_sizes.FAMILIES
+    return pytest.param(name, *values, id=id or name, marks=[pytest.mark.rest] if less_used else [])
+
+
 def available() -> dict[str, Family]:
     """Every family that the installed transformers has, by name."""
     import transformers
