@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import chat, native, network, tiles, two_towers
-from .batches import Look, plain_pictures
+from . import chat, clutter, judge, native, network, scene, tiles, two_towers
+from .batches import Draw, Look, plain_pictures
 from .canvas import Size
 from .network import Embedded
 from .scene import SIDE
@@ -22,8 +22,8 @@ class Model:
     """One embedded model.
 
     name: what `fitprune.load` is given. settings: size → transformers config. look: how scenes become its pictures.
-    see_steps, answer_steps: how long it is trained unless told otherwise. prompts: how it is asked. canvas: (width, height) of the larger
-    pictures on which its card has figures as well.
+    see_steps, answer_steps: how long it is trained unless told otherwise. prompts: how it is asked. draw: its scenes. canvas: (width,
+    height) of the larger pictures on which its card has figures as well.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Model:
     see_steps: int
     answer_steps: int
     prompts: Prompts = VICUNA
+    draw: Draw = scene.draw
     canvas: Size | None = None
 
 
@@ -40,5 +41,6 @@ MODELS = {
     "llava": Model("embedded", Embedded, network.config, plain_pictures, 2400, 3200),
     "next": Model("embedded-next", tiles.Tiled, tiles.settings, tiles.look, 0, 400, canvas=(2 * SIDE, 2 * SIDE)),
     "hr": Model("embedded-hr", two_towers.TwoTowers, two_towers.settings, two_towers.look, 0, 500),
-    "qwen": Model("embedded-qwen", native.Native, native.settings, native.look, 200, 1600, chat.CHAT, (224, 224)),
+    "qwen": Model("embedded-qwen", native.Native, native.settings, native.look, 200, 1600, chat.CHAT, canvas=(224, 224)),
+    "judge": Model("embedded-judge", judge.Judge, judge.settings, judge.look, 300, 1800, draw=clutter.scene),
 }
