@@ -21,7 +21,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from .network import PATCH
 from .questions import FAMILIES, READING, Question, ask
 from .render import render
-from .scene import SIDE, Scene, Split, draw, stream
+from .scene import SIDE, Draw, Scene, draw, stream
 from .targets import targets
 from .tokens import VICUNA, Prompts
 
@@ -32,7 +32,6 @@ OTHERS = {
     "choose": 1, "verify": 1, "existence-yn": 1, "color-yn": 1,
 }  # how often the other families are asked, against each other  # fmt: skip
 Batch = dict[str, Tensor]
-Draw = Callable[[Split, int], Scene]
 Look = Callable[[list[Scene]], Batch]  # scenes → what a model sees of them, and what their patches show
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from .glyphs import string_mask
 from .render import _blend, shape_mask
-from .scene import Layout, Scene, Shape, Split, Text, draw, stream
+from .scene import Draw, Layout, Scene, Shape, Split, Text, draw, stream
 from .textures import FIELDS, background, plane, ramp
 
 CLUTTER = Layout(grid=5, cell=44, margin=2, purpose=10, shapes=9, strings=11)
@@ -36,6 +36,9 @@ Random = np.random.RandomState
 def scene(split: Split, index: int) -> Scene:
     """The cluttered scene of this number; independent of the plain one."""
     return draw(split, index, CLUTTER)
+
+
+SCENES: dict[str, Draw] = {"plain": draw, "cluttered": scene}  # what `--scenes` can be
 
 
 def picture(scene: Scene) -> Image.Image:

@@ -23,10 +23,9 @@ from fitprune.embedded import MODELS as FOLDERS
 from fitprune.families import VLM
 
 from . import benchmarks, card, evaluate, train
+from .canvas import place
 from .export import export
 from .models import MODELS
-from .render import render
-from .scene import draw
 
 PICTURES, DENSE_PICTURES = 100, 400  # held-out pictures behind the card's figures, pruned and dense
 SAMPLES = 128  # calibration questions
@@ -51,11 +50,12 @@ def make(args: argparse.Namespace) -> int:
 
 def figures(vlm: VLM, args: argparse.Namespace) -> dict[str, Any]:
     """What the card tells."""
-    tried = evaluate.methods(vlm, args.ratios, args.scores, SAMPLES)
-    found = evaluate.evaluate(vlm, evaluate.asked("held-out", args.pictures), tried)
-    found["dense"] = evaluate.evaluate(vlm, evaluate.asked("held-out", args.dense_pictures), tried[:1])
-    found["tokens"] = vlm.tokens_for(render(draw("held-out", 0)))
-    if canvas := MODELS[args.family].canvas:
+    kind = MODELS[args.family]
+    tried = evaluate.methods(vlm, args.ratios, args.scores, SAMPLES, kind.draw)
+    found = evaluate.evaluate(vlm, evaluate.asked("held-out", args.pictures, draw=kind.draw), tried)
+    found["dense"] = evaluate.evaluate(vlm, evaluate.asked("held-out", args.dense_pictures, draw=kind.draw), tried[:1])
+    found["tokens"] = vlm.tokens_for(place(kind.draw("held-out", 0)))
+    if canvas := kind.canvas:
         questions = evaluate.asked("held-out", args.pictures, size=canvas)
         found["canvas"] = {**evaluate.evaluate(vlm, questions, tried[:1]), "size": canvas}
     return found

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import chat, clutter, judge, native, network, scene, tiles, two_towers
-from .batches import Draw, Look, plain_pictures
+from .batches import Look, plain_pictures
 from .canvas import Size
 from .network import Embedded
-from .scene import SIDE
+from .scene import SIDE, Draw
 from .tokens import VICUNA, Prompts
 
 

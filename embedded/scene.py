@@ -9,6 +9,7 @@ evaluated or calibrated on was trained on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -35,12 +36,13 @@ Split = Literal[
     "train", "dense", "held-out", "calibration", "textvqa", "gqa", "mme", "pope", "scienceqa", "seed", "mmbench",
     "vqav2", "vizwiz", "mmvet",
 ]  # fmt: skip
+Draw = Callable[["Split", int], "Scene"]
 _STREAM = {name: at for at, name in enumerate(get_args(Split), start=1)}  # a new split goes to the end
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things can be: cells along an edge, a cell's edge and the margin around all in pixels.
+    """Where things can be, and on what: cells along an edge, a cell's edge and the margin around all in pixels.
 
     purpose: of the random numbers (`stream`). shapes, strings: how many at most, in the split "dense".
     """
@@ -101,6 +103,7 @@ class Scene:
     index: int
     shapes: tuple[Shape, ...]
     texts: tuple[Text, ...]
+    layout: Layout = PLAIN
 
     @property
     def number(self) -> str | None:
@@ -137,7 +140,7 @@ def draw(split: Split, index: int, layout: Layout = PLAIN) -> Scene:
         free.remove(cell)
         shapes.append(_shape(random, cell, layout))
     texts = tuple(_text(random, string, cell, layout) for string, cell in zip(strings, free, strict=False))
-    return Scene(split, index, tuple(shapes), texts)
+    return Scene(split, index, tuple(shapes), texts, layout)
 
 
 def stream(split: Split, index: int, purpose: int = 0) -> np.random.RandomState:

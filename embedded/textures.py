@@ -103,7 +103,7 @@ def _ripples(random: Random, side: int) -> Field:
     x, y = plane(side)
     middle_x, middle_y = random.randint(-side // 2, side + side // 2, 2)
     squeeze = int(random.randint(1, 4))
-    return wave(((x - middle_x) ** 2 + squeeze * (y - middle_y) ** 2) // int(random.randint(3, 12)) , sharp=bool(random.randint(2)))
+    return wave(((x - middle_x) ** 2 + squeeze * (y - middle_y) ** 2) // int(random.randint(3, 12)), sharp=bool(random.randint(2)))
 
 
 def _weave(random: Random, side: int) -> Field:

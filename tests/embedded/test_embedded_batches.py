@@ -114,7 +114,7 @@ def test_a_batch_is_the_same_every_time(make: object) -> None:
 def test_ranks_share_the_pictures_of_a_step_and_none_comes_twice(first: int, steps: int, count: int, ranks: int) -> None:
     seen: list[list[int]] = [[] for _ in range(steps)]
 
-    def note(start: int, number: int) -> dict[str, torch.Tensor]:
+    def note(start: int, number: int, **options: object) -> dict[str, torch.Tensor]:
         return {"pictures": torch.arange(start, start + number)}
 
     with pytest.MonkeyPatch.context() as patch:
