@@ -33,6 +33,7 @@ from fitprune.files import write_atomically
 
 from .clutter import SCENES
 from .evaluate import Asked, asked
+from .scene import Draw, draw
 from .tokens import INSTRUCTION
 
 NAME = "embedded-facts"  # of the attention function while a model is asked
@@ -126,17 +127,17 @@ def table(found: dict[str, Facts], layers: bool = True) -> str:
     return "\n".join(lines)
 
 
-def in_turn(pictures: int, scenes: str) -> list[Asked]:
+def in_turn(pictures: int, draw: Draw = draw) -> list[Asked]:
     """One question about each of the first held-out pictures, the families in turn."""
     by_picture: dict[int, list[Asked]] = {}
-    for one in asked("held-out", pictures, draw=SCENES[scenes]):
+    for one in asked("held-out", pictures, draw=draw):
         by_picture.setdefault(id(one[0]), []).append(one)
     return [found[at % len(found)] for at, found in enumerate(by_picture.values())]
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the tables; returns the exit code."""
-    questions = in_turn(args.questions, args.scenes)
+    questions = in_turn(args.questions, SCENES[args.scenes])
     found = {name: facts(fitprune.load(name, device=args.device), questions) for name in args.models}
     print(table(found, layers=False), table(found), sep="\n\n")
     if args.output:

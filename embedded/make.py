@@ -7,6 +7,7 @@ start from the installed LLaVA-1.5 and share its data, so they write none.
     python -m embedded.make runs/embedded                                  # everything, below runs/embedded
     python -m embedded.make runs/embedded --install fitprune/embedded      # and put it where the package has it
     python -m embedded.make runs/next --family next --install fitprune/embedded    # or hr, or qwen
+    python -m embedded.make runs/judge --family judge --install embedded           # the judge, which does not ship
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Any
 import fitprune
 from fitprune import arguments, entry
 from fitprune.embedded import MODELS as FOLDERS
+from fitprune.embedded import model_path
 from fitprune.families import VLM
 
-from . import benchmarks, card, evaluate, train
+from . import attention_facts, benchmarks, card, evaluate, train
 from .canvas import place
 from .export import export
 from .models import MODELS
@@ -42,7 +44,7 @@ def make(args: argparse.Namespace) -> int:
     if whole:
         benchmarks.write(args.folder / "data", overwrite=True)
     if args.install:
-        shutil.copytree(model, args.install / FOLDERS[MODELS[args.family].name], dirs_exist_ok=True)
+        shutil.copytree(model, args.install / FOLDERS.get(MODELS[args.family].name, args.family), dirs_exist_ok=True)
         if whole:
             benchmarks.write(args.install / "data", overwrite=True)
     return 0
@@ -58,6 +60,12 @@ def figures(vlm: VLM, args: argparse.Namespace) -> dict[str, Any]:
     if canvas := kind.canvas:
         questions = evaluate.asked("held-out", args.pictures, size=canvas)
         found["canvas"] = {**evaluate.evaluate(vlm, questions, tried[:1]), "size": canvas}
+    if kind.beside:
+        asked = attention_facts.in_turn(args.pictures, kind.draw)
+        found["attention"] = {kind.name: attention_facts.facts(vlm, asked)}
+        asked = attention_facts.in_turn(args.pictures)
+        for name in filter(lambda name: model_path(name).exists(), kind.beside):
+            found["attention"][name] = attention_facts.facts(fitprune.load(name, device=args.device), asked)
     return found
 
 

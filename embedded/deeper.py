@@ -65,7 +65,7 @@ class Judge(Warm):
     def build(self) -> Any:
         made = settings()
         self.heads = question_heads(made.vision_config.hidden_size, made.text_config.hidden_size)
-        llava = LlavaForConditionalGeneration._from_config(made, attn_implementation="sdpa")
+        llava = LlavaForConditionalGeneration._from_config(made, attn_implementation="sdpa", dtype=torch.float32)
         start_layers(llava)
         return llava
 
