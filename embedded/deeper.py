@@ -100,9 +100,9 @@ class Judge(Warm):
     see_loss = Embedded.see_loss
 
 
-def _take_layers(ours: nn.ModuleList, theirs: nn.ModuleList, after: tuple[int, ...]) -> list[nn.Module]:
+def _take_layers(ours: nn.ModuleList, theirs: nn.ModuleList, after: tuple[int, ...]) -> list[Any]:
     """Copies layers and makes the new ones, each after one of `after`, add nothing; returns the new ones."""
-    new: list[nn.Module] = []
+    new: list[Any] = []
     place = iter(ours)
     for at, layer in enumerate(theirs):
         next(place).load_state_dict(layer.state_dict())

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from test_embedded_benchmarks import truth
 
 from embedded import clutter, textures
+from embedded.benchmarks import BENCHMARKS, calibration
 from embedded.canvas import place
 from embedded.clutter import CLUTTER, DULL, SCENES, SIDE, picture, scene
+from embedded.evaluate import asked
+from embedded.evaluate import main as evaluate
 from embedded.glyphs import string_mask
 from embedded.questions import FAMILIES, one_of_each
 from embedded.render import render, shape_mask
@@ -146,6 +152,45 @@ def test_a_field_fills_its_square_and_varies(field: Any) -> None:
 def test_every_family_can_be_asked_about_cluttered_scenes() -> None:
     asked = [one.family for index in range(20) for one in one_of_each(scene("held-out", index))]
     assert set(asked) == set(FAMILIES)
+
+
+def test_answers_are_true_of_what_is_drawn() -> None:
+    """By a reading of the question that shares nothing with the code that asked."""
+    for index in range(20):
+        drawn = scene("held-out", index)
+        for question in one_of_each(drawn):
+            assert truth(drawn, question.text) == question.answer, question
+
+
+def test_benchmarks_can_be_about_cluttered_pictures() -> None:
+    files = calibration.build(3, clutter.scene)
+    pictures = [Image.open(io.BytesIO(content)) for name, content in files.items() if name.endswith(".jpg")]
+    assert [picture.size for picture in pictures] == [(SIDE, SIDE)] * 3
+    assert files.keys() == calibration.build(3).keys()
+    wanted = pixels(scene("calibration", 2))
+    assert np.abs(np.asarray(pictures[2]).astype(np.int64) - wanted).mean() < 8
+
+
+@pytest.mark.rest
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_draws_what_it_is_given(name: str) -> None:
+    drawn: list[tuple[str, int]] = []
+
+    def note(split: Any, index: int) -> Scene:
+        drawn.append((split, index))
+        return scene(split, index)
+
+    files = BENCHMARKS[name](2, note)
+    assert len(drawn) >= 2
+    assert files == BENCHMARKS[name](2, scene)
+    assert files != BENCHMARKS[name](2)
+
+
+def test_the_judge_can_be_asked_about_its_pictures() -> None:
+    questions = asked("held-out", 2, draw=scene)
+    assert {picture.size for picture, _ in questions} == {(SIDE, SIDE)}
+    assert [one for _, one in questions[: len(one_of_each(scene("held-out", 0)))]] == one_of_each(scene("held-out", 0))
+    assert evaluate(["--scenes", "cluttered", "--canvas", "300", "300", "--ratios", "0"]) == 2
 
 
 def test_a_scene_knows_which_picture_is_its_own() -> None:
