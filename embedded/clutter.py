@@ -30,6 +30,7 @@ DULL = (
     (22, 84, 86), (168, 164, 190), (172, 208, 184), (84, 64, 92), (158, 128, 120),
 )  # colours of what no question is about  # fmt: skip
 HIDDEN = 5  # one part in so many of a shape may be hidden, at most
+FILLED = 0.66  # of its box a blob fills less; a circle fills 0.79
 Random = np.random.RandomState
 
 
@@ -84,15 +85,21 @@ def _ring(random: Random) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def _blob(random: Random) -> tuple[np.ndarray, tuple[int, int]]:
-    """Three to six ellipses that lie over each other: a shape without a name."""
-    size = int(random.randint(26, 71))
+    """Three to six ellipses, each with its middle in the one before, too ragged for a shape with a name: they fill little of their box."""
+    size = int(random.randint(30, 71))
     y, x = np.mgrid[:size, :size]
-    mask = np.zeros((size, size), dtype=bool)
-    for _ in range(int(random.randint(3, 7))):
-        middle_x, middle_y = random.randint(size // 4, size - size // 4, 2)
-        wide, high = random.randint(size // 8 + 1, size // 4 + 1, 2)
-        mask |= ((x - middle_x) * high) ** 2 + ((y - middle_y) * wide) ** 2 <= (wide * high) ** 2
-    return mask, _place(random, mask)
+    while True:
+        mask = np.zeros((size, size), dtype=bool)
+        middle_x, middle_y = (size // 2, size // 2)
+        for _ in range(int(random.randint(3, 7))):
+            wide, high = random.randint(size // 9, size // 4, 2)
+            mask |= ((x - middle_x) * high) ** 2 + ((y - middle_y) * wide) ** 2 <= (wide * high) ** 2
+            middle_x += int(random.randint(-wide, wide + 1))
+            middle_y += int(random.randint(-high, high + 1))
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        if mask.mean() < FILLED:
+            return mask, _place(random, mask)
 
 
 def _scribble(random: Random) -> tuple[np.ndarray, tuple[int, int]]:
