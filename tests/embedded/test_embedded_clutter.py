@@ -171,7 +171,6 @@ def test_benchmarks_can_be_about_cluttered_pictures() -> None:
     assert np.abs(np.asarray(pictures[2]).astype(np.int64) - wanted).mean() < 8
 
 
-@pytest.mark.rest
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_draws_what_it_is_given(name: str) -> None:
     drawn: list[tuple[str, int]] = []

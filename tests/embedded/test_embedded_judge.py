@@ -189,7 +189,6 @@ def test_what_is_exported_is_what_was_trained_on_the_same_pixels(tiny: Path, tmp
 
 
 @needs_muon
-@pytest.mark.rest
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, ends = Plan(batch=2, see_steps=1, answer_steps=2, family="judge"), []
     for folder, stops in (("whole", 0), ("interrupted", 2)):
@@ -207,7 +206,6 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(tiny: Path, tmp_path
 
 
 @needs_muon
-@pytest.mark.rest
 def test_one_command_makes_the_model_and_its_card(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedded.make.SAMPLES", 2)
     run, repository = tmp_path / "run", tmp_path / "embedded"
