@@ -46,5 +46,5 @@ MODELS = {
     "next": Model("embedded-next", tiles.Tiled, tiles.settings, tiles.look, 0, 400, canvas=(2 * SIDE, 2 * SIDE)),
     "hr": Model("embedded-hr", two_towers.TwoTowers, two_towers.settings, two_towers.look, 0, 500),
     "qwen": Model("embedded-qwen", native.Native, native.settings, native.look, 200, 1600, chat.CHAT, canvas=(224, 224)),
-    "judge": Model("embedded/judge", deeper.Judge, deeper.settings, deeper.look, 600, 1500, draw=clutter.scene, beside=tuple(SHIPPED)),
+    "judge": Model("embedded/judge", deeper.Judge, deeper.settings, deeper.look, 600, 900, draw=clutter.scene, beside=tuple(SHIPPED)),
 }
