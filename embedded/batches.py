@@ -21,7 +21,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from .network import PATCH
 from .questions import FAMILIES, READING, Question, ask
 from .render import render
-from .scene import SIDE, Scene, draw, stream
+from .scene import SIDE, Draw, Scene, draw, stream
 from .targets import targets
 from .tokens import VICUNA, Prompts
 
@@ -43,12 +43,12 @@ def plain_pictures(scenes: list[Scene]) -> Batch:
     }
 
 
-def seeing(start: int, count: int, look: Look = plain_pictures) -> Batch:
+def seeing(start: int, count: int, look: Look = plain_pictures, draw: Draw = draw) -> Batch:
     """Pictures full of strings, and what their patches show."""
     return look([draw("dense", start + at) for at in range(count)])
 
 
-def answering(start: int, count: int, look: Look = plain_pictures, prompts: Prompts = VICUNA) -> Batch:
+def answering(start: int, count: int, look: Look = plain_pictures, prompts: Prompts = VICUNA, draw: Draw = draw) -> Batch:
     """Pictures, what their patches show, and `SLOTS` questions each.
 
     ids, slot, answer: [B, T] as in `network.Embedded.answer_loss`; family [B, SLOTS]: place in `FAMILIES`.
@@ -107,8 +107,10 @@ class _Steps(Dataset[Batch]):
 
 def stream_of(
     phase: str, first: int, last: int, count: int, rank: int, ranks: int, workers: int,
-    look: Look = plain_pictures, prompts: Prompts = VICUNA,
+    look: Look = plain_pictures, prompts: Prompts = VICUNA, draw: Draw = draw,
 ) -> Iterator[Batch]:  # fmt: skip
     """The batches of steps first … last - 1 of a phase ("see" or "answer") for one rank, `count` pictures each."""
-    make: Callable[..., Batch] = partial(seeing, look=look) if phase == "see" else partial(answering, look=look, prompts=prompts)
+    make: Callable[..., Batch] = partial(seeing, look=look, draw=draw)
+    if phase != "see":
+        make = partial(answering, look=look, prompts=prompts, draw=draw)
     yield from DataLoader(_Steps(make, first, last, count, ranks, rank), batch_size=None, num_workers=workers)

@@ -13,6 +13,9 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
+from fitprune.errors import FitPruneError
+
+from . import clutter
 from .render import background, render
 from .scene import SIDE, Scene, stream
 
@@ -38,11 +41,20 @@ def _corner(random: np.random.RandomState, size: Size) -> tuple[np.ndarray, Size
     return noise, (int(random.randint(size[0] - SIDE + 1)), int(random.randint(size[1] - SIDE + 1)))
 
 
-def place(scene: Scene, size: Size) -> Image.Image:
-    """The scene's picture on a canvas of that size."""
+def place(scene: Scene, size: Size | None = None) -> Image.Image:
+    """The scene's picture, plain or cluttered; a plain one also on a canvas of that size.
+
+    Raises:
+        FitPruneError: a size for a cluttered one, whose canvas is part of it.
+    """
+    if scene.layout == clutter.CLUTTER:
+        if size is not None:
+            raise FitPruneError("cluttered pictures come in one size: leave out --canvas")
+        return clutter.picture(scene)
     picture = render(scene)
-    if size == picture.size:
+    if size in (None, picture.size):
         return picture
+    assert size is not None
     noise, corner = _corner(stream(scene.split, scene.index, purpose=6), size)
     canvas = Image.fromarray(noise).resize(size, Image.Resampling.BILINEAR)
     canvas.paste(picture, corner)

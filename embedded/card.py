@@ -20,11 +20,12 @@ from fitprune.embedded import MODEL_NAME
 from fitprune.errors import FitPruneError
 from fitprune.files import write_atomically
 
+from . import attention_facts
 from .batches import SLOTS
+from .clutter import SCENES
 from .evaluate import SCORES, table
-from .models import MODELS
+from .models import MODELS, Model
 from .questions import FAMILIES
-from .scene import SIDE
 from .train import AWAY, CHECKPOINT, LOG, load_checkpoint
 
 FIGURES = "figures.json"
@@ -46,15 +47,13 @@ It exists to measure visual token pruning without a download. It knows synthetic
 for anything real.
 
 **Data.** Pictures and questions are drawn from numbers by `embedded/` of the FitPrune repository: up to six coloured shapes and
-two strings on a background of noise, {families} families of questions. No photograph, font file or text of others is in it; the
+two strings on {ground}, {families} families of questions. No photograph, font file or text of others is in it; the
 characters are from Aileron (CC0). Splits (training, held-out, calibration, each benchmark) are separate streams of random
 numbers.
 
 **Training.** {training}
 a step, each shown once. Muon and AdamW, bf16 autocast. {hours}
-It was not trained for pruning: no token was ever left out. But visual tokens were charged for attention to others than
-themselves (weight {away}), so that they look around only where an answer gains by it; without that, their attention stays
-diffuse and the paper's self-attention factor ranks by position (docs/LOG.md).
+It was not trained for pruning: no token was ever left out. {charge}
 {note}Remake it with `{remake}`.
 
 **Figures.** Exact answers in percent, greedy, on the first pictures of the split "held-out" ("majority": the share of the
@@ -69,12 +68,27 @@ second layer, by the last token's attention. (`python -m embedded.evaluate{model
 
 {table}
 
-**Licence.** Apache-2.0, as the repository.
+{attention}**Licence.** Apache-2.0, as the repository.
 """
 CANVAS = """On a canvas of {size[0]} × {size[1]} pixels, {pictures} pictures, not pruned: the picture at its own size somewhere on \
 noise{seen} (`--canvas {size[0]} {size[1]}`):
 
 {table}
+
+"""
+CHARGED = """But visual tokens were charged for attention to others than
+themselves (weight {away}), so that they look around only where an answer gains by it; without that, their attention stays
+diffuse and the paper's self-attention factor ranks by position (docs/LOG.md)."""
+FREE = """Where visual tokens look was left to them: they were charged
+for nothing, and began looking at everything before them alike."""
+ATTENTION = """**Attention.** In percent, means over heads and {pictures} held-out questions, each model on pictures like
+those that it was trained on (`embedded/attention_facts.py` says what the columns are). Means over layers:
+
+{models}
+
+{name}, layer by layer:
+
+{layers}
 
 """
 FROM_RANDOM = """From random weights: {see} steps of the vision tower on what its patches show ({see_pictures} pictures full
@@ -93,8 +107,9 @@ FROM_KNOWN_SEEING = """Language model, projector and CLIP's layers are those of 
 class Text:
     """What a family's card says of it.
 
-    new: how what LLaVA-1.5 does not have began. canvases: where pictures were put in training; seen: what it means for the
-    figures on a canvas. between, decoder, template: what follows the vision tower, and how it is asked.
+    new: how what LLaVA-1.5 does not have began. ground: what things lie on. charge: what attention cost in training. canvases: where
+    pictures were put in training; seen: what it means for the figures on a canvas. between, decoder, template: what follows the
+    vision tower, and how it is asked.
     """
 
     title: str
@@ -103,6 +118,8 @@ class Text:
     new: str = ""
     canvases: str = ""
     seen: str = ""
+    ground: str = "a background of noise"
+    charge: str = CHARGED
     between: str = "two-layer GELU projector"
     decoder: str = "Llama"
     template: str = "`vicuna_v1`"
@@ -119,6 +136,12 @@ TEXTS = {
     "hr": Text(
         "LLaVA-HR", "llava_hr",
         new="ConvNeXt began at random, adapters and fusion so that it counted for nothing",
+    ),
+    "judge": Text(
+        "LLaVA-1.5, deeper and on cluttered pictures (the judge)", "llava", FROM_KNOWN_SEEING,
+        new="three layers of the decoder and two of the tower began as adding nothing, queries as nothing for visual tokens",
+        ground="patches of texture, no spot of them plain, with lines, rings, blobs and scribbles about and in front",
+        charge=FREE, remake="python -m embedded.make runs/{family} --family {family} --batch {batch} --install embedded",
     ),
     "qwen": Text(
         "Qwen3-VL", "qwen3_vl", FROM_KNOWN_SEEING,
@@ -163,9 +186,10 @@ def write(run: Path, model: Path, figures: dict[str, Any]) -> Path:
         parameters=parameters / 1e6, megabytes=(model / "model.safetensors").stat().st_size / 1e6,
         vision=_vision(settings), text=f"{of_text['num_hidden_layers']} layers × {of_text['hidden_size']}",
         between=words.between.format(deep=len(settings["vision_config"].get("deepstack_visual_indexes", ()))),
-        decoder=words.decoder, template=words.template, tokens=figures["tokens"], side=SIDE, families=len(FAMILIES),
-        hours=_hours(run / LOG), away=AWAY, note=_note(run / NOTE),
-        model_flag="" if known.name == MODEL_NAME else f" --model-path {known.name}",
+        decoder=words.decoder, template=words.template, tokens=figures["tokens"],
+        side=known.draw("held-out", 0).layout.side, families=len(FAMILIES),
+        ground=words.ground, charge=words.charge.format(away=AWAY), hours=_hours(run / LOG), note=_note(run / NOTE),
+        model_flag=_flags(known), attention=_attention(figures, known.name),
         ratios=" ".join(f"{ratio:g}" for ratio in ratios), pictures=figures["pictures"], table=table(figures),
         scores="" if scores == list(SCORES) else f" --scores {' '.join(scores)}",
         dense_pictures=dense["pictures"], dense_table=table(dense),
@@ -174,6 +198,22 @@ def write(run: Path, model: Path, figures: dict[str, Any]) -> Path:
     write_atomically(model / FIGURES, (json.dumps(figures, indent=1) + "\n").encode())
     write_atomically(model / "README.md", text.encode())
     return model / "README.md"
+
+
+def _flags(known: Model) -> str:
+    """What `evaluate` is told to ask this model about pictures like those it was trained on."""
+    scenes = next(name for name, draw in SCENES.items() if draw is known.draw)
+    model = "" if known.name == MODEL_NAME else f" --model-path {known.name}"
+    return model + ("" if scenes == next(iter(SCENES)) else f" --scenes {scenes}")
+
+
+def _attention(figures: dict[str, Any], name: str) -> str:
+    """Where attention goes, in this model and others; empty where that was not measured."""
+    found = figures.get("attention")
+    if not found:
+        return ""
+    tables = attention_facts.table(found, layers=False), attention_facts.table({name: found[name]})
+    return ATTENTION.format(pictures=figures["pictures"], models=tables[0], layers=tables[1], name=name)
 
 
 def _vision(settings: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ by the last token), each at the same share of visual compute saved. Controls at 
 
     python -m embedded.evaluate                                        # the model that ships: a few minutes
     python -m embedded.evaluate --model-path /tmp/model --pictures 1000 --ratios 0
+    python -m embedded.evaluate --model-path embedded/judge --scenes cluttered
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from fitprune.families import VLM
 from fitprune.files import write_atomically
 
 from .canvas import Size, place
+from .clutter import SCENES
 from .questions import FAMILIES, READING, Question, one_of_each
-from .render import render
-from .scene import SIDE, Split, draw
+from .scene import Draw, Split, draw
 from .tokens import INSTRUCTION
 
 SCORES = ("fitprune", "cross", "last", "random")  # what is compared unless told otherwise
@@ -47,8 +48,10 @@ class Method:
     score: str = "fitprune"
 
 
-def asked(split: Split, pictures: int, families: Sequence[str] = tuple(FAMILIES), size: Size = (SIDE, SIDE)) -> list[Asked]:
-    """For each picture, on a canvas of that size, one question of every family that has something to ask."""
+def asked(
+    split: Split, pictures: int, families: Sequence[str] = tuple(FAMILIES), size: Size | None = None, draw: Draw = draw
+) -> list[Asked]:
+    """For each picture, on a canvas of that size if one is given, one question of every family that has something to ask."""
     found: list[Asked] = []
     for index in range(pictures):
         scene = draw(split, index)
@@ -57,12 +60,12 @@ def asked(split: Split, pictures: int, families: Sequence[str] = tuple(FAMILIES)
     return found
 
 
-def methods(vlm: VLM, ratios: Sequence[float], scores: Sequence[str], samples: int) -> list[Method]:
+def methods(vlm: VLM, ratios: Sequence[float], scores: Sequence[str], samples: int, draw: Draw = draw) -> list[Method]:
     """The dense model, then for every ratio above 0 each score on the fitted schedule, and FastV."""
     found = [Method("dense", None)]
     if not (ratios := [ratio for ratio in ratios if ratio]):
         return found
-    questions = asked("calibration", samples)
+    questions = asked("calibration", samples, draw=draw)
     spread = [questions[at * len(questions) // samples] for at in range(samples)]
     stats = fitprune.observe(vlm.model, (_encode(vlm, [one], "right") for one in spread), total=samples)
     tokens = vlm.tokens_for(spread[0][0])
@@ -135,12 +138,13 @@ def _encode(vlm: VLM, batch: Sequence[Asked], side: str) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Evaluates, prints the table; returns the exit code."""
     vlm = fitprune.load(args.model_path, **arguments.load_options(args))
-    tried = methods(vlm, args.ratios, args.scores, args.samples)
+    draw = SCENES[args.scenes]
+    tried = methods(vlm, args.ratios, args.scores, args.samples, draw)
     for method in tried:
         if method.recipe:
-            tokens = method.recipe.alive(vlm.tokens_for(render(draw("held-out", 0))), vlm.cost.layers)
+            tokens = method.recipe.alive(vlm.tokens_for(place(draw("held-out", 0))), vlm.cost.layers)
             print(f"{method.name}: tokens after each layer {' '.join(map(str, tokens))}")
-    result = evaluate(vlm, asked("held-out", args.pictures, size=tuple(args.canvas)), tried, args.batch_size)
+    result = evaluate(vlm, asked("held-out", args.pictures, size=args.canvas and tuple(args.canvas), draw=draw), tried, args.batch_size)
     print(table(result))
     if args.output:
         write_atomically(args.output, json.dumps(result, indent=1).encode())
@@ -155,9 +159,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ratios", type=arguments.ratio, nargs="*", default=[0.5, 0.7], help="shares of visual compute to save")
     parser.add_argument("--scores", nargs="+", choices=list(arguments.SCORES), default=SCORES)
     parser.add_argument(
-        "--canvas", type=arguments.positive, nargs=2, default=(SIDE, SIDE), metavar=("WIDTH", "HEIGHT"),
+        "--canvas", type=arguments.positive, nargs=2, default=None, metavar=("WIDTH", "HEIGHT"),
         help="put pictures on noise of that size, for a model that looks at tiles",
     )  # fmt: skip
+    parser.add_argument("--scenes", choices=list(SCENES), default="plain", help="cluttered ones are what the judge was trained on")
     parser.add_argument("--samples", type=arguments.positive, default=128, help="calibration questions")
     parser.add_argument("--batch-size", type=arguments.positive, default=32)
     parser.add_argument("--output", type=Path, default=None, help="also write the result as JSON")

@@ -27,7 +27,6 @@ from . import chat
 from .models import MODELS
 from .native import FRAMES
 from .network import PATCH
-from .scene import SIDE
 from .tokens import BOS, EOS, IMAGE, PAD, SPECIAL, TEMPLATE, UNKNOWN, tokenizer
 from .train import CHECKPOINT, load_checkpoint
 
@@ -92,7 +91,7 @@ def _named(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tenso
 
 def _processor(settings: Any) -> dict[str, Any]:
     """processor_config.json: CLIP's preparation of pictures, and how the image token is expanded."""
-    side = SIDE
+    side = settings.vision_config.image_size
     of_pictures: dict[str, Any] = {"image_processor_type": "LlavaImageProcessor", "do_pad": True}  # which pads to a square by itself
     of_text: dict[str, Any] = {"processor_class": "LlavaProcessor"}
     if settings.model_type == "llava_next":
@@ -101,7 +100,6 @@ def _processor(settings: Any) -> dict[str, Any]:
         }  # fmt: skip
         of_text = {"processor_class": "LlavaNextProcessor"}
     if settings.model_type == "llava_hr":
-        side = settings.vision_config.image_size
         of_pictures = {"image_processor_type": "LlavaHrImageProcessor", "do_pad": True}
         of_text = {"processor_class": "LlavaHrProcessor", "image_seq_length": settings.image_seq_length}
     else:

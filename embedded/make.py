@@ -7,6 +7,7 @@ start from the installed LLaVA-1.5 and share its data, so they write none.
     python -m embedded.make runs/embedded                                  # everything, below runs/embedded
     python -m embedded.make runs/embedded --install fitprune/embedded      # and put it where the package has it
     python -m embedded.make runs/next --family next --install fitprune/embedded    # or hr, or qwen
+    python -m embedded.make runs/judge --family judge --install embedded           # the judge, which does not ship
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from typing import Any
 import fitprune
 from fitprune import arguments, entry
 from fitprune.embedded import MODELS as FOLDERS
+from fitprune.embedded import model_path
 from fitprune.families import VLM
 
-from . import benchmarks, card, evaluate, train
+from . import attention_facts, benchmarks, card, evaluate, train
+from .canvas import place
 from .export import export
 from .models import MODELS
-from .render import render
-from .scene import draw
 
 PICTURES, DENSE_PICTURES = 100, 400  # held-out pictures behind the card's figures, pruned and dense
 SAMPLES = 128  # calibration questions
@@ -43,7 +44,7 @@ def make(args: argparse.Namespace) -> int:
     if whole:
         benchmarks.write(args.folder / "data", overwrite=True)
     if args.install:
-        shutil.copytree(model, args.install / FOLDERS[MODELS[args.family].name], dirs_exist_ok=True)
+        shutil.copytree(model, args.install / FOLDERS.get(MODELS[args.family].name, args.family), dirs_exist_ok=True)
         if whole:
             benchmarks.write(args.install / "data", overwrite=True)
     return 0
@@ -51,13 +52,20 @@ def make(args: argparse.Namespace) -> int:
 
 def figures(vlm: VLM, args: argparse.Namespace) -> dict[str, Any]:
     """What the card tells."""
-    tried = evaluate.methods(vlm, args.ratios, args.scores, SAMPLES)
-    found = evaluate.evaluate(vlm, evaluate.asked("held-out", args.pictures), tried)
-    found["dense"] = evaluate.evaluate(vlm, evaluate.asked("held-out", args.dense_pictures), tried[:1])
-    found["tokens"] = vlm.tokens_for(render(draw("held-out", 0)))
-    if canvas := MODELS[args.family].canvas:
+    kind = MODELS[args.family]
+    tried = evaluate.methods(vlm, args.ratios, args.scores, SAMPLES, kind.draw)
+    found = evaluate.evaluate(vlm, evaluate.asked("held-out", args.pictures, draw=kind.draw), tried)
+    found["dense"] = evaluate.evaluate(vlm, evaluate.asked("held-out", args.dense_pictures, draw=kind.draw), tried[:1])
+    found["tokens"] = vlm.tokens_for(place(kind.draw("held-out", 0)))
+    if canvas := kind.canvas:
         questions = evaluate.asked("held-out", args.pictures, size=canvas)
         found["canvas"] = {**evaluate.evaluate(vlm, questions, tried[:1]), "size": canvas}
+    if kind.beside:
+        asked = attention_facts.in_turn(args.pictures, kind.draw)
+        found["attention"] = {kind.name: attention_facts.facts(vlm, asked)}
+        asked = attention_facts.in_turn(args.pictures)
+        for name in filter(lambda name: model_path(name).exists(), kind.beside):
+            found["attention"][name] = attention_facts.facts(fitprune.load(name, device=args.device), asked)
     return found
 
 

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import chat, native, network, tiles, two_towers
+from fitprune.embedded import MODELS as SHIPPED
+
+from . import chat, clutter, deeper, native, network, scene, tiles, two_towers
 from .batches import Look, plain_pictures
 from .canvas import Size
 from .network import Embedded
-from .scene import SIDE
+from .scene import SIDE, Draw
 from .tokens import VICUNA, Prompts
 
 
@@ -21,9 +23,10 @@ from .tokens import VICUNA, Prompts
 class Model:
     """One embedded model.
 
-    name: what `fitprune.load` is given. settings: size → transformers config. look: how scenes become its pictures.
-    see_steps, answer_steps: how long it is trained unless told otherwise. prompts: how it is asked. canvas: (width, height) of the larger
-    pictures on which its card has figures as well.
+    name: what `fitprune.load` is given; a folder of the repository for what does not ship. settings: size → transformers config.
+    look: how scenes become its pictures. see_steps, answer_steps: how long it is trained unless told otherwise. prompts: how
+    it is asked. draw: its scenes. canvas: (width, height) of the larger pictures on which its card has figures as well.
+    beside: models whose attention facts stand in its card beside its own.
     """
 
     name: str
@@ -33,12 +36,15 @@ class Model:
     see_steps: int
     answer_steps: int
     prompts: Prompts = VICUNA
+    draw: Draw = scene.draw
     canvas: Size | None = None
+    beside: tuple[str, ...] = ()
 
 
 MODELS = {
     "llava": Model("embedded", Embedded, network.config, plain_pictures, 2400, 3200),
     "next": Model("embedded-next", tiles.Tiled, tiles.settings, tiles.look, 0, 400, canvas=(2 * SIDE, 2 * SIDE)),
     "hr": Model("embedded-hr", two_towers.TwoTowers, two_towers.settings, two_towers.look, 0, 500),
-    "qwen": Model("embedded-qwen", native.Native, native.settings, native.look, 200, 1600, chat.CHAT, (224, 224)),
+    "qwen": Model("embedded-qwen", native.Native, native.settings, native.look, 200, 1600, chat.CHAT, canvas=(224, 224)),
+    "judge": Model("embedded/judge", deeper.Judge, deeper.settings, deeper.look, 600, 900, draw=clutter.scene, beside=tuple(SHIPPED)),
 }

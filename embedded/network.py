@@ -14,7 +14,7 @@ tower's position embeddings start as two-dimensional sines. Both shorten trainin
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,8 @@ def config(size: str) -> LlavaConfig:
 
 class Embedded(nn.Module):
     """The model with the heads that ask its patches what they show (`targets.HEADS`)."""
+
+    charged: ClassVar[bool] = True  # whether attention that visual tokens pay to others is measured, to be charged
 
     def __init__(self, size: str = "small", seed: int = 0) -> None:
         super().__init__()
@@ -127,7 +129,7 @@ class Embedded(nn.Module):
         away: list[Tensor] = []
         hidden = inner.language_model(
             inputs_embeds=embeds, attention_mask=mask[:, None], position_ids=positions, use_cache=False,
-            visual=(shared - image.shape[1], shared), away=away,
+            visual=(shared - image.shape[1], shared), away=away if self.charged else None,
         ).last_hidden_state  # fmt: skip
         return self.judge(hidden[:, shared:], ids, answer, away)
 
@@ -136,7 +138,8 @@ class Embedded(nn.Module):
         ahead = F.pad(answer[:, 1:], (0, 1))  # the token before an answer's token predicts it
         logits = self.llava.lm_head(hidden[ahead]).float()
         wanted = ids[answer]
-        return F.cross_entropy(logits, wanted), torch.stack(away).mean(), logits.argmax(-1) == wanted
+        charge = torch.stack(away).mean() if away else logits.new_zeros(())
+        return F.cross_entropy(logits, wanted), charge, logits.argmax(-1) == wanted
 
 
 def question_heads(*widths: int) -> nn.ModuleList:
@@ -180,8 +183,8 @@ def packed(slot: Tensor, shared: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _start(llava: LlavaForConditionalGeneration) -> None:
-    """First weights: unit-variance linear layers, quiet residual outputs, equal queries and keys, sine positions."""
+def start_layers(llava: LlavaForConditionalGeneration) -> None:
+    """First weights of the layers: unit-variance linear layers, quiet residual outputs, equal queries and keys."""
     inner: Any = llava.model
     layers = {"vision": inner.vision_tower.modules(), "text": inner.language_model.modules()}
     for part, modules in layers.items():
@@ -196,6 +199,13 @@ def _start(llava: LlavaForConditionalGeneration) -> None:
             if hasattr(module, "q_proj"):
                 module.q_proj.weight.mul_((DIAGONAL[part] * module.head_dim**-0.5) ** 0.5)
                 module.k_proj.weight.copy_(module.q_proj.weight)
+
+
+@torch.no_grad()
+def _start(llava: LlavaForConditionalGeneration) -> None:
+    """First weights: those of the layers, embeddings, sine positions, projector."""
+    start_layers(llava)
+    inner: Any = llava.model
     nn.init.normal_(inner.language_model.get_input_embeddings().weight, std=0.5)
     nn.init.normal_(llava.lm_head.weight, std=0.02)
     embeddings = next(m for m in inner.vision_tower.modules() if hasattr(m, "position_embedding"))

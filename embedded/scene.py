@@ -9,6 +9,7 @@ evaluated or calibrated on was trained on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -35,7 +36,30 @@ Split = Literal[
     "train", "dense", "held-out", "calibration", "textvqa", "gqa", "mme", "pope", "scienceqa", "seed", "mmbench",
     "vqav2", "vizwiz", "mmvet",
 ]  # fmt: skip
+Draw = Callable[["Split", int], "Scene"]
 _STREAM = {name: at for at, name in enumerate(get_args(Split), start=1)}  # a new split goes to the end
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things can be, and on what: cells along an edge, a cell's edge and the margin around all in pixels.
+
+    purpose: of the random numbers (`stream`). shapes, strings: how many at most, in the split "dense".
+    """
+
+    grid: int
+    cell: int
+    margin: int = 0
+    purpose: int = 0
+    shapes: int = 5
+    strings: int = 7
+
+    @property
+    def side(self) -> int:
+        return self.grid * self.cell + 2 * self.margin
+
+
+PLAIN = Layout(GRID, CELL)
 
 
 @dataclass(frozen=True)
@@ -79,6 +103,7 @@ class Scene:
     index: int
     shapes: tuple[Shape, ...]
     texts: tuple[Text, ...]
+    layout: Layout = PLAIN
 
     @property
     def number(self) -> str | None:
@@ -98,24 +123,24 @@ class Scene:
         return self.at((shape.cell[0] + rows, shape.cell[1] + columns))
 
 
-def draw(split: Split, index: int) -> Scene:
-    """The scene of this number. "dense" scenes hold seven strings: they teach the vision tower to read."""
-    random = stream(split, index)
+def draw(split: Split, index: int, layout: Layout = PLAIN) -> Scene:
+    """The scene of this number. "dense" scenes hold many strings: they teach the vision tower to read."""
+    random = stream(split, index, layout.purpose)
     strings = [_number(random), _word(random)]
     if split == "dense":
-        strings += [(_number, _word)[random.randint(2)](random) for _ in range(5)]
+        strings += [(_number, _word)[random.randint(2)](random) for _ in range(layout.strings - 2)]
     elif random.randint(5) == 0:
         del strings[random.randint(2)]
-    cells = [(row, column) for row in range(GRID) for column in range(GRID)]
+    cells = [(row, column) for row in range(layout.grid) for column in range(layout.grid)]
     free = [cells[at] for at in random.permutation(len(cells))]
     shapes: list[Shape] = []
-    for _ in range(1 + random.randint(5 if split == "dense" else 6)):
+    for _ in range(1 + random.randint(layout.shapes if split == "dense" else 6)):
         beside = [cell for cell in free if any(_touch(cell, shape.cell) for shape in shapes)]
         cell = beside[0] if beside and random.randint(2) else free[0]  # neighbours are what relations are about
         free.remove(cell)
-        shapes.append(_shape(random, cell))
-    texts = tuple(_text(random, string, cell) for string, cell in zip(strings, free, strict=False))
-    return Scene(split, index, tuple(shapes), texts)
+        shapes.append(_shape(random, cell, layout))
+    texts = tuple(_text(random, string, cell, layout) for string, cell in zip(strings, free, strict=False))
+    return Scene(split, index, tuple(shapes), texts, layout)
 
 
 def stream(split: Split, index: int, purpose: int = 0) -> np.random.RandomState:
@@ -135,23 +160,23 @@ def _word(random: np.random.RandomState) -> str:
     return "".join(CHARACTERS[10 + random.randint(26)] for _ in range(3))
 
 
-def _shape(random: np.random.RandomState, cell: tuple[int, int]) -> Shape:
+def _shape(random: np.random.RandomState, cell: tuple[int, int], layout: Layout) -> Shape:
     kind, color = KINDS[random.randint(len(KINDS))], list(COLORS)[random.randint(len(COLORS))]
     radius = int(random.randint(9, 15))
-    room = CELL // 2 - radius - 1
-    y, x = (CELL * place + CELL // 2 + int(random.randint(-room, room + 1)) for place in cell)
+    room = layout.cell // 2 - radius - 1
+    y, x = (layout.margin + layout.cell * place + layout.cell // 2 + int(random.randint(-room, room + 1)) for place in cell)
     red, green, blue = (
         min(255, max(0, value + int(shift))) for value, shift in zip(COLORS[color], random.randint(-18, 19, 3), strict=True)
     )
     return Shape(kind, color, cell, x, y, radius, (red, green, blue))
 
 
-def _text(random: np.random.RandomState, text: str, cell: tuple[int, int]) -> Text:
+def _text(random: np.random.RandomState, text: str, cell: tuple[int, int], layout: Layout) -> Text:
     height = int(random.randint(13, 18))
-    while string_mask(text, height).shape[1] > CELL - 3:
+    while string_mask(text, height).shape[1] > layout.cell - 3:
         height -= 1
     rows, columns = string_mask(text, height).shape
-    y = CELL * cell[0] + 1 + int(random.randint(CELL - rows - 1))
-    x = CELL * cell[1] + 1 + int(random.randint(CELL - columns - 1))
+    y = layout.margin + layout.cell * cell[0] + 1 + int(random.randint(layout.cell - rows - 1))
+    x = layout.margin + layout.cell * cell[1] + 1 + int(random.randint(layout.cell - columns - 1))
     plates: tuple[Literal["", "dark", "light"], ...] = ("", "", "dark", "light")
     return Text(text, cell, x, y, height, plates[random.randint(len(plates))])

@@ -130,7 +130,8 @@ def _work(rank: int, plan: Plan, run: Run, meeting: str) -> None:
     saved, notes = time.monotonic(), _Notes(run.folder / LOG if rank == 0 else None)
     while step < plan.steps:
         phase, first, last = plan.phase(step)
-        for batch in stream_of(phase, first, last, plan.batch // run.ranks, rank, run.ranks, run.workers, kind.look, kind.prompts):
+        share = plan.batch // run.ranks
+        for batch in stream_of(phase, first, last, share, rank, run.ranks, run.workers, kind.look, kind.prompts, kind.draw):
             progress = plan.phase(step)[1] / last
             factor = set_rates(made, phase, progress)
             batch = {key: value.to(run.device, non_blocking=True) for key, value in batch.items()}

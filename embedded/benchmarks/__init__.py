@@ -5,6 +5,7 @@ tried out on every run. The layout is that of LLaVA's `playground/data/eval`. On
 that makes its files in memory; a further benchmark is a file here and a line in `BENCHMARKS`.
 
     python -m embedded.benchmarks /tmp/eval --pictures 5
+    python -m embedded.benchmarks /tmp/judge --scenes cluttered
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from fitprune.errors import FitPruneError
 
+from ..scene import Draw, draw
 from . import calibration, gqa, mmbench, mmbench_cn, mme, mmvet, pope, scienceqa, seed_bench, textvqa, vizwiz, vqav2
 from .encode import Files
 
@@ -35,13 +37,14 @@ BENCHMARKS: dict[str, Callable[..., Files]] = {
 }  # name of the folder: its files, for a number of pictures (in MME: of each category)
 
 
-def write(dest: Path, pictures: int | None = None, overwrite: bool = False) -> dict[str, Files]:
+def write(dest: Path, pictures: int | None = None, overwrite: bool = False, draw: Draw = draw) -> dict[str, Files]:
     """Makes all benchmarks below `dest`; each folder is replaced whole or not at all, nothing else is touched.
 
     Args:
         dest: A folder, made if need be.
         pictures: Pictures per benchmark (in MME: per category); None for each one's own number.
         overwrite: Replace folders of these names that are there, whatever they hold.
+        draw: Scenes; cluttered ones are the judge's.
     Returns:
         What was written, by folder.
     Raises:
@@ -56,7 +59,7 @@ def write(dest: Path, pictures: int | None = None, overwrite: bool = False) -> d
             if not overwrite and (dest / name).exists() and any((dest / name).iterdir()):
                 raise FitPruneError(f"{dest / name} is not empty: give another folder, or --overwrite to replace it whole")
         for name, build in BENCHMARKS.items():
-            made[name] = build() if pictures is None else build(pictures)
+            made[name] = build(draw=draw) if pictures is None else build(pictures, draw)
             _replace(dest / name, made[name])
     except OSError as error:
         raise FitPruneError(f"cannot write benchmarks to {dest}: {error.strerror or error}") from None

@@ -1,6 +1,6 @@
 """Writes the benchmarks and says how large they are.
 
-python -m embedded.benchmarks /tmp/eval [--pictures 5] [--overwrite]
+python -m embedded.benchmarks /tmp/eval [--pictures 5] [--overwrite] [--scenes cluttered]
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pathlib import Path
 
 from fitprune import arguments, entry
 
+from ..clutter import SCENES
 from . import BENCHMARKS, scienceqa, write
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes them; returns the exit code."""
-    for name, files in write(args.dest, args.pictures, args.overwrite).items():
+    for name, files in write(args.dest, args.pictures, args.overwrite, SCENES[args.scenes]).items():
         pictures = sum(path.endswith((".jpg", ".png")) for path in files)
         questions = max(map(_questions, files, files.values()))  # VQAv2 has some of them in a second file
         size = sum(map(len, files.values())) / 1e6
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments.Parser(prog="embedded.benchmarks", description="Write the embedded benchmarks.")
     parser.add_argument("dest", type=Path, metavar="DEST", help=f"folder that gets {', '.join(BENCHMARKS)}")
     parser.add_argument("--pictures", type=int, help="pictures per benchmark, in MME per category (default: each its own)")
+    parser.add_argument("--scenes", choices=list(SCENES), default="plain", help="cluttered ones are what the judge was trained on")
     parser.add_argument("--overwrite", action="store_true", help="replace such folders that are there, whole")
     return entry.guarded(run, parser, argv)
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections import Counter
 
 from ..questions import one_of_each
-from ..scene import draw
+from ..scene import Draw, draw
 from .encode import Files, json_lines, picture, question
 
 QUESTIONS, IMAGES = "statistical_analysis_data.jsonl", "images"
 RATE = (16, 5)  # questions per pictures
 
 
-def build(pictures: int = 50) -> Files:
+def build(pictures: int = 50, draw: Draw = draw) -> Files:
     """All files, about so many pictures; each picture is asked the families that were asked least so far."""
     files: Files = {}
     questions: list[dict[str, object]] = []

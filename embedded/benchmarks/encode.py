@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from ..canvas import place
 from ..questions import Question, one_of_each
-from ..render import render
-from ..scene import COLORS, KINDS, Scene, Split, draw
+from ..scene import COLORS, KINDS, Draw, Scene, Split, draw
 from ..tokens import INSTRUCTION
 
 Files = dict[str, bytes]  # path below the benchmark's folder: content
@@ -36,14 +36,14 @@ CHOICES: dict[str, list[str]] = {
 def png(scene: Scene) -> bytes:
     """The picture of a scene as a PNG file: the pixels themselves."""
     file = io.BytesIO()
-    render(scene).save(file, "PNG", optimize=True)
+    place(scene).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
 def picture(scene: Scene, **jpeg: Any) -> bytes:
     """The picture of a scene as a JPEG file; colour in full resolution, since letters are a few pixels wide."""
     file = io.BytesIO()
-    render(scene).save(file, "JPEG", **{**JPEG, **jpeg})
+    place(scene).save(file, "JPEG", **{**JPEG, **jpeg})
     return file.getvalue()
 
 
@@ -68,6 +68,7 @@ def asked_in_turn(
     encoded: Callable[[Scene], bytes],
     category: str | None = None,
     please: str = INSTRUCTION,
+    draw: Draw = draw,
 ) -> tuple[Files, list[dict[str, Any]]]:
     """Those of a split's first pictures that have something to ask about, and a question about each, as `in_turn` chooses it.
 

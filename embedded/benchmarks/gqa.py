@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..questions import Question, one_of_each
-from ..scene import GRID, KINDS, Scene, Shape, draw
+from ..scene import KINDS, Draw, Scene, Shape, draw
 from .encode import Files, json_file, json_lines, picture, question
 
 QUESTIONS = "llava_gqa_testdev_balanced.jsonl"
@@ -95,7 +95,7 @@ FORMS = {
 THE_KIND = ("color", "choose", "verify")  # families that speak of *the* circle: just one shape is a circle
 
 
-def build(pictures: int = 80) -> Files:
+def build(pictures: int = 80, draw: Draw = draw) -> Files:
     """All files of the benchmark, about so many pictures."""
     files: Files = {}
     questions = []
@@ -181,7 +181,7 @@ def entails(first: Question, second: Question) -> bool:
 
 def object_id(scene: Scene, shape: Shape) -> str:
     """A shape's number in the whole set: pictures times cells."""
-    return str((scene.index * GRID + shape.cell[0]) * GRID + shape.cell[1])
+    return str((scene.index * scene.layout.grid + shape.cell[0]) * scene.layout.grid + shape.cell[1])
 
 
 def _said(asked: Question) -> tuple[str, str]:

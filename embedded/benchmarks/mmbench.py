@@ -13,7 +13,7 @@ import csv
 import io
 from collections.abc import Callable
 
-from ..scene import draw, stream
+from ..scene import Draw, draw, stream
 from .encode import LETTERS, Files, choices, in_turn, picture
 
 QUESTIONS = "mmbench_dev_20230712.tsv"
@@ -30,12 +30,12 @@ ROTATED = 1_000_000  # what is added to an index for every rotation
 JPEG = {"quality": 60, "subsampling": 2}
 
 
-def build(pictures: int = 8) -> Files:
+def build(pictures: int = 8, draw: Draw = draw) -> Files:
     """The table, one question and its rotations about each of so many pictures."""
-    return {QUESTIONS: table(pictures)}
+    return {QUESTIONS: table(pictures, draw=draw)}
 
 
-def table(pictures: int, say: Callable[[str], str] = str, families: tuple[str, ...] = tuple(CATEGORIES)) -> bytes:
+def table(pictures: int, say: Callable[[str], str] = str, families: tuple[str, ...] = tuple(CATEGORIES), draw: Draw = draw) -> bytes:
     """The rows; `say` puts questions and choices into another language."""
     file = io.StringIO(newline="")
     rows = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from ..scene import Draw, draw
 from .encode import Files
 from .mmbench import table
 
@@ -21,9 +22,9 @@ WORDS = {
 COLOR = re.compile(r"What color is the (\w+)\?")
 
 
-def build(pictures: int = 4) -> Files:
+def build(pictures: int = 4, draw: Draw = draw) -> Files:
     """The table, about those of so many pictures that have a shape with a kind of its own."""
-    return {QUESTIONS: table(pictures, say, ("color",))}
+    return {QUESTIONS: table(pictures, say, ("color",), draw)}
 
 
 def say(text: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from itertools import count
 
 from ..questions import Question, ask
-from ..scene import Scene, draw, stream
+from ..scene import Draw, Scene, draw, stream
 from .encode import Files, json_lines, picture, question
 
 QUESTIONS, RELEASE = "llava_mme.jsonl", "MME_Benchmark_release_version"
@@ -26,7 +26,7 @@ TAIL = "Please answer yes or no."
 TRIES = 64  # questions drawn before a picture is passed over
 
 
-def build(pictures: int = 20) -> Files:
+def build(pictures: int = 20, draw: Draw = draw) -> Files:
     """All files of the benchmark, so many pictures in each category."""
     files: Files = {}
     questions = []

@@ -8,13 +8,14 @@ counting and where things are. Left out: answers and abilities, which MM-Vet's n
 
 from __future__ import annotations
 
+from ..scene import Draw, draw
 from .encode import Files, asked_in_turn, json_lines, png
 
 QUESTIONS, IMAGES = "llava-mm-vet.jsonl", "images"
 FAMILIES = ("relation", "number", "count", "shape", "word")
 
 
-def build(pictures: int = 10) -> Files:
+def build(pictures: int = 10, draw: Draw = draw) -> Files:
     """All files, about those of so many pictures that have something to ask about."""
-    files, questions = asked_in_turn("mmvet", pictures, FAMILIES, f"{IMAGES}/v1_{{}}.png", png, "conv", please="")
+    files, questions = asked_in_turn("mmvet", pictures, FAMILIES, f"{IMAGES}/v1_{{}}.png", png, "conv", please="", draw=draw)
     return {**files, QUESTIONS: json_lines(questions)}

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import chain, permutations
 
-from ..scene import COLORS, KINDS, draw, stream
+from ..scene import COLORS, KINDS, Draw, draw, stream
 from .encode import Files, json_lines, picture, question
 
 QUESTIONS, LABELS, IMAGES = "llava_pope_test.jsonl", "coco", "val2014"
@@ -25,7 +25,7 @@ PER_ANSWER = 3  # questions per picture, split and answer, where the picture has
 OBJECTS = [f"{color} {kind}" for color in COLORS for kind in KINDS]
 
 
-def build(pictures: int = 30) -> Files:
+def build(pictures: int = 30, draw: Draw = draw) -> Files:
     """All files of the benchmark, about so many pictures."""
     files: Files = {}
     names = [f"COCO_val2014_{index:012d}.jpg" for index in range(pictures)]

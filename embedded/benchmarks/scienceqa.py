@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..questions import Question, one_of_each
-from ..scene import Scene, draw, stream
+from ..scene import Draw, Scene, draw, stream
 from .encode import LETTERS, Files, choices, json_file, lettered, picture
 
 QUESTIONS, PROBLEMS, SPLITS, IMAGES = "llava_test_CQM-A.json", "problems.json", "pid_splits.json", "images/test"
@@ -21,7 +21,7 @@ COUNT = {"color": 4, "shape": 3, "relation": 5, "exist": 2}  # choices by family
 EVERY = 3  # one question in so many is all text
 
 
-def build(pictures: int = 8) -> Files:
+def build(pictures: int = 8, draw: Draw = draw) -> Files:
     """All files, about so many pictures."""
     files: Files = {}
     items: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ annotation writes numbers as text, the question file as numbers, and those of vi
 from __future__ import annotations
 
 from ..questions import one_of_each
-from ..scene import draw, stream
+from ..scene import Draw, draw, stream
 from .encode import LETTERS, Files, choices, json_file, json_lines, lettered, picture
 
 QUESTIONS, ANNOTATIONS = "llava-seed-bench.jsonl", "SEED-Bench.json"
@@ -24,7 +24,7 @@ KINDS_OF = {
 EVERY = 3  # one picture in so many is a frame
 
 
-def build(pictures: int = 9) -> Files:
+def build(pictures: int = 9, draw: Draw = draw) -> Files:
     """All files, about so many pictures."""
     files: Files = {}
     questions: list[dict[str, object]] = []

@@ -9,7 +9,7 @@ annotations: ten people, who agree. Left out: the two Flickr addresses of an ann
 from __future__ import annotations
 
 from ..questions import READING, one_of_each
-from ..scene import SIDE, draw
+from ..scene import Draw, draw
 from .encode import Files, json_file, json_lines, picture, question
 
 QUESTIONS, ANNOTATIONS, IMAGES = "llava_textvqa_val_v051_ocr.jsonl", "TextVQA_0.5.1_val.json", "train_images"
@@ -17,7 +17,7 @@ PEOPLE = 10  # who answered each question
 FIRST_IMAGE = 0x5EED << 48  # image ids are 16 hexadecimal digits
 
 
-def build(pictures: int = 120) -> Files:
+def build(pictures: int = 120, draw: Draw = draw) -> Files:
     """All files of the benchmark, about so many pictures."""
     files: Files = {}
     questions: list[dict[str, object]] = []
@@ -33,8 +33,8 @@ def build(pictures: int = 120) -> Files:
                     "question": asked.text,
                     "image_id": image_id,
                     "image_classes": sorted({shape.kind.capitalize() for shape in scene.shapes}),
-                    "image_width": SIDE,
-                    "image_height": SIDE,
+                    "image_width": scene.layout.side,
+                    "image_height": scene.layout.side,
                     "answers": [asked.answer] * PEOPLE,
                     "question_tokens": asked.text.lower().rstrip("?").split(),
                     "question_id": len(annotations),

@@ -9,13 +9,14 @@ without that line and 43% with it). Answers are left out too: a server has those
 
 from __future__ import annotations
 
+from ..scene import Draw, draw
 from .encode import Files, asked_in_turn, json_lines, picture
 
 QUESTIONS, IMAGES = "llava_test.jsonl", "test"
 FAMILIES = ("number", "color", "word", "count")
 
 
-def build(pictures: int = 12) -> Files:
+def build(pictures: int = 12, draw: Draw = draw) -> Files:
     """All files, about those of so many pictures that have something to ask about."""
-    files, questions = asked_in_turn("vizwiz", pictures, FAMILIES, f"{IMAGES}/VizWiz_test_{{:08d}}.jpg", picture)
+    files, questions = asked_in_turn("vizwiz", pictures, FAMILIES, f"{IMAGES}/VizWiz_test_{{:08d}}.jpg", picture, draw=draw)
     return {**files, QUESTIONS: json_lines(questions)}

@@ -10,7 +10,7 @@ split are not public, so nothing here scores them either.
 from __future__ import annotations
 
 from ..questions import one_of_each
-from ..scene import draw
+from ..scene import Draw, draw
 from .encode import Files, json_lines, picture, question
 
 ASKED, LISTED, IMAGES = "llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_test2015.jsonl", "test2015"
@@ -19,7 +19,7 @@ PER_PICTURE = 1000  # question ids of a picture
 EVERY = 3  # one picture in so many is outside test-dev
 
 
-def build(pictures: int = 12) -> Files:
+def build(pictures: int = 12, draw: Draw = draw) -> Files:
     """All files, about so many pictures."""
     files: Files = {}
     asked: list[dict[str, object]] = []

@@ -24,7 +24,7 @@ from embedded.benchmarks import BENCHMARKS, gqa, mmbench_cn, mme, pope, textvqa,
 from embedded.benchmarks.__main__ import main
 from embedded.questions import FAMILIES, Question
 from embedded.render import render
-from embedded.scene import CELL, COLORS, KINDS, SIDE, draw
+from embedded.scene import COLORS, KINDS, SIDE, draw
 from embedded.tokens import INSTRUCTION, SPECIAL, UNKNOWN, tokenizer
 from fitprune.errors import FitPruneError
 from fitprune.evaluation.answers import AnswersFile
@@ -48,6 +48,11 @@ KIND = {f"{kind}es" if kind == "cross" else f"{kind}s": kind for kind in KINDS} 
 OTHER_SIDE = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # x, y
 
 
+def cell_of(scene, shape):
+    """Column and row of the cell that a shape's middle lies in."""
+    return tuple((at - scene.layout.margin) // scene.layout.cell for at in (shape.x, shape.y))
+
+
 def truth(scene, text):
     """The answer to a question about `scene.shapes` and `scene.texts`; None if it makes no sense there."""
     words = text.rstrip("?").split()
@@ -64,8 +69,8 @@ def truth(scene, text):
         found = [s for s in shapes if (s.kind, s.color) == (kinds[-1], colors[-1])]
         if len(found) != 1:
             return None
-        x, y = (a // CELL + b for a, b in zip((found[0].x, found[0].y), OTHER_SIDE[direction], strict=True))
-        return only([s for s in shapes if (s.x // CELL, s.y // CELL) == (x, y)], lambda s: s.kind)
+        x, y = (a + b for a, b in zip(cell_of(scene, found[0]), OTHER_SIDE[direction], strict=True))
+        return only([s for s in shapes if cell_of(scene, s) == (x, y)], lambda s: s.kind)
 
     def several():
         return sum((not kinds or s.kind in kinds) and (not colors or s.color in colors) for s in shapes)
@@ -325,8 +330,8 @@ def run(program, scene):
             given = [s for s in given if getattr(s, detail) == argument]
         elif verb == "relate":
             dx, dy = OTHER_SIDE[re.search(r"directly (.+),s", argument)[1]]
-            cells = {(s.x // CELL + dx, s.y // CELL + dy) for s in given}
-            given = [s for s in scene.shapes if (s.x // CELL, s.y // CELL) in cells]
+            cells = {(x + dx, y + dy) for x, y in (cell_of(scene, s) for s in given)}
+            given = [s for s in scene.shapes if cell_of(scene, s) in cells]
         elif verb == "query":
             given = given[0].kind if argument == "name" else getattr(given[0], argument)
         elif verb == "choose":

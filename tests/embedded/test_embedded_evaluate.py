@@ -46,7 +46,7 @@ def test_shares_are_exact_matches_by_family(small: VLM, monkeypatch: pytest.Monk
 
 def test_methods_of_a_ratio_save_the_same_and_are_fitted_on_other_pictures(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = []
-    monkeypatch.setattr(evaluate, "asked", lambda split, *a: splits.append(split) or asked(split, *a))
+    monkeypatch.setattr(evaluate, "asked", lambda split, *a, **k: splits.append(split) or asked(split, *a, **k))
     dense, *tried = evaluate.methods(small, [0, 0.5], ["fitprune", "random"], samples=4)
     assert (dense.recipe, splits) == (None, ["calibration"])
     assert {m.name: m.score for m in tried} == {"50% fitprune": "fitprune", "50% random": "random", "50% fastv": "last"}

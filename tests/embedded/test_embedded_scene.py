@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from embedded.glyphs import string_mask
 from embedded.render import shape_mask
-from embedded.scene import CELL, COLORS, GRID, KINDS, SIDE, Scene, Split, draw, stream
+from embedded.scene import CELL, COLORS, GRID, KINDS, PLAIN, SIDE, Scene, Split, draw, stream
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 JITTER = 18  # how far a shape's colour may be from its name's
@@ -41,6 +41,7 @@ def test_scenes_are_the_same_on_every_machine() -> None:
     }
     for splits, digest in expected.items():
         plain = [asdict(draw(split, index)) for split in splits for index in range(20)]
+        assert {str(scene.pop("layout")) for scene in plain} == {str(asdict(PLAIN))}
         text = json.dumps(plain)  # fails on anything but Python's own types
         assert hashlib.sha256(text.encode()).hexdigest() == digest
 

@@ -54,6 +54,7 @@ SMALL = {
 }
 SMALL_MODULES = {
     "embedded": "--overwrite",
+    "benchmarks": "--pictures 1 --overwrite",
     "statistical_analysis": "--samples 2",
     "model_vqa_loader": "--samples 2 --max_new_tokens 2",
     "eval_textvqa": "",
@@ -75,8 +76,8 @@ LONG_TARGETS = {
     "evaluate",
     "docs",
 }
-# Modules that take hours: their flags are checked.
-LONG_MODULES = {"embedded.make", "embedded.train", "embedded.evaluate"}
+# Modules that take hours, or a model that need not be there: their flags are checked.
+LONG_MODULES = {"embedded.make", "embedded.train", "embedded.evaluate", "embedded.attention_facts"}
 
 MINIATURES = {  # documented checkpoint: recorded miniature of the same layout
     "liuhaotian/llava-v1.5-7b": "llava15",
