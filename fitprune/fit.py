@@ -178,7 +178,7 @@ def fit_all(
     Args:
         cost: The model's cost; None for the one that the statistics carry.
         ratios: As `parse_ratio` takes them.
-        criterion, by, judge, scores: As `fit`.
+        criterion: As `fit`, and so are `by`, `judge`, `scores` and `progress`.
     Returns:
         Recipes by ratio (a fraction), in the order given.
     Raises:
