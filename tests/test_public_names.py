@@ -43,8 +43,9 @@ def test_arguments_of_the_verbs() -> None:
         return list(inspect.signature(function).parameters)  # type: ignore[arg-type]
 
     assert arguments(fitprune.observe) == ["model", "samples", "name", "total", "progress", "prepare"]
-    assert arguments(fitprune.fit) == ["stats", "cost", "reduction_ratio", "criterion"]
-    assert arguments(fitprune.fit_all) == ["stats", "cost", "ratios", "criterion"]
+    by = ["by", "judge", "scores", "progress"]  # keywords only
+    assert arguments(fitprune.fit) == ["stats", "cost", "reduction_ratio", "criterion", *by]
+    assert arguments(fitprune.fit_all) == ["stats", "cost", "ratios", "criterion", *by]
     assert arguments(fitprune.prune) == arguments(fitprune.attach) == ["model", "recipe", "score", "visual_mask", "seed", "graphs"]
     assert arguments(fitprune.replay) == ["model", "samples", "reduction_ratio", "cost", "progress"]
     assert arguments(fitprune.load) == [

@@ -17,8 +17,8 @@ class Ear:
     def __init__(self):
         self.heard_all = []
 
-    def on_attention(self, query, key, scaling, mask, logsumexp=None, heads=None):
-        self.heard_all.append((query, key, scaling, mask))
+    def on_attention(self, query, key, value, scaling, mask, logsumexp=None, heads=None):
+        self.heard_all.append((query, key, value, scaling, mask))
 
 
 @pytest.fixture
@@ -41,9 +41,10 @@ def test_the_result_is_the_implementations(llama, tensors, name):
         wanted = eager_attention_forward(module, *tensors, mask, scaling=0.3, dropout=0.0)
     assert torch.equal(out, wanted[0])
     assert (weights is None) == (wanted[1] is None)
-    query, key, scaling, seen_mask = ear.heard_all[0]
+    query, key, value, scaling, seen_mask = ear.heard_all[0]
     assert query is tensors[0]
     assert key is tensors[1]
+    assert value is tensors[2]
     assert seen_mask is mask
     assert scaling == 0.3
 
@@ -57,7 +58,7 @@ def test_nobody_listens(llama, tensors):
 def test_scaling_by_default(llama, tensors):
     ear = Ear()
     listening(SimpleNamespace(_attn_implementation="sdpa"))(llama.model.layers[0].self_attn, *tensors, None, **{STATE_KEY: ear})
-    assert ear.heard_all[0][2] == 8**-0.5
+    assert ear.heard_all[0][3] == 8**-0.5
 
 
 def test_the_implementation_sees_the_models_own_config(llama, tensors):
