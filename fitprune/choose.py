@@ -68,8 +68,8 @@ def choose(fitted: Recipe, judge: Judge, scores: Sequence[str] = SPREAD, progres
         raise FitPruneError(f"{questions} questions cannot tell schedules apart: give at least {FEWEST}")
     shapes = _shapes(fitted)
     first, second = (max(FEWEST, ceil(questions * part)) for part in (FIRST, SECOND))
-    better, best, last = ceil(len(shapes) * BETTER), min(WITH_SCORES, len(shapes)), LAST
-    total = len(shapes) * first + better * (second - first) + best * (len(scores) - 1) * second + last * (questions - second)
+    better, best = ceil(len(shapes) * BETTER), min(WITH_SCORES, len(shapes))
+    total = len(shapes) * first + better * (second - first) + best * (len(scores) - 1) * second + LAST * (questions - second)
     with tqdm(total=total, desc=f"choosing for {fitted.reduction_ratio:.0%}", unit="prefill", disable=not progress) as bar:
         trial = _Trial(judge, bar)
         names = [trial.enter(shape, recipe, scores[0]) for shape, recipe in shapes.items()]
@@ -78,7 +78,7 @@ def choose(fitted: Recipe, judge: Judge, scores: Sequence[str] = SPREAD, progres
         for name in names[:best]:
             shape = trial.shape[name]
             names += trial.round([trial.enter(shape, shapes[shape], score) for score in scores[1:]], second)
-        names = trial.round(trial.round(names, second)[:last], questions)
+        names = trial.round(trial.round(names, second)[:LAST], questions)
     leader = trial.drifts[names[0]]
     equal = [name for name in names if _beyond(trial.drifts[name], leader) <= 1]
     taken = min(equal, key=lambda name: sum(map(bool, trial.recipes[name].counts)))  # of as many steps, the one of least drift

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from .choose import Judge, choose
-from .cost import CostModel
+from .cost import CostModel, deletions_of
 from .errors import FitPruneError
 from .recipe import Recipe
 from .schedule.budget import round_to_budget, scale_to_budget, smallest
@@ -267,7 +267,7 @@ def _fit(stats: AttentionStats, cost: CostModel, tokens: int, curve: Callable[[f
             low, high = (low, middle) if saved(curve(middle)) >= ratio else (middle, high)
         alive = between(smallest(lambda share: saved(between(share)) >= ratio, 0, 1) if ratio else 0)
     whole = round_to_budget(alive, tokens, cost, ratio)
-    counts = [before - after for before, after in zip([tokens, *whole], whole, strict=False)]
+    counts = deletions_of(whole, tokens)
     return Recipe.from_deletions(
         counts,
         visual_tokens=tokens,

@@ -107,7 +107,7 @@ class Observer:
             raise UnsupportedError(
                 f"no layer of {type(decoder).__name__} can delete visual tokens: each {' or '.join(set(forbidden.values()))}"
             )
-        self.cost = CostModel.from_config(decoder.config, kind=type(decoder)).deleting_in(self.deletable)
+        self.cost = CostModel.of(decoder).deleting_in(self.deletable)
 
     def __enter__(self) -> Observer:
         self._attachment = attach_policy(self.model, self.policy)

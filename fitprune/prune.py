@@ -68,7 +68,7 @@ def attach(
     layers = len(decoder.layers)  # type: ignore[arg-type]
     recipe.check_layers(layers)
     try:
-        recipe.check_model(CostModel.from_config(decoder.config, kind=type(decoder)))
+        recipe.check_model(CostModel.of(decoder))
     except FitPruneError:
         if recipe.cost is not None:  # else it does not matter what the model costs
             raise

@@ -279,7 +279,7 @@ def test_cost_and_decoder_agree_on_the_layers_that_delete(name: str) -> None:
     if name == "Ernie4_5_VLMoe":
         pytest.skip("its costs are refused by name (tests/decoder/test_vlm_rules.py)")
     decoder = find_decoder(FAMILIES[name].model())
-    cost = CostModel.from_config(decoder.config, kind=type(decoder))
+    cost = CostModel.of(decoder)
     assert set(range(cost.layers)) - set(cost.deletable) == set(forbidden_layers(decoder))
 
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
-from ..cost import CostModel
+from ..cost import CostModel, deletions_of
 from ..errors import FitPruneError
 from ..recipe import Recipe
 from ..schedule.budget import round_to_budget, smallest
@@ -98,6 +97,5 @@ def recipe_for(shape: Shape, ratio: float, file: str | Path | None = None) -> Re
         return [float(visual)] + [visual * keep] * (cost.layers - 1)
 
     gone = smallest(lambda share: cost.visual_reduction_of_alive(curve(1 - share), visual) >= ratio, 0.0, 1.0)
-    alive = [visual, *round_to_budget(curve(1 - gone), visual, cost, ratio)]
-    deletions = [before - after for before, after in pairwise(alive)]
+    deletions = deletions_of(round_to_budget(curve(1 - gone), visual, cost, ratio), visual)
     return Recipe.from_deletions(deletions, visual_tokens=visual, reduction_ratio=ratio, source="one step")

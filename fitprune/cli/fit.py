@@ -88,10 +88,11 @@ def run(args: argparse.Namespace) -> int:
         stats = AttentionStats.load(args.from_stats)
     else:
         vlm = load(args.model_path, **arguments.load_options(args))
-        stats = observe_questions(vlm, arguments.calibration(args), workers=workers)
+        calibration = arguments.calibration(args)
+        stats = observe_questions(vlm, calibration, workers=workers)
         if args.by == "drift":
             journal = _folder(args) / f"{file_name(vlm.name)}.drift.jsonl"
-            judge = DriftJudge(vlm, arguments.calibration(args), journal=journal, workers=workers)
+            judge = DriftJudge(vlm, calibration, journal=journal, workers=workers)
     recipes = fit_all(
         stats, None, args.reduction_ratio, args.criterion, by=args.by, judge=judge, scores=args.score or SPREAD, progress=workers.leads
     )

@@ -22,6 +22,6 @@ parts.py      what a part of a layer is, told by its forward
 """
 
 from .layer import LayerCost
-from .total import VICUNA_7B, CostModel, alive_after
+from .total import VICUNA_7B, CostModel, alive_after, deletions_of
 
-__all__ = ["VICUNA_7B", "CostModel", "LayerCost", "alive_after"]
+__all__ = ["VICUNA_7B", "CostModel", "LayerCost", "alive_after", "deletions_of"]

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FitPruneError
@@ -27,6 +27,11 @@ SIZES = ("intermediate", "heads", "kv_heads", "head_dim")  # of a Llama-shaped l
 def alive_after(deletions: Sequence[int], visual_tokens: int) -> list[int]:
     """Visual tokens alive after each layer, [layer], for deletions per layer, [layer]."""
     return [visual_tokens - gone for gone in accumulate(deletions)]
+
+
+def deletions_of(alive: Sequence[int], visual_tokens: int) -> list[int]:
+    """The other way round: deletions per layer, [layer], that leave so many visual tokens alive after each."""
+    return [before - after for before, after in pairwise([visual_tokens, *alive])]
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,11 @@ class CostModel:
         if all(layer == LayerCost.llama(hidden, *sizes) for layer in each):
             return cls(len(each), hidden, *sizes, vocab=vocab)
         return cls.of_layers(each, hidden, vocab)
+
+    @classmethod
+    def of(cls, decoder: nn.Module) -> CostModel:
+        """Of a decoder that is there; errors as `from_config`."""
+        return cls.from_config(decoder.config, kind=type(decoder))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

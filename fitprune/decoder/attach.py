@@ -215,7 +215,7 @@ class Attachment:
 
     def _record_lengths(self, base: nn.Module, kind: str, name: str, undo: ExitStack) -> None:
         """Has a model note how many tokens it makes of each image or video of the call at hand (`generate` calls it outside of one)."""
-        original, own = getattr(base, name), base.__dict__.get(name)
+        original = getattr(base, name)
 
         @functools.wraps(original)  # `generate` reads its signature
         def recorded(*args: Any, **kwargs: Any) -> Any:
@@ -229,12 +229,11 @@ class Attachment:
                 located.made[kind] = image_lengths(features)
             return features
 
-        setattr(base, name, recorded)
-        undo.callback(lambda: setattr(base, name, own) if own is not None else delattr(base, name))
+        _put(base, name, recorded, undo)
 
     def _watch_chunks(self, model: nn.Module, undo: ExitStack) -> None:
         """Has `generate` tell in what pieces it reads a prompt: nothing in the call of one says that there are others."""
-        original, own = getattr(model, PREFILL), model.__dict__.get(PREFILL)
+        original = getattr(model, PREFILL)
 
         @functools.wraps(original)
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -245,16 +244,13 @@ class Attachment:
             finally:
                 self._call.chunk = None
 
-        setattr(model, PREFILL, watched)
-        undo.callback(lambda: setattr(model, PREFILL, own) if own is not None else delattr(model, PREFILL))
+        _put(model, PREFILL, watched, undo)
 
     def _replace_forward(self, index: int, layer: nn.Module, attention: nn.Module | None, undo: ExitStack) -> None:
         name, block = forward_name(layer), read_block(layer, self._blocks)
-        own = layer.__dict__.get(name)
         last = index + 1 == len(self.layers)
         replacement = LayerForward(self, index, layer, attention, block, getattr(layer, name), last=last, undo=undo)
-        setattr(layer, name, replacement)
-        undo.callback(lambda: setattr(layer, name, own) if own is not None else delattr(layer, name))
+        _put(layer, name, replacement, undo)
 
     def _listen(self, attention: nn.Module | None, undo: ExitStack) -> None:
         if attention is None:
@@ -377,6 +373,13 @@ def attachment_of(model: nn.Module) -> Attachment | None:
             if isinstance(own, LayerForward):
                 return own.attachment
     return None
+
+
+def _put(module: nn.Module, name: str, method: Callable[..., Any], undo: ExitStack) -> None:
+    """Puts a method in the place of a module's, until `undo`: then what the instance had of its own is back, or its class's."""
+    own = module.__dict__.get(name)
+    setattr(module, name, method)
+    undo.callback(lambda: setattr(module, name, own) if own is not None else delattr(module, name))
 
 
 def _shows_hidden_states(module: nn.Module, call: Mapping[str, Any]) -> bool:

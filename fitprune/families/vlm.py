@@ -74,8 +74,7 @@ class VLM:
 
     @property
     def cost(self) -> CostModel:
-        decoder = find_decoder(self.model)
-        return CostModel.from_config(decoder.config, kind=type(decoder))
+        return CostModel.of(find_decoder(self.model))
 
     def tokens_for(self, image: Image.Image) -> int:
         """How many visual tokens an image takes; only its size matters."""

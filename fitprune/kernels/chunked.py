@@ -28,6 +28,11 @@ BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # float32 scores held at a tim
 QUERIES = 128  # of a tile; its keys follow from the bytes
 
 
+def room(device: torch.device, block_bytes: int | None = None) -> int:
+    """How many float32 numbers may be held at a time on a device; `block_bytes`, if given, says it instead."""
+    return (block_bytes or BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])) // 4
+
+
 def received_attention(
     query: Tensor,
     key: Tensor,
@@ -58,7 +63,6 @@ def received_attention(
     """
     batch, keys = query.shape[0], key.shape[2]
     rows, columns = rows or (0, query.shape[2]), columns or (0, keys)
-    room = (block_bytes or BLOCK_BYTES.get(query.device.type, BLOCK_BYTES["cuda"])) // 4
     names = torch.tensor([TEXT, *range(1, images + 1)], device=query.device)
     weights = (query_group[:, None, :] == names[None, :, None]).float()  # [B, 1 + images, Q]
     left, right = columns
@@ -66,7 +70,7 @@ def received_attention(
     for row in range(batch):
         seen = None if mask is None else mask[row if mask.shape[0] > 1 else 0][None]
         known = None if logsumexp is None else logsumexp[row]
-        one = _BatchRow(query[row].float(), key[row].float(), scaling, seen, known, rows, room, heads)
+        one = _BatchRow(query[row].float(), key[row].float(), scaling, seen, known, rows, room(query.device, block_bytes), heads)
         one.add(total[row], weights[row], rows, columns)
 
     cross = query.new_zeros(batch, keys, dtype=torch.float32)
@@ -82,11 +86,10 @@ def logsumexp(
     query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, rows: tuple[int, int], block_bytes: int | None = None
 ) -> Tensor:
     """[B, H, Q] the log-sum-exp of the scaled, masked scores of queries in `rows`, zero elsewhere; arguments as `received_attention`."""
-    room = (block_bytes or BLOCK_BYTES.get(query.device.type, BLOCK_BYTES["cuda"])) // 4
-    found = []
+    held, found = room(query.device, block_bytes), []
     for row in range(query.shape[0]):
         seen = None if mask is None else mask[row if mask.shape[0] > 1 else 0][None]
-        found.append(_BatchRow(query[row].float(), key[row].float(), scaling, seen, None, rows, room, None).level * scaling)
+        found.append(_BatchRow(query[row].float(), key[row].float(), scaling, seen, None, rows, held, None).level * scaling)
     return torch.stack(found)
 
 

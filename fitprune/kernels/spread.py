@@ -26,9 +26,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .chunked import room
 from .select import take
 
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # float32 products held at a time, by device
 SAME = 1e-5  # of the mean length of v: vectors that differ from the mean by less all count as the mean
 
 
@@ -87,8 +87,7 @@ def unlikeness(value: Tensor, relevance: Tensor, group: Tensor, images: int, blo
     by_whole, by_centred = whole.clamp(min=smallest).rsqrt(), (square + tiny).clamp(min=smallest).rsqrt()
 
     closest = torch.zeros_like(relevance, dtype=torch.float32)
-    room = (block_bytes or BLOCK_BYTES.get(value.device.type, BLOCK_BYTES["cuda"])) // 4
-    step = max(1, room // (batch * n))
+    step = max(1, room(value.device, block_bytes) // (batch * n))
     place = torch.arange(n, device=group.device)
     for start in range(0, n, step):
         stop = min(start + step, n)

@@ -9,7 +9,7 @@ Left out: searching for the best of all integer schedules. The curve is an avera
 more than one token.
 
     python -c "from fitprune.schedule.budget import *; from fitprune.cost import VICUNA_7B as c; \
-        print(round_to_budget(deepen([0.9] * 16 + [0.5] * 16, 576, c, 0.6), 576, c, 0.6))"
+        print(round_to_budget(scale_to_budget([0.9] * 16 + [0.5] * 16, 576, c, 0.6), 576, c, 0.6))"
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import TypeVar
 
-from ..cost import CostModel, alive_after
+from ..cost import CostModel, alive_after, deletions_of
 from ..errors import FitPruneError
 
 Count = TypeVar("Count", int, float)  # whole tokens, or an average of them
@@ -139,6 +139,15 @@ def round_to_budget(
     return expand_steps(whole, starts, visual_tokens, cost.layers)
 
 
+def at_budget(fractions: Sequence[float], visual_tokens: int, cost: CostModel, reduction_ratio: float, steps: Sequence[int]) -> list[int]:
+    """Deletions per layer, [layer], of a shape made deeper or shallower until it meets the budget, in whole tokens and at these steps only.
+
+    Arguments and errors as `scale_to_budget` and `round_to_budget`.
+    """
+    curve = scale_to_budget(fractions, visual_tokens, cost, reduction_ratio)
+    return deletions_of(round_to_budget(curve, visual_tokens, cost, reduction_ratio, steps), visual_tokens)
+
+
 @lru_cache(maxsize=256)
 def rescaled(deletions: tuple[int, ...], reference: int, visual_tokens: int, cost: CostModel, reduction_ratio: float) -> tuple[int, ...]:
     """Deletions per layer, [layer], made at a reference count, at another: the same steps and shape, the budget met.
@@ -149,8 +158,5 @@ def rescaled(deletions: tuple[int, ...], reference: int, visual_tokens: int, cos
         FitPruneError: as `scale_to_budget`.
     """
     fractions = [count / reference for count in alive_after(deletions, reference)]
-    curve = scale_to_budget(fractions, visual_tokens, cost, reduction_ratio)
     steps = [layer for layer, gone in enumerate(deletions) if gone]
-    return tuple(
-        before - after for before, after in pairwise([visual_tokens, *round_to_budget(curve, visual_tokens, cost, reduction_ratio, steps)])
-    )
+    return tuple(at_budget(fractions, visual_tokens, cost, reduction_ratio, steps))

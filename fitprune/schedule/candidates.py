@@ -11,11 +11,10 @@ even shape from layer 0 deletes the same share everywhere. Layers that cannot de
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 from ..cost import CostModel
 from ..errors import FitPruneError
-from .budget import round_to_budget, scale_to_budget
+from .budget import at_budget
 
 EARLY = range(6)  # layers to begin in, …
 DEEPER = (1 / 4, 1 / 3, 1 / 2)  # … and these parts of the depth
@@ -36,12 +35,10 @@ def candidates(cost: CostModel, visual_tokens: int, reduction_ratio: float) -> d
     refused = None
     for name, shape, steps in _shapes(cost):
         try:
-            curve = scale_to_budget(shape, visual_tokens, cost, reduction_ratio)
-            whole = round_to_budget(curve, visual_tokens, cost, reduction_ratio, steps)
+            deletions = at_budget(shape, visual_tokens, cost, reduction_ratio, steps)
         except FitPruneError as error:
             refused = refused or error
             continue
-        deletions = [before - after for before, after in pairwise([visual_tokens, *whole])]
         if deletions not in found.values():
             found[name] = deletions
     if not found:
@@ -53,8 +50,10 @@ def _shapes(cost: CostModel) -> Iterator[tuple[str, list[float], Sequence[int]]]
     """Name, share alive after each layer, and the layers that delete."""
     layers = cost.layers
     wanted = {*EARLY, *(round(layers * part) for part in DEEPER)}
-    for start in sorted({min(behind) for one in wanted if (behind := [layer for layer in cost.deletable if layer >= one])}):
-        behind = [layer for layer in cost.deletable if layer >= start]
+    for behind in dict.fromkeys(tuple(layer for layer in cost.deletable if layer >= one) for one in sorted(wanted)):
+        if not behind:
+            continue
+        start = behind[0]
         for number in STEPS:
             steps = sorted({behind[len(behind) * at // number] for at in range(number)})
             if len(steps) == number:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from ..cost import CostModel, alive_after
-from .budget import expand_steps, round_to_budget, scale_to_budget
+from .budget import at_budget, expand_steps
 
 
 def savings(deletions: Sequence[int]) -> dict[int, int]:
@@ -69,6 +69,4 @@ def _at(alive: Sequence[int], visual_tokens: int, steps: Sequence[int], cost: Co
     """Deletions per layer, [layer], at these steps only: means of the survivors in between, the budget met."""
     means = [sum(alive[step:after]) / (after - step) for step, after in pairwise([*steps, cost.layers])]
     fractions = [mean / visual_tokens for mean in expand_steps(means, steps, visual_tokens, cost.layers)]
-    curve = scale_to_budget(fractions, visual_tokens, cost, budget)
-    whole = round_to_budget(curve, visual_tokens, cost, budget, steps)
-    return [before - after for before, after in pairwise([visual_tokens, *whole])]
+    return at_budget(fractions, visual_tokens, cost, budget, steps)

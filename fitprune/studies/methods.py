@@ -31,13 +31,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..cost import CostModel
 from ..errors import FitPruneError
 from ..recipe import Recipe
-from ..schedule.budget import round_to_budget, scale_to_budget, unreachable
+from ..schedule.budget import at_budget, unreachable
 from ..schedule.ratio import parse_ratio
 from ..schedule.validation import CRITERIA
 from ..scores import find_score
@@ -209,9 +208,7 @@ def _solved(source: str, cost: CostModel, visual_tokens: int, ratio: float, shap
     if not steps or min(steps) < 0 or max(steps) >= cost.layers or len(set(steps)) < len(steps):
         some = f", of which {len(cost.deletable)} can delete," if len(cost.deletable) < cost.layers else ""
         raise FitPruneError(f"a model of {cost.layers} layers{some} is too shallow: leave this method out")
-    curve = scale_to_budget(shape, visual_tokens, cost, ratio)
-    whole = round_to_budget(curve, visual_tokens, cost, ratio, steps)
-    counts = [before - after for before, after in pairwise([visual_tokens, *whole])]
+    counts = at_budget(shape, visual_tokens, cost, ratio, steps)
     return Recipe.from_deletions(
         counts,
         visual_tokens=visual_tokens,

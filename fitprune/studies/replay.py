@@ -141,7 +141,7 @@ def replay(
     if forbidden := forbidden_layers(decoder):
         (layer, reason), *_ = forbidden.items()
         raise UnsupportedError(f"the released code's fit deletes in every layer, but layer {layer} {reason}: fit without replaying it")
-    cost = cost or CostModel.from_config(decoder.config, kind=type(decoder))
+    cost = cost or CostModel.of(decoder)
     dense = [observe(model, [sample], progress=False) for sample in samples]
     if not dense:
         raise FitPruneError("nothing to replay: give at least one sample")

@@ -40,9 +40,7 @@ except FitPruneError as error:
 
 @pytest.fixture(scope="module", params=NAMES)
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    if why := processors.missing(request.param):
-        pytest.skip(why)
-    return str(processors.saved(request.param, tmp_path_factory.mktemp(request.param) / "tiny"))
+    return str(processors.for_module(request.param, tmp_path_factory))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_embedded_warm import _once, known, needs_muon  # noqa: F401 (a fixture)
+from test_embedded_warm import interrupted_as_whole, known, needs_muon  # noqa: F401 (a fixture)
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
@@ -24,7 +24,7 @@ from embedded.make import main as make
 from embedded.network import PATCH
 from embedded.scene import SIDE as PLAIN_SIDE
 from embedded.tokens import IMAGE_ID, INSTRUCTION, prefix
-from embedded.train import Plan, Run
+from embedded.train import Plan
 from fitprune.embedded import model_path
 
 JUDGE = models.MODELS["judge"]
@@ -190,19 +190,8 @@ def test_what_is_exported_is_what_was_trained_on_the_same_pixels(tiny: Path, tmp
 
 @needs_muon
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, ends = Plan(batch=2, see_steps=1, answer_steps=2, family="judge"), []
-    for folder, stops in (("whole", 0), ("interrupted", 2)):
-        run = Run(tmp_path / folder, "cpu", 1, workers=0, save_seconds=0, quiet=True)
-        for _ in range(stops):
-            with monkeypatch.context() as patch:
-                patch.setattr(train, "_losses", partial(_once, train._losses, []))
-                with pytest.raises(KeyboardInterrupt):
-                    train.train(plan, run)
-        ends.append(train.load_checkpoint(train.train(plan, run)))
-    whole, interrupted = (end["model"] for end in ends)
-    assert all(torch.equal(whole[name], interrupted[name]) for name in whole)
-    start = deeper.Judge().state_dict()
-    assert sum(not torch.equal(start[name], whole[name]) for name in whole) > len(whole) / 2
+    plan = Plan(batch=2, see_steps=1, answer_steps=2, family="judge")
+    interrupted_as_whole(plan, deeper.Judge().state_dict(), tmp_path, monkeypatch)
 
 
 @needs_muon

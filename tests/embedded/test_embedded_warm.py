@@ -201,9 +201,15 @@ def test_llavas_have_no_phase_of_seeing(tmp_path: Path) -> None:
 @needs_muon
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, ends = Plan(batch=2, see_steps=int(family == "qwen"), answer_steps=2 + int(family != "qwen"), family=family), []
-    for folder, stops in (("whole", 0), ("interrupted", 2)):
-        run = Run(tmp_path / folder, "cpu", 1, workers=0, save_seconds=0, quiet=True)
+    plan = Plan(batch=2, see_steps=int(family == "qwen"), answer_steps=2 + int(family != "qwen"), family=family)
+    interrupted_as_whole(plan, FAMILIES[family]().state_dict(), tmp_path, monkeypatch)
+
+
+def interrupted_as_whole(plan: Plan, start: dict[str, Tensor], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is stopped twice ends with the weights of one that is not, and most of them are not those of the start."""
+    ends = []
+    for name, stops in (("whole", 0), ("interrupted", 2)):
+        run = Run(folder / name, "cpu", 1, workers=0, save_seconds=0, quiet=True)
         for _ in range(stops):
             with monkeypatch.context() as patch:
                 patch.setattr(train, "_losses", partial(_once, train._losses, []))
@@ -212,7 +218,6 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(family: str, tmp_pat
         ends.append(train.load_checkpoint(train.train(plan, run)))
     whole, interrupted = (end["model"] for end in ends)
     assert all(torch.equal(whole[name], interrupted[name]) for name in whole)
-    start = FAMILIES[family]().state_dict()
     assert sum(not torch.equal(start[name], whole[name]) for name in whole) > len(whole) / 2
 
 

@@ -35,9 +35,7 @@ IMAGES = [Image.fromarray(NOISE.integers(0, 256, (height, width, 3), dtype=np.ui
 
 @pytest.fixture(scope="module", params=NAMES)
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if why := processors.missing(request.param):
-        pytest.skip(why)
-    return processors.saved(request.param, tmp_path_factory.mktemp(request.param) / "checkpoint")
+    return processors.for_module(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -30,9 +30,7 @@ FRAMES = [Image.fromarray(NOISE.integers(0, 256, (32, 48, 3), dtype=np.uint8)) f
 
 @pytest.fixture(scope="module", params=NAMES)
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if why := processors.missing(request.param):
-        pytest.skip(why)
-    return processors.saved(request.param, tmp_path_factory.mktemp(request.param) / "checkpoint")
+    return processors.for_module(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

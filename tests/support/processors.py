@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -351,6 +352,13 @@ def known(model: Any, made: Any) -> dict[str, Any]:
     """What a model's forward takes of what a processor made."""
     names = {**inspect.signature(type(model).forward).parameters, **inspect.signature(type(model.base_model).forward).parameters}
     return {name: value for name, value in made.items() if name in names}
+
+
+def for_module(name: str, factory: pytest.TempPathFactory) -> Path:
+    """A saved checkpoint for the tests of a module; they are skipped, by name, where this version lacks something."""
+    if why := missing(name):
+        pytest.skip(why)
+    return saved(name, factory.mktemp(name) / "checkpoint")
 
 
 def missing(name: str) -> str:
