@@ -397,6 +397,7 @@ def assert_alike(one: Path, two: Path) -> None:
     assert [row["headline"] for row in rows[0]] == [row["headline"] for row in rows[1]]
 
 
+@pytest.mark.rest
 def test_two_processes_continue_and_answer_as_one(alone: Path, tmp_path: Path) -> None:
     first = (alone / f"{STEMS[0]}.jsonl").read_bytes().splitlines(keepends=True)[:2]
     (tmp_path / f"{STEMS[0]}.jsonl").write_bytes(b"".join(first) + b'{"question_id"')  # as if a run had been cut off
@@ -409,6 +410,7 @@ def test_two_processes_continue_and_answer_as_one(alone: Path, tmp_path: Path) -
     assert_alike(alone, tmp_path)
 
 
+@pytest.mark.rest
 def test_chunks_that_an_earlier_run_began_are_continued(alone: Path, tmp_path: Path) -> None:
     """Files of `--num-chunks 2 --chunk-idx 0`, as the script wrote them before it left processes to torchrun."""
     assert main(["eval", *FEW, "--output", str(tmp_path), "--num-chunks", "2", "--chunk-idx", "0"]) == 0

@@ -107,6 +107,7 @@ def test_the_first_does_it_for_all() -> None:
         assert gathered == [b"", b"x", b"xx"]
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_killed_process_is_noticed(gone: int, tmp_path: Path) -> None:
     def work(met: WorkerGroup) -> Any:

@@ -122,6 +122,7 @@ def test_costs_are_those_of_the_recipe(whole: Path) -> None:
     assert [methods[name, 0.4]["score"] for name in METHODS] == ["last", "cross", "random", "fitprune"]
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("stop", [0, 6, RUNS * LIMIT - BATCH])
 def test_interrupted_and_resumed_is_as_uninterrupted(stop: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(monkeypatch)
@@ -215,6 +216,7 @@ def test_an_ablation_varies_one_choice_at_a_time_beside_the_controls(ablated: Pa
     assert (ablated / "ablation.png").exists() == (find_spec("matplotlib") is not None)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("stop", [0, 14])
 def test_an_interrupted_ablation_goes_on(stop: int, ablated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(monkeypatch)
