@@ -67,7 +67,7 @@ def methods(vlm: VLM, ratios: Sequence[float], scores: Sequence[str], samples: i
         return found
     questions = asked("calibration", samples, draw=draw)
     spread = [questions[at * len(questions) // samples] for at in range(samples)]
-    stats = fitprune.observe(vlm.model, (_encode(vlm, [one], "right") for one in spread), total=samples)
+    stats = fitprune.observe(vlm.model, (encoded(vlm, [one], "right") for one in spread), total=samples)
     tokens = vlm.tokens_for(spread[0][0])
     for ratio, recipe in fitprune.fit_all(stats, None, ratios).items():
         found += [Method(f"{ratio:.0%} {score}", recipe, score) for score in scores]
@@ -89,7 +89,7 @@ def answers(vlm: VLM, questions: Sequence[Asked], method: Method, batch_size: in
     """The answers, in order."""
     with fitprune.prune(vlm.model, method.recipe, score=method.score) if method.recipe else nullcontext():
         for at in tqdm(range(0, len(questions), batch_size), desc=method.name, unit="batch", leave=False):
-            batch = _encode(vlm, questions[at : at + batch_size], "left")
+            batch = encoded(vlm, questions[at : at + batch_size], "left")
             yield from vlm.generate(batch, max_new_tokens=8)
 
 
@@ -130,7 +130,8 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _encode(vlm: VLM, batch: Sequence[Asked], side: str) -> dict[str, Any]:
+def encoded(vlm: VLM, batch: Sequence[Asked], side: str) -> dict[str, Any]:
+    """Model inputs for some questions, each about its picture, padded on that side."""
     prompts = [(vlm.prompt(f"{question.text}\n{INSTRUCTION}"), [picture]) for picture, question in batch]
     return vlm.encode(prompts, side)
 

@@ -17,6 +17,7 @@ equality: two recipes are equal when they delete the same.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -181,6 +182,12 @@ class Recipe:
     def ranked_by(self, asked: str | None = None) -> str:
         """The name of the score that a run uses: the one asked for, else the recipe's own, else the paper's."""
         return asked or self.score or PAPER
+
+    @property
+    def digest(self) -> str:
+        """Tells recipes apart by what they do, schedule and score, whatever they come from."""
+        plain = dataclasses.replace(self, drift=None, drift_error=None, samples=None, source="", model=None, fingerprint=None, alpha=None)
+        return hashlib.sha256(plain.to_bytes()).hexdigest()[:16]
 
     def check_layers(self, n_layers: int) -> None:
         """Make sure that the recipe fits a model of that many layers.

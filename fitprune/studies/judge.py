@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ class DriftJudge:
 
     def __call__(self, recipe: Recipe, first: int, last: int) -> list[float]:
         """Drift on questions first … last - 1; errors as `prune`."""
-        name, size = _digest(recipe), self.calibration.batch_size
+        name, size = recipe.digest, self.calibration.batch_size
         ranges = [(at, min(at + size, last)) for at in range(first, last, size)]
         missing = [(start, stop) for start, stop in ranges if (name, start, stop) not in self._known]
         drifts = self.workers.in_order(missing, lambda one: one, lambda one: self._drifts(recipe, *one))
@@ -97,12 +96,6 @@ class DriftJudge:
         model = self.vlm.name, self.vlm.template or self.vlm.prompt("")
         what = model, self.max_new_tokens, self.calibration.batch_size, questions_digest(self.questions)
         return hashlib.sha256(repr(what).encode()).hexdigest()
-
-
-def _digest(recipe: Recipe) -> str:
-    """Tells recipes apart by what they do: schedule and score."""
-    plain = replace(recipe, drift=None, drift_error=None, samples=None, source="", model=None, fingerprint=None, alpha=None)
-    return hashlib.sha256(plain.to_bytes()).hexdigest()[:16]
 
 
 def _read(journal: Path, about: str) -> list[Any]:

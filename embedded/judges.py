@@ -1,0 +1,307 @@
+"""Every ranking and schedule on every embedded model, at equal visual FLOPs: exact answers on held-out pictures, in one table.
+
+The judges are the models that ship, asked about their plain pictures, and `embedded/judge`, asked about crowded ones. Recipes come from
+calibration questions of the same kind, which share no picture with those asked. `drift` is the recommended method: `spread`, with the
+schedule and the setting that move the model's own answers least (`fitprune fit --by drift`). All methods answer a picture's questions in
+turn, so its image features are made once. Answers are kept batch by batch, a rerun goes on, and methods can be added later.
+
+A difference between two methods is taken picture by picture, as they answer the same questions: its standard error is that of a
+mean over pictures. Nothing is corrected for the number of comparisons.
+
+    python -m embedded.judges --methods fitprune "spread theta=0.5" --models embedded-qwen embedded/judge --ratios 70 90 --pictures 10
+    python -m embedded.judges --output runs/judges                     # everything, hours on two cores
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import fitprune
+from fitprune import arguments, entry
+from fitprune.calibrate import kept_statistics
+from fitprune.choose import choose
+from fitprune.embedded import embedded
+from fitprune.errors import FitPruneError
+from fitprune.families import VLM
+from fitprune.files import check_writable, file_name
+from fitprune.questions import Calibration
+from fitprune.recipe import Recipe
+from fitprune.studies.judge import DriftJudge
+from fitprune.studies.methods import find, recipes
+
+from . import clutter
+from .benchmarks import calibration as calibration_files
+from .canvas import place
+from .evaluate import Asked, encoded
+from .models import MODELS, Model
+from .questions import FAMILIES, one_of_each
+
+DRIFT = "drift"  # the recommended method
+SHOWN = ("fitprune", "last", "random", "uniform", "fastv", "pyramiddrop", "vtw", "spread", DRIFT)
+RATIOS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
+CLEAR = 1.96  # standard errors beyond which a difference is called significant
+MAX_NEW_TOKENS = 8
+Run = tuple[str, float]  # method, ratio; dense: 0
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Right answers of every run, picture by picture: {run: [picture][question]}; reasons why others are left out."""
+
+    model: str
+    right: dict[Run, list[list[bool]]]
+    notes: list[str]
+
+    @property
+    def questions(self) -> int:
+        return sum(map(len, self.right["dense", 0.0]))
+
+    def share(self, run: Run) -> float:
+        """Exact answers, from 0 to 1."""
+        return fmean(one for picture in self.right[run] for one in picture)
+
+    def above(self, run: Run, other: Run) -> tuple[float, float]:
+        """By how much a run's share is above another's, and the standard error of that over pictures."""
+        gained = [sum(mine) - sum(its) for mine, its in zip(self.right[run], self.right[other], strict=True)]
+        each = len(gained) / self.questions
+        return each * fmean(gained), each * stdev(gained) / math.sqrt(len(gained)) if len(gained) > 1 else math.inf
+
+
+def judge(
+    model: Model,
+    methods: Sequence[str],
+    ratios: Sequence[float],
+    pictures: int,
+    folder: Path,
+    samples: int = 128,
+    device: str | None = None,
+) -> Judged:
+    """Has a model answer with every method at every ratio, and densely.
+
+    Args:
+        methods: As `studies.methods.find` takes them, and `drift`.
+        pictures: Held-out ones, about 15 questions each.
+        folder: Keeps answers, statistics and what was judged by drift.
+    """
+    vlm = fitprune.load(model.name, device=device)
+    calibration = _calibration(model, folder, samples)
+    runs, notes = _runs(vlm, calibration, methods, ratios, folder)
+    batches = (_questions(model, index) for index in range(pictures))
+    kept = _Kept(folder / f"{file_name(vlm.name)}.answers.jsonl", _weights(vlm))
+    right: dict[Run, list[list[bool]]] = {run: [] for run in runs}
+    for index, batch in enumerate(tqdm(batches, desc=vlm.name, unit="picture", total=pictures)):
+        inputs: dict[str, Any] | None = None
+        with features_once(vlm):
+            for run, recipe in runs.items():
+                name = recipe.digest if recipe else "dense"
+                if (known := kept.rows.get((name, index))) is None:
+                    inputs = encoded(vlm, batch, "left") if inputs is None else inputs
+                    with fitprune.prune(vlm.model, recipe) if recipe else nullcontext():
+                        given = vlm.generate(inputs, max_new_tokens=MAX_NEW_TOKENS)
+                    known = [text == question.answer for text, (_, question) in zip(given, batch, strict=True)]
+                    kept.add(name, index, known)
+                right[run].append(known)
+    return Judged(model.name, right, notes)
+
+
+def _runs(
+    vlm: VLM, calibration: Calibration, methods: Sequence[str], ratios: Sequence[float], folder: Path
+) -> tuple[dict[Run, Recipe | None], list[str]]:
+    """What is run, with its score in the recipe; why others are not."""
+    stats = kept_statistics(vlm, calibration, folder)
+    assert stats is not None
+    by_drift = None
+    if DRIFT in methods:
+        by_drift = DriftJudge(vlm, calibration, journal=folder / f"{file_name(vlm.name)}.drift.jsonl")
+    made = recipes(stats, ["fitprune", *(name for name in methods if name != DRIFT)], ratios)
+    runs: dict[Run, Recipe | None] = {("dense", 0.0): None}
+    notes: list[str] = []
+    for ratio in ratios:
+        for name in methods:
+            one = made["fitprune" if name == DRIFT else name, ratio]
+            if isinstance(one, FitPruneError):
+                notes.append(str(one))
+            elif name == DRIFT:
+                assert by_drift is not None
+                chosen = choose(one[0], by_drift)
+                runs[name, ratio] = chosen.recipe
+                equals = f"; {len(chosen.equals)} others could not be told from it" if chosen.equals else ""
+                notes.append(f"drift at {ratio:.0%}: {chosen.recipe.source}, {chosen.recipe.score}{equals}")
+            else:
+                runs[name, ratio] = replace(one[0], score=one[1])
+    return runs, notes
+
+
+def _questions(model: Model, index: int) -> list[Asked]:
+    """One question of every family that has something to ask about a held-out picture."""
+    scene = model.draw("held-out", index)
+    picture = place(scene)
+    return [(picture, question) for question in one_of_each(scene, tuple(FAMILIES))]
+
+
+def _calibration(model: Model, folder: Path, samples: int) -> Calibration:
+    """What ships, or drawn now for a model that is asked about other pictures."""
+    if model.draw is not clutter.scene:
+        return Calibration(embedded().calibration, embedded().calibration_images, samples, 8)
+    made = folder / "calibration-cluttered"
+    for name, content in calibration_files.build(draw=model.draw).items():
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).write_bytes(content)
+    return Calibration(made / embedded().calibration.name, made / embedded().calibration_images.name, samples, 8)
+
+
+@contextmanager
+def features_once(vlm: VLM) -> Iterator[None]:
+    """Image features that were made of the same pixels are not made again in here."""
+    base: Any = vlm.model.base_model
+    original: Callable[..., Any] = base.get_image_features
+    known: dict[str, Any] = {}
+
+    @functools.wraps(original)  # `generate` reads its signature
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        key = hashlib.sha256()
+        for value in (*args, *(kwargs[name] for name in sorted(kwargs))):
+            key.update(value.numpy(force=True).tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
+        if (name := key.hexdigest()) not in known:
+            known[name] = original(*args, **kwargs)
+        return known[name]
+
+    base.get_image_features = remembered
+    try:
+        yield
+    finally:
+        del base.get_image_features
+
+
+class _Kept:
+    """Right answers by run and picture, on disk as they come; a torn last line is answered again."""
+
+    def __init__(self, path: Path, about: str) -> None:
+        self.path = path
+        self.rows: dict[tuple[str, int], list[bool]] = {}
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        whole, torn = lines[:-1], bool(lines and lines[-1])
+        if whole and json.loads(whole[0]) != {"weights": about}:
+            raise FitPruneError(f"{path} has answers of another model: name another folder, or remove the file")
+        for line in whole[1:]:
+            name, picture, right = json.loads(line)
+            self.rows[name, picture] = [bool(one) for one in right]
+        if not whole or torn:
+            path.write_text("".join(f"{line}\n" for line in whole or [json.dumps({"weights": about})]), encoding="utf-8")
+
+    def add(self, name: str, picture: int, right: Sequence[bool]) -> None:
+        self.rows[name, picture] = list(right)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([name, picture, list(map(int, right))]) + "\n")
+
+
+def _weights(vlm: VLM) -> str:
+    """Tells checkpoints apart."""
+    found = hashlib.sha256()
+    for name, value in vlm.model.state_dict().items():
+        found.update(f"{name} {tuple(value.shape)} {value.double().sum().item():.9e}".encode())
+    return found.hexdigest()[:16]
+
+
+def table(judged: Judged, recommended: str = DRIFT) -> str:
+    """A row per ratio, a column per method, in percent; then what is significantly above the recommended method, and notes."""
+    names = list(dict.fromkeys(name for name, ratio in judged.right if ratio))
+    ratios = list(dict.fromkeys(ratio for _, ratio in judged.right if ratio))
+    dense = judged.share(("dense", 0.0))
+    pictures = len(judged.right["dense", 0.0])
+    lines = [f"**{judged.model}**: {judged.questions} questions about {pictures} pictures, dense {100 * dense:.1f}", ""]
+    lines += [f"| saved | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for ratio in ratios:
+        cells = [f"{100 * judged.share((name, ratio)):.1f}" if (name, ratio) in judged.right else "out of reach" for name in names]
+        lines.append(f"| {ratio:.0%} | {' | '.join(cells)} |")
+    lines += ["", *_misses(judged, names, ratios, recommended), *judged.notes, ""]
+    return "\n".join(lines)
+
+
+def _misses(judged: Judged, names: Sequence[str], ratios: Sequence[float], recommended: str) -> list[str]:
+    """What the recommended method loses, and where another one is significantly above it."""
+    lines = []
+    for ratio in ratios:
+        run = recommended, ratio
+        if run not in judged.right:
+            continue
+        lost, error = judged.above(("dense", 0.0), run)
+        found = []
+        for name in names:
+            if name == recommended or (name, ratio) not in judged.right:
+                continue
+            more, its_error = judged.above((name, ratio), run)
+            if more > CLEAR * its_error:
+                found.append(f"{name} by {100 * more:.1f} ± {100 * its_error:.1f}")
+        above = ", ".join(found) or "none"
+        lines.append(f"{ratio:.0%}: {recommended} loses {100 * lost:.1f} ± {100 * error:.1f} points; significantly above it: {above}")
+    return [*lines, ""] if lines else []
+
+
+def summary(found: Sequence[Judged], paper: str = "fitprune", recommended: str = DRIFT) -> str:
+    """A row per model and ratio: dense, the paper's method, the best of the others by name, and the recommended one."""
+    lines = ["| | dense | saved | paper | best other | recommended |", "|---|---|---|---|---|---|"]
+    for judged in found:
+        for ratio in dict.fromkeys(ratio for _, ratio in judged.right if ratio):
+            at: Mapping[str, float] = {name: judged.share((name, ratio)) for name, its in judged.right if its == ratio}
+            others = {name: share for name, share in at.items() if name not in (paper, recommended) and "spread" not in name}
+            if not {paper, recommended} <= at.keys() or not others:
+                continue
+            best = max(others, key=lambda name: others[name])
+            lines.append(
+                f"| `{judged.model}` | {100 * judged.share(('dense', 0.0)):.1f} | {ratio:.0%} | {100 * at[paper]:.1f} | "
+                f"{100 * others[best]:.1f} ({best}) | **{100 * at[recommended]:.1f}** |"
+            )
+    return "\n".join(lines)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Judges and prints; returns the exit code."""
+    for name in args.methods:
+        if name != DRIFT:
+            find(name)
+    known = {model.name: model for model in MODELS.values()}
+    if unknown := [name for name in args.models if name not in known]:
+        raise FitPruneError(f"unknown model {unknown[0]}: use some of {', '.join(known)}")
+    check_writable(args.output)
+    args.output.mkdir(parents=True, exist_ok=True)
+    if not (ratios := [ratio for ratio in dict.fromkeys(args.ratios) if ratio]):
+        raise FitPruneError("no ratio above 0 to judge at: give --ratios some")
+    found = []
+    for name in args.models:
+        found.append(judge(known[name], list(dict.fromkeys(args.methods)), ratios, args.pictures, args.output, args.samples, args.device))
+        print(table(found[-1]), flush=True)
+    if {"fitprune", DRIFT} <= set(args.methods):
+        print(summary(found))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; 0, or 2 with one line on stderr for bad input."""
+    parser = arguments.Parser(prog="embedded.judges", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [model.name for model in MODELS.values()]
+    parser.add_argument("--models", nargs="+", default=names, metavar="NAME", help=f"some of {', '.join(names)}; default all")
+    parser.add_argument("--methods", nargs="+", default=list(SHOWN), help="as `fitprune sweep` takes them, and drift")
+    parser.add_argument("--ratios", nargs="+", type=arguments.ratio, default=list(RATIOS), help="shares of visual compute to save")
+    parser.add_argument("--pictures", type=arguments.positive, default=30, help="held-out ones of each model, about 15 questions each")
+    parser.add_argument("--samples", type=arguments.positive, default=128, help="calibration questions")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 …; default a GPU if there is one")
+    parser.add_argument("--output", type=Path, default=Path("runs/judges"), help="folder for everything; a rerun continues there")
+    return entry.guarded(run, parser, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
