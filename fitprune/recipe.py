@@ -40,7 +40,7 @@ from .version import __version__
 __all__ = ["Recipe", "published_names", "published_ratios"]
 
 SCHEMA = "fitprune.recipe/1"
-LATER = ("score", "drift", "drift_error")  # fields that files of earlier versions do not have: written where they say something
+LATER = ("score", "absorb", "drift", "drift_error")  # fields that files of earlier versions do not have: written where they say something
 PAPER = "fitprune"  # the paper's score
 MERGED = ", merged"  # at the end of `source`
 
@@ -57,6 +57,8 @@ class Recipe:
         model, reduction_ratio, achieved, alpha, samples, fingerprint: Provenance: checkpoint, reduction ratio asked and
             achieved (the paper's, visual tokens only), the fit's alpha, size and SHA-256 of the calibration set.
         score: The score that it was fitted with, as `scores.find_score` takes it; None if any will do.
+        absorb: Cosine of values above which a deleted token lives on in the survivor that it is likest to (kernels/absorb.py); None:
+            deleted is deleted, as in the paper.
         drift, drift_error: How far it moves the dense model's answers, in nats per token, with its standard error over `samples`
             questions, if it was chosen by that (`studies.by_drift`).
         cost: The cost model that the ratio was computed with; needed if scaling is "budget".
@@ -78,6 +80,7 @@ class Recipe:
     cost: CostModel | None = None
     source: str = "given"
     score: str | None = None
+    absorb: float | None = None
     drift: float | None = None
     drift_error: float | None = None
     fitprune_version: str = __version__

@@ -31,7 +31,8 @@ class PrunedLayer:
     """Mixed into a cache layer that does not hold every token.
 
     token_index: [B, n] int, for its first n entries, the column of layer 0's cache that each one is.
-    valid: [B, n] bool, False where an entry is padding or a deleted token that is still carried; None if all are real.
+    valid: [B, n] bool, False where an entry is padding or a deleted token that is still carried; None if all are real. Numbers say how
+        many tokens an entry stands for.
     seen: Length of layer 0's cache when `token_index` was written; entries after the first n follow from there one by one.
     admitted: Whether a forward that knows these notes is about to add its tokens.
     """
@@ -59,7 +60,7 @@ class PrunedLayer:
         columns = torch.cat([self.token_index, new.expand(self.token_index.shape[0], -1)], dim=1)
         valid = self.valid
         if valid is not None:
-            valid = torch.nn.functional.pad(valid, (0, added), value=True)
+            valid = torch.nn.functional.pad(valid, (0, added), value=1)
         return columns, valid
 
     def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FitPruneError, UnsupportedError
+from ..kernels.absorb import absorb
 from ..kernels.attended import Attended
 from ..kernels.select import ALIVE, DELETED, compact, lowest, padded_counts
 from ..recipe import Recipe
@@ -38,6 +39,11 @@ class DeletionState(PrefillState):
                 raise UnsupportedError(
                     f"the recipe deletes in layer {layer}, which {reason}: let it delete in layers {allowed or 'none'} only"
                 )
+        if recipe.absorb is not None and call.flash:
+            raise UnsupportedError(
+                "in this recipe survivors stand for several tokens (absorb), which flash attention has no mask for: load the model with "
+                "attn_implementation='sdpa', or fit a recipe without"
+            )
         alike = all(rows.count(rows[0]) == len(rows) for rows in self.counts)  # then a layer's counts are one number each
         counts = [padded_counts(rows) for rows in self.counts]
         self.quotas = None if alike else torch.tensor(counts, device=self.status.device)  # [L, B, I]
@@ -72,10 +78,15 @@ class DeletionState(PrefillState):
         score = self.policy.score(seen).float()
         score = score if seen.heads is None else seen.heads.broadcast_from_first(score.contiguous())
         marked = lowest(score, self.token_group, self.counts[layer], quotas)
+        group = self.token_group
         self.status = self.status.masked_fill(marked, DELETED)
-        self.token_group = self.token_group.masked_fill(marked, 0)
+        self.token_group = group.masked_fill(marked, 0)
         self.pad_slots = self.ragged[layer]
-        return compact(self.status, self.lengths[layer], pads_first=bool(self.call.recurrent))
+        survivors = compact(self.status, self.lengths[layer], pads_first=bool(self.call.recurrent))
+        if (least := self.policy.recipe.absorb) is not None:
+            most = max(map(sum, self.counts[layer]))
+            self.absorbed = absorb(seen.values, self.size, group, marked, most, survivors, least)
+        return survivors
 
     def carry_on(self, survivors: Tensor | None) -> None:
         super().carry_on(survivors)

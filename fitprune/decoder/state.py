@@ -25,6 +25,7 @@ from torch import Tensor
 from ..distributed.heads import HeadGroup
 from ..errors import UnsupportedError
 from ..kernels import TEXT, masks
+from ..kernels.absorb import Absorbed
 from ..kernels.attended import Attended
 from ..kernels.select import ALIVE, PADDING, take
 from . import cache as kv
@@ -62,6 +63,8 @@ class PrefillState:
 
     token_index: [B, m] which of the n new tokens are carried, None while all are.
     status: [B, m] `ALIVE`, `PADDING` or `DELETED` for each of them: rows that keep different numbers are filled up to a rectangle.
+    size: [B, m] how many tokens each of them stands for, None while that is one (kernels/absorb.py).
+    absorbed: What the survivors of the layer at hand take over from those that it deletes; None for nothing.
     token_group: [B, m] `TEXT`, the number of the image, or 0: padding, deleted, or between the runs of one image.
     pad_slots: Whether any row carries something that is not alive (known to the host).
     layers_entered: How many layers this forward has gone into.
@@ -82,6 +85,9 @@ class PrefillState:
         images = [image for row in call.spans for image in row]
         self.visual = (min((image[0][0] for image in images), default=0), max((image[-1][1] for image in images), default=0))
         self.token_index: Tensor | None = None
+        self.size: Tensor | None = None
+        self.absorbed: Absorbed | None = None
+        self.dtype = torch.float32  # of the hidden states
         self.padded = self.pad_slots = call.real is not None
         self.layers_entered = 0
         self.cache: Any = None
@@ -106,6 +112,10 @@ class PrefillState:
         self._remembered.clear()
         self.token_index = survivors if self.token_index is None else take(self.token_index, survivors, 1)
         self.status, self.token_group = take(self.status, survivors, 1), take(self.token_group, survivors, 1)
+        if self.absorbed is not None:
+            self.size, self.absorbed = self.absorbed.size, None
+        elif self.size is not None:
+            self.size = take(self.size, survivors, 1)
 
     # ---- a layer ----------------------------------------------------------------------------------------------
 
@@ -116,7 +126,7 @@ class PrefillState:
         return entered
 
     def _enter(self, layer: int, hidden: Tensor, cache: Any, kwargs: dict[str, Any]) -> LayerPass:
-        self.layers_entered = layer + 1
+        self.layers_entered, self.dtype = layer + 1, hidden.dtype
         self._to(hidden.device)
         kv.admit(cache, layer)
         mask, source = kwargs.get(MASK), self.call.sharing.get(layer, layer)  # source: the layer whose keys it reads
@@ -189,6 +199,7 @@ class PrefillState:
         if self.status.device != device:
             self.status, self.token_group = self.status.to(device), self.token_group.to(device)
             self.token_index = None if self.token_index is None else self.token_index.to(device)
+            self.size = None if self.size is None else self.size.to(device)
             self._remembered.clear()
 
     def _once(self, name: str, source: Any, make: Callable[[], Any]) -> Any:
@@ -258,7 +269,9 @@ class LayerPass:
 
     def narrow(self, hidden: Tensor) -> Tensor:
         """The rows of the tokens that go on after this layer, [B, m, …] → [B, m', …]."""
-        return hidden if self.survivors is None else take(hidden, self.survivors, 1)
+        if self.survivors is None:
+            return hidden
+        return take(hidden, self.survivors, 1) if self.state.absorbed is None else self.state.absorbed.mean(hidden)
 
     def cut(self, hidden: Tensor) -> Tensor:
         """The end of the layer's choice: hidden states [B, m, E] of those that go on, and the state carries no others."""
@@ -268,10 +281,15 @@ class LayerPass:
         return hidden
 
     def keys(self) -> tuple[Tensor, Tensor | None]:
-        """Columns [B, K] and validity (None: all valid) of the keys of this layer: what the cache held, then our own."""
+        """Columns [B, K] and validity (None: all valid) of the keys of this layer: what the cache held, then our own.
+
+        Where survivors stand for several tokens, validity is how many.
+        """
         state = self.state
         own = state.columns()
         valid = state.status == ALIVE if state.pad_slots and state.token_index is not None else None
+        if state.size is not None:
+            valid = state.size if valid is None else state.size * valid
         if self.cached is None:
             if not state.past:
                 return own, valid
@@ -287,14 +305,14 @@ class LayerPass:
     def mask(self, mask: Tensor | None) -> Tensor | None:
         """This layer's attention mask from the model's own, of the kind that the attention implementation takes."""
         state = self.state
-        if mask is None and not state.pad_slots and self.cached is None and not state.past:
+        if mask is None and not state.pad_slots and state.size is None and self.cached is None and not state.past:
             return None  # causal, and deleting tokens keeps it so
         columns, valid = self.keys()
         if state.call.flash:
             return masks.flash(mask, columns, valid)
         if self.last is not None:  # the model's mask has these rows only, or is causal
-            return masks.dense(mask, state.columns()[:, -self.last :], columns, valid)
-        return masks.dense(mask, state.columns(), columns, valid, carried=state.token_index)
+            return masks.dense(mask, state.columns()[:, -self.last :], columns, valid, dtype=state.dtype)
+        return masks.dense(mask, state.columns(), columns, valid, carried=state.token_index, dtype=state.dtype)
 
 
 def take_deepstack(call: Mapping[str, Any], state: PrefillState) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Which keys a query may see: the rule once, in plain torch, for every attention that takes a mask.
 
 A query sees the keys at its own position and before it, as far as they are *valid* (neither padding nor a deleted token that is
-still carried). What an attention implementation is given differs:
+still carried). A key that stands for several tokens (absorb.py) counts as that many: `valid` is a number then. What an attention
+implementation is given differs:
 
     flash attention        bool [B, K], which keys are valid; causal besides
     sdpa                   None (causal, or everything for a single query), or bool [B, 1, Q, K]
@@ -41,7 +42,14 @@ def as_numbers(seen: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-def dense(mask: Tensor | None, queries: Tensor, keys: Tensor, valid: Tensor | None, carried: Tensor | None = None) -> Tensor | None:
+def dense(
+    mask: Tensor | None,
+    queries: Tensor,
+    keys: Tensor,
+    valid: Tensor | None,
+    carried: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor | None:
     """A layer's mask for sdpa or eager attention.
 
     Args:
@@ -49,11 +57,17 @@ def dense(mask: Tensor | None, queries: Tensor, keys: Tensor, valid: Tensor | No
             None where that is causal.
         queries: Columns [B, Q] of the queries, as `keys`.
         keys: Columns [B, K] of the layer's keys.
-        valid: As `causal`.
+        valid: As `causal`; numbers say how many tokens each key stands for.
+        dtype: Of numbers, where the model made none.
         carried: [B, Q] which of the n new tokens the queries are; None for all.
     Returns:
         The mask at these queries and keys, in its own type; None where causality says as much.
     """
+    if valid is not None and valid.is_floating_point():
+        seen = dense(mask, queries, keys, valid > 0, carried)
+        assert seen is not None
+        numbers = as_numbers(seen, dtype) if seen.dtype == torch.bool else seen
+        return numbers + valid.clamp(min=1).log()[:, None, None, :].to(numbers.dtype)
     if mask is None:
         if valid is None and queries.shape[1] in (1, keys.shape[1]):
             return None

@@ -48,6 +48,8 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("model", "fingerprint", "source", "score", "fitprune_version"):
         if found[name] is not None and not isinstance(found[name], str):
             raise FitPruneError(f"recipe: {name} must be text, not {found[name]!r}")
+    if found["absorb"] is not None and not 0 <= (least := number(found["absorb"], "absorb", whole=False)) <= 1:
+        raise FitPruneError(f"recipe: absorb is a cosine from 0 to 1, not {least!r}")
     if found["num_layers"] not in (None, len(counts)):
         raise FitPruneError(f"recipe: num_layers is {found['num_layers']} but there are {len(counts)} counts")
     cost, ratio = found["cost"], found["reduction_ratio"]
