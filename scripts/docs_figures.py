@@ -1,4 +1,4 @@
-"""The figures of docs/how_it_works.md, drawn from what the code computes: recipes, survivors against α, cost by layer.
+"""The figures of docs/how_it_works.md, drawn from what the code computes: recipes, survivors against α, cost by layer, rankings.
 
 Ink is a middle grey and paper is transparent, so that a figure can be read on a light page and on a dark one. What is drawn
 is kept inside each PNG as well (text chunk "data", JSON), which is how tests/docs/test_docs_figures.py notices a stale one. The
@@ -17,22 +17,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fitprune
+from embedded.canvas import place
+from embedded.models import MODELS
+from embedded.questions import one_of_each
+from embedded.tokens import INSTRUCTION
 from fitprune import Recipe, draw
 from fitprune.calibrate import Calibration, observe_questions
 from fitprune.cost import VICUNA_7B
 from fitprune.draw import style
+from fitprune.draw.asked import ask
+from fitprune.draw.frames import fade
 from fitprune.files import write_atomically
 from fitprune.fit import alive_fractions, fit_all
+from fitprune.studies.methods import fastv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FOLDER = Path(__file__).parent.parent / "docs" / "figures"
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "docs" / "figures"
 INK = "#808080"  # contrast 4:1 on white as well as on the dark page of the site
 MODEL = "llava-v1.5-7b"
 SHOWN = (0.2, 0.4, 0.6, 0.8, 0.9)
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SAMPLES = 32
+PICTURE, FAMILY, RATIO = 9, "number", 0.8  # what rankings are shown on
+RANKINGS = ("fitprune", "last", "random", "spread")
 
 Data = dict[str, Any]
 
@@ -95,7 +105,25 @@ def cost() -> tuple[Figure, Data]:
     return figure, {**parts, "dense": dense}
 
 
-FIGURES: dict[str, Callable[[], tuple[Figure, Data]]] = {"published": published, "alpha": alpha, "cost": cost}
+def kept() -> tuple[Figure, Data]:
+    """One step of the judge at one crowded picture, ranked in four ways: which patches are left, and what it answers then."""
+    judge = MODELS["judge"]
+    llava, scene = fitprune.load(str(ROOT / judge.name), device="cpu"), judge.draw("held-out", PICTURE)
+    picture = place(scene)
+    question = next(one for one in one_of_each(scene, (FAMILY,)))
+    step = fastv(llava.cost, llava.tokens_for(picture), RATIO)
+    asked = {score: ask(llava, picture, f"{question.text}\n{INSTRUCTION}", step, score, max_new_tokens=8) for score in RANKINGS}
+    one = asked[RANKINGS[0]]
+    panels = [(f"no pruning: {one.dense}", one.kept[0]), *((f"{score}: {its.pruned}", its.kept[-1]) for score, its in asked.items())]
+    figure = style.figure(1.6 * len(panels), 1.95)
+    for cell, (caption, left) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        style.image(cell, fade(one.where, left, at_least=0))
+        cell.set_title(caption, fontsize=9, color=INK)
+    return figure, {score: its.kept[-1].nonzero()[0].tolist() for score, its in asked.items()}
+
+
+FIGURES: dict[str, Callable[[], tuple[Figure, Data]]] = {"published": published, "alpha": alpha, "cost": cost, "kept": kept}
+WITH_PICTURES = ("kept",)  # whose pixels may have any colour
 
 
 def in_grey(figure: Figure) -> Figure:

@@ -28,9 +28,11 @@ def test_a_figure_is_up_to_date_small_and_without_a_background(name: str) -> Non
     old, new = (json.loads(image.info["data"]) for image in (kept, made))
     assert flat(old) == pytest.approx(flat(new), rel=0.02, abs=0.01), "python -m scripts.docs_figures draws it again"
     assert kept.size == made.size
-    assert file.stat().st_size < 100_000
+    assert file.stat().st_size < (250_000 if name in docs_figures.WITH_PICTURES else 100_000)
     pixels = np.asarray(kept)
     assert pixels[0, 0, 3] == 0
+    if name in docs_figures.WITH_PICTURES:
+        return
     drawn = pixels[pixels[..., 3] == 255][:, :3].astype(int)
     grey = drawn[np.ptp(drawn, axis=1) == 0][:, 0]
     assert len(grey)
