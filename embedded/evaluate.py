@@ -2,7 +2,8 @@
 
 Pictures are drawn on the spot (split "held-out"), recipes are fitted on others (split "calibration"). Method = schedule
 × score: the fitted schedule with every score asked for, and FastV as published (one step after its second layer, ranked
-by the last token), each at the same share of visual compute saved. Controls at equal FLOPs are in the same table.
+by the last token), each at the same share of visual compute saved. Controls at equal FLOPs are in the same table. `--before` adds
+methods that shrink the image before the decoder (fitprune/studies/before.py), at the most tokens that save as much.
 
     python -m embedded.evaluate                                        # the model that ships: a few minutes
     python -m embedded.evaluate --model-path /tmp/model --pictures 1000 --ratios 0
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from fitprune import arguments, entry
 from fitprune.cost import CostModel
 from fitprune.families import VLM
 from fitprune.files import write_atomically
+from fitprune.studies.before import WAYS, Before
+from fitprune.studies.methods import Made, applied
 
 from .canvas import Size, place
 from .clutter import SCENES
@@ -41,11 +43,17 @@ Asked = tuple[Image.Image, Question]
 
 @dataclass(frozen=True)
 class Method:
-    """One column: what deletes, and by which ranking. `recipe` None is the dense model."""
+    """One column: what deletes, and by which ranking; or what comes before the decoder. Neither is the dense model."""
 
     name: str
     recipe: fitprune.Recipe | None
     score: str = "fitprune"
+    before: Before | None = None
+
+    @property
+    def made(self) -> Made | None:
+        """As `applied` takes it."""
+        return self.before or (None if self.recipe is None else (self.recipe, self.score))
 
 
 def asked(
@@ -60,8 +68,10 @@ def asked(
     return found
 
 
-def methods(vlm: VLM, ratios: Sequence[float], scores: Sequence[str], samples: int, draw: Draw = draw) -> list[Method]:
-    """The dense model, then for every ratio above 0 each score on the fitted schedule, and FastV."""
+def methods(
+    vlm: VLM, ratios: Sequence[float], scores: Sequence[str], samples: int, draw: Draw = draw, before: Sequence[str] = ()
+) -> list[Method]:
+    """The dense model, then for every ratio above 0 each score on the fitted schedule, FastV, and what comes before the decoder."""
     found = [Method("dense", None)]
     if not (ratios := [ratio for ratio in ratios if ratio]):
         return found
@@ -72,6 +82,7 @@ def methods(vlm: VLM, ratios: Sequence[float], scores: Sequence[str], samples: i
     for ratio, recipe in fitprune.fit_all(stats, None, ratios).items():
         found += [Method(f"{ratio:.0%} {score}", recipe, score) for score in scores]
         found.append(Method(f"{ratio:.0%} fastv", step(vlm.cost, tokens, recipe, FASTV_LAYER), "last"))
+        found += [Method(f"{ratio:.0%} {way}", None, before=Before(way, ratio)) for way in before]
     return found
 
 
@@ -87,10 +98,10 @@ def step(cost: CostModel, tokens: int, like: fitprune.Recipe, layer: int) -> fit
 
 def answers(vlm: VLM, questions: Sequence[Asked], method: Method, batch_size: int) -> Iterator[str]:
     """The answers, in order."""
-    with fitprune.prune(vlm.model, method.recipe, score=method.score) if method.recipe else nullcontext():
+    with applied(vlm, method.made) as model:
         for at in tqdm(range(0, len(questions), batch_size), desc=method.name, unit="batch", leave=False):
-            batch = encoded(vlm, questions[at : at + batch_size], "left")
-            yield from vlm.generate(batch, max_new_tokens=8)
+            batch = encoded(model, questions[at : at + batch_size], "left")
+            yield from model.generate(batch, max_new_tokens=8)
 
 
 def evaluate(vlm: VLM, questions: Sequence[Asked], tried: Sequence[Method], batch_size: int = 32) -> dict[str, Any]:
@@ -140,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates, prints the table; returns the exit code."""
     vlm = fitprune.load(args.model_path, **arguments.load_options(args))
     draw = SCENES[args.scenes]
-    tried = methods(vlm, args.ratios, args.scores, args.samples, draw)
+    tried = methods(vlm, args.ratios, args.scores, args.samples, draw, args.before)
     for method in tried:
         if method.recipe:
             tokens = method.recipe.alive(vlm.tokens_for(place(draw("held-out", 0))), vlm.cost.layers)
@@ -159,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pictures", type=arguments.positive, default=60, help="held-out pictures, about 14 questions each")
     parser.add_argument("--ratios", type=arguments.ratio, nargs="*", default=[0.5, 0.7], help="shares of visual compute to save")
     parser.add_argument("--scores", nargs="+", choices=list(arguments.SCORES), default=SCORES)
+    parser.add_argument("--before", nargs="+", choices=list(WAYS), default=(), help="methods that shrink the image before the decoder")
     parser.add_argument(
         "--canvas", type=arguments.positive, nargs=2, default=None, metavar=("WIDTH", "HEIGHT"),
         help="put pictures on noise of that size, for a model that looks at tiles",

@@ -5,8 +5,7 @@ calibration questions of the same kind, which share no picture with those asked.
 schedule and the setting that move the model's own answers least (`fitprune fit --by drift`). All methods answer a picture's questions in
 turn, so its image features are made once. Answers are kept batch by batch, a rerun goes on, and methods can be added later.
 
-A difference between two methods is taken picture by picture, as they answer the same questions: its standard error is that of a
-mean over pictures. Nothing is corrected for the number of comparisons.
+judged.py counts and draws up the table.
 
     python -m embedded.judges --methods fitprune "spread theta=0.5" --models embedded-qwen embedded/judge --ratios 70 90 --pictures 10
     python -m embedded.judges --output runs/judges                     # everything, hours on two cores
@@ -18,12 +17,10 @@ import argparse
 import functools
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -38,46 +35,21 @@ from fitprune.errors import FitPruneError
 from fitprune.families import VLM
 from fitprune.files import check_writable, file_name
 from fitprune.questions import Calibration
-from fitprune.recipe import Recipe
+from fitprune.studies.before import Before
 from fitprune.studies.judge import DriftJudge
-from fitprune.studies.methods import find, recipes
+from fitprune.studies.methods import Made, applied, cosine, find, recipes
 
 from . import clutter
 from .benchmarks import calibration as calibration_files
 from .canvas import place
 from .evaluate import Asked, encoded
+from .judged import DRIFT, Judged, Run, summary, table
 from .models import MODELS, Model
 from .questions import FAMILIES, one_of_each
 
-DRIFT = "drift"  # the recommended method
 SHOWN = ("fitprune", "last", "random", "uniform", "fastv", "pyramiddrop", "vtw", "spread", DRIFT)
 RATIOS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
-CLEAR = 1.96  # standard errors beyond which a difference is called significant
 MAX_NEW_TOKENS = 8
-Run = tuple[str, float]  # method, ratio; dense: 0
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Right answers of every run, picture by picture: {run: [picture][question]}; reasons why others are left out."""
-
-    model: str
-    right: dict[Run, list[list[bool]]]
-    notes: list[str]
-
-    @property
-    def questions(self) -> int:
-        return sum(map(len, self.right["dense", 0.0]))
-
-    def share(self, run: Run) -> float:
-        """Exact answers, from 0 to 1."""
-        return fmean(one for picture in self.right[run] for one in picture)
-
-    def above(self, run: Run, other: Run) -> tuple[float, float]:
-        """By how much a run's share is above another's, and the standard error of that over pictures."""
-        gained = [sum(mine) - sum(its) for mine, its in zip(self.right[run], self.right[other], strict=True)]
-        each = len(gained) / self.questions
-        return each * fmean(gained), each * stdev(gained) / math.sqrt(len(gained)) if len(gained) > 1 else math.inf
 
 
 def judge(
@@ -92,7 +64,7 @@ def judge(
     """Has a model answer with every method at every ratio, and densely.
 
     Args:
-        methods: As `studies.methods.find` takes them, and `drift`.
+        methods: As `studies.methods.find` takes them, and `drift` (`drift absorb=0.8`).
         pictures: Held-out ones, about 15 questions each.
         folder: Keeps answers, statistics and what was judged by drift.
     """
@@ -103,46 +75,67 @@ def judge(
     kept = _Kept(folder / f"{file_name(vlm.name)}.answers.jsonl", _weights(vlm))
     right: dict[Run, list[list[bool]]] = {run: [] for run in runs}
     for index, batch in enumerate(tqdm(batches, desc=vlm.name, unit="picture", total=pictures)):
-        inputs: dict[str, Any] | None = None
         with features_once(vlm):
-            for run, recipe in runs.items():
-                name = recipe.digest if recipe else "dense"
-                if (known := kept.rows.get((name, index))) is None:
-                    inputs = encoded(vlm, batch, "left") if inputs is None else inputs
-                    with fitprune.prune(vlm.model, recipe) if recipe else nullcontext():
-                        given = vlm.generate(inputs, max_new_tokens=MAX_NEW_TOKENS)
+            plain = functools.cache(lambda batch=batch: encoded(vlm, batch, "left"))
+            for run, made in runs.items():
+                if (known := kept.rows.get((_name(made), index))) is None:
+                    with applied(vlm, made) as asked:
+                        inputs = plain() if asked is vlm else encoded(asked, batch, "left")
+                        given = asked.generate(inputs, max_new_tokens=MAX_NEW_TOKENS)
                     known = [text == question.answer for text, (_, question) in zip(given, batch, strict=True)]
-                    kept.add(name, index, known)
+                    kept.add(_name(made), index, known)
                 right[run].append(known)
     return Judged(model.name, right, notes)
 
 
 def _runs(
     vlm: VLM, calibration: Calibration, methods: Sequence[str], ratios: Sequence[float], folder: Path
-) -> tuple[dict[Run, Recipe | None], list[str]]:
-    """What is run, with its score in the recipe; why others are not."""
+) -> tuple[dict[Run, Made | None], list[str]]:
+    """What is run; why others are not."""
     stats = kept_statistics(vlm, calibration, folder)
     assert stats is not None
-    by_drift = None
-    if DRIFT in methods:
-        by_drift = DriftJudge(vlm, calibration, journal=folder / f"{file_name(vlm.name)}.drift.jsonl")
-    made = recipes(stats, ["fitprune", *(name for name in methods if name != DRIFT)], ratios)
-    runs: dict[Run, Recipe | None] = {("dense", 0.0): None}
+    by_drift = DriftJudge(vlm, calibration, journal=folder / f"{file_name(vlm.name)}.drift.jsonl") if any(map(_drifts, methods)) else None
+    inside = [name for name in methods if not _drifts(name)]
+    runs: dict[Run, Made | None] = {("dense", 0.0): None}
     notes: list[str] = []
-    for ratio in ratios:
-        for name in methods:
-            one = made["fitprune" if name == DRIFT else name, ratio]
-            if isinstance(one, FitPruneError):
-                notes.append(str(one))
-            elif name == DRIFT:
-                assert by_drift is not None
-                chosen = choose(one[0], by_drift)
-                runs[name, ratio] = chosen.recipe
-                equals = f"; {len(chosen.equals)} others could not be told from it" if chosen.equals else ""
-                notes.append(f"drift at {ratio:.0%}: {chosen.recipe.source}, {chosen.recipe.score}{equals}")
-            else:
-                runs[name, ratio] = replace(one[0], score=one[1])
-    return runs, notes
+    for (name, ratio), made in recipes(stats, ["fitprune", *inside], ratios).items():
+        for method in filter(_drifts, methods) if name == "fitprune" else ():
+            if isinstance(made, FitPruneError):
+                notes.append(f"{method}: {made}")
+                continue
+            assert by_drift is not None
+            assert not isinstance(made, Before)
+            chosen = choose(replace(made[0], absorb=_absorb(method)), by_drift)
+            runs[method, ratio] = chosen.recipe, chosen.recipe.ranked_by()
+            equals = f"; {len(chosen.equals)} others could not be told from it" if chosen.equals else ""
+            notes.append(f"{method} at {ratio:.0%}: {chosen.recipe.source}, {chosen.recipe.score}{equals}")
+        if isinstance(made, FitPruneError):
+            notes.append(str(made))
+        elif name in inside:
+            runs[name, ratio] = made
+    order = ["dense", *methods]
+    return dict(sorted(runs.items(), key=lambda run: (run[0][1], order.index(run[0][0])))), notes
+
+
+def _drifts(method: str) -> bool:
+    return method.split()[:1] == [DRIFT]
+
+
+def _absorb(method: str) -> float | None:
+    """The setting that `drift` may have."""
+    _, *settings = method.split()
+    if not settings:
+        return None
+    if len(settings) > 1 or not settings[0].startswith("absorb="):
+        raise FitPruneError(f"{method}: {DRIFT} takes absorb=COSINE and nothing else")
+    return cosine(settings[0].removeprefix("absorb="), method)
+
+
+def _name(made: Made | None) -> str:
+    """What answers are kept under."""
+    if made is None:
+        return "dense"
+    return json.dumps(made.settings) if isinstance(made, Before) else replace(made[0], score=made[1]).digest
 
 
 def _questions(model: Model, index: int) -> list[Asked]:
@@ -216,62 +209,12 @@ def _weights(vlm: VLM) -> str:
     return found.hexdigest()[:16]
 
 
-def table(judged: Judged, recommended: str = DRIFT) -> str:
-    """A row per ratio, a column per method, in percent; then what is significantly above the recommended method, and notes."""
-    names = list(dict.fromkeys(name for name, ratio in judged.right if ratio))
-    ratios = list(dict.fromkeys(ratio for _, ratio in judged.right if ratio))
-    dense = judged.share(("dense", 0.0))
-    pictures = len(judged.right["dense", 0.0])
-    lines = [f"**{judged.model}**: {judged.questions} questions about {pictures} pictures, dense {100 * dense:.1f}", ""]
-    lines += [f"| saved | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for ratio in ratios:
-        cells = [f"{100 * judged.share((name, ratio)):.1f}" if (name, ratio) in judged.right else "out of reach" for name in names]
-        lines.append(f"| {ratio:.0%} | {' | '.join(cells)} |")
-    lines += ["", *_misses(judged, names, ratios, recommended), *judged.notes, ""]
-    return "\n".join(lines)
-
-
-def _misses(judged: Judged, names: Sequence[str], ratios: Sequence[float], recommended: str) -> list[str]:
-    """What the recommended method loses, and where another one is significantly above it."""
-    lines = []
-    for ratio in ratios:
-        run = recommended, ratio
-        if run not in judged.right:
-            continue
-        lost, error = judged.above(("dense", 0.0), run)
-        found = []
-        for name in names:
-            if name == recommended or (name, ratio) not in judged.right:
-                continue
-            more, its_error = judged.above((name, ratio), run)
-            if more > CLEAR * its_error:
-                found.append(f"{name} by {100 * more:.1f} ± {100 * its_error:.1f}")
-        above = ", ".join(found) or "none"
-        lines.append(f"{ratio:.0%}: {recommended} loses {100 * lost:.1f} ± {100 * error:.1f} points; significantly above it: {above}")
-    return [*lines, ""] if lines else []
-
-
-def summary(found: Sequence[Judged], paper: str = "fitprune", recommended: str = DRIFT) -> str:
-    """A row per model and ratio: dense, the paper's method, the best of the others by name, and the recommended one."""
-    lines = ["| | dense | saved | paper | best other | recommended |", "|---|---|---|---|---|---|"]
-    for judged in found:
-        for ratio in dict.fromkeys(ratio for _, ratio in judged.right if ratio):
-            at: Mapping[str, float] = {name: judged.share((name, ratio)) for name, its in judged.right if its == ratio}
-            others = {name: share for name, share in at.items() if name not in (paper, recommended) and "spread" not in name}
-            if not {paper, recommended} <= at.keys() or not others:
-                continue
-            best = max(others, key=lambda name: others[name])
-            lines.append(
-                f"| `{judged.model}` | {100 * judged.share(('dense', 0.0)):.1f} | {ratio:.0%} | {100 * at[paper]:.1f} | "
-                f"{100 * others[best]:.1f} ({best}) | **{100 * at[recommended]:.1f}** |"
-            )
-    return "\n".join(lines)
-
-
 def run(args: argparse.Namespace) -> int:
     """Judges and prints; returns the exit code."""
     for name in args.methods:
-        if name != DRIFT:
+        if _drifts(name):
+            _absorb(name)
+        else:
             find(name)
     known = {model.name: model for model in MODELS.values()}
     if unknown := [name for name in args.models if name not in known]:

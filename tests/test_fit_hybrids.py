@@ -261,7 +261,7 @@ def test_a_sweep_of_all_methods_names_those_that_do_not_fit() -> None:
     refused = {name for (name, _), one in made.items() if isinstance(one, FitPruneError)}
     assert refused == {"pyramiddrop"}
     for one in made.values():
-        if not isinstance(one, FitPruneError):
+        if isinstance(one, tuple):
             assert set(steps(one[0])) <= {3, 7, 11}
 
 

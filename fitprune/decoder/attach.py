@@ -206,30 +206,12 @@ class Attachment:
                 undo.callback(part.register_forward_pre_hook(not_for_it, with_kwargs=True).remove)
         for kind, name in FEATURES.items():
             if base is not self.decoder and callable(getattr(base, name, None)):
-                self._record_lengths(base, kind, name, undo)
+                record_lengths(self._call, base, kind, name, undo)
         if callable(getattr(model, PREFILL, None)):
             self._watch_chunks(model, undo)
         for module in {id(m): m for m in (caller, model, base) if m is not None and m is not self.decoder}.values():
             undo.callback(module.register_forward_pre_hook(find, with_kwargs=True).remove)
             undo.callback(module.register_forward_hook(arrived, with_kwargs=True).remove)
-
-    def _record_lengths(self, base: nn.Module, kind: str, name: str, undo: ExitStack) -> None:
-        """Has a model note how many tokens it makes of each image or video of the call at hand (`generate` calls it outside of one)."""
-        original = getattr(base, name)
-
-        @functools.wraps(original)  # `generate` reads its signature
-        def recorded(*args: Any, **kwargs: Any) -> Any:
-            located = getattr(self._call, "located", None)
-            self._call.located = None  # some make a video's features by the method for images
-            try:
-                features = original(*args, **kwargs)
-            finally:
-                self._call.located = located
-            if located is not None:
-                located.made[kind] = image_lengths(features)
-            return features
-
-        _put(base, name, recorded, undo)
 
     def _watch_chunks(self, model: nn.Module, undo: ExitStack) -> None:
         """Has `generate` tell in what pieces it reads a prompt: nothing in the call of one says that there are others."""
@@ -373,6 +355,28 @@ def attachment_of(model: nn.Module) -> Attachment | None:
             if isinstance(own, LayerForward):
                 return own.attachment
     return None
+
+
+def record_lengths(call: threading.local, base: nn.Module, kind: str, name: str, undo: ExitStack) -> None:
+    """Has a model note, in `call.located`, how many tokens it makes of each image or video of the call at hand.
+
+    `generate` makes them outside of a call.
+    """
+    original = getattr(base, name)
+
+    @functools.wraps(original)  # `generate` reads its signature
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        located = getattr(call, "located", None)
+        call.located = None  # some make a video's features by the method for images
+        try:
+            features = original(*args, **kwargs)
+        finally:
+            call.located = located
+        if located is not None:
+            located.made[kind] = image_lengths(features)
+        return features
+
+    _put(base, name, recorded, undo)
 
 
 def _put(module: nn.Module, name: str, method: Callable[..., Any], undo: ExitStack) -> None:

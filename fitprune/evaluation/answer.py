@@ -12,22 +12,41 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from tqdm import tqdm
 
 from ..arguments import DEFAULTS
+from ..cost import CostModel
 from ..distributed.workers import SINGLE, WorkerGroup, detect_lost_peer
 from ..families import VLM
 from ..prune import prune
 from ..questions import Question, encode_questions, questions_digest
 from ..recipe import Recipe
 from .answers import AnswersFile, model_id
+
+
+class Reduction(Protocol):
+    """What lets fewer visual tokens enter the decoder, in the place of a recipe (studies/before.py)."""
+
+    @property
+    def timed(self) -> bool:
+        """Whether the time it takes means anything."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells its answers from others'."""
+
+    def keep(self, visual_tokens: int, cost: CostModel) -> int:
+        """How many tokens of so many enter the decoder, at most."""
+
+    def applied(self, vlm: VLM) -> AbstractContextManager[VLM]:
+        """The model to ask, inside the `with` block."""
 
 
 @dataclass
@@ -65,6 +84,7 @@ def answer(
     *,
     recipe: Recipe | None = None,
     score: str | None = None,
+    before: Reduction | None = None,
     batch_size: int = 1,
     overwrite: bool = False,
     progress: bool = True,
@@ -75,6 +95,7 @@ def answer(
 
     Args:
         recipe: What to prune with; None runs the model as it is. score: As `prune` takes it.
+        before: What shrinks images before the decoder, instead of a recipe.
         workers: The processes that share the batches; the first one alone needs the file, all get the figures.
         generation: `max_new_tokens`, `temperature`, `top_p`, `num_beams` as `VLM.generate`.
     Raises:
@@ -85,11 +106,14 @@ def answer(
         settings["template"] = vlm.template
     if recipe:
         settings |= {"reduction_ratio": recipe.reduction_ratio, "score": recipe.ranked_by(score), "recipe": _digest(recipe)}
+    if before:
+        settings |= before.settings
     run = AnswerRun(Path(path))
     sums: list[float] = []
 
     with ExitStack() as stack:
         trace = stack.enter_context(prune(vlm.model, recipe, score=score)) if recipe else None
+        asked = stack.enter_context(before.applied(vlm)) if before else vlm
         files: list[AnswersFile] = []  # of the first process
 
         def opened() -> int:
@@ -99,7 +123,7 @@ def answer(
 
         def ask(inputs: dict[str, Tensor]) -> dict[str, Any]:
             start = time.perf_counter()
-            texts = vlm.generate(inputs, **generation)
+            texts = asked.generate(inputs, **generation)
             seconds = time.perf_counter() - start
             seen = trace is not None and vlm.count_visual(inputs["input_ids"]) > 0
             kept = [float(sum(map(len, rows))) for rows in trace.visual] if trace and seen else []
@@ -117,7 +141,7 @@ def answer(
                 disable=not (progress and workers.leads),
             )
         )  # fmt: skip
-        for found in workers.in_order(batches, partial(encode_questions, vlm, image_folder=image_folder), ask):
+        for found in workers.in_order(batches, partial(encode_questions, asked, image_folder=image_folder), ask):
             for file in files:
                 file.write(found["texts"])
             if kept := found["kept"]:

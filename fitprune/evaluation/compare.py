@@ -29,19 +29,23 @@ from ..questions import Question, prompt_of, shown
 from ..recipe import Recipe
 from ..resolve import resolve
 from ..tables import aligned, format_counts
-from .answer import AnswerRun, answer, warm_up
+from .answer import AnswerRun, Reduction, answer, warm_up
 from .benchmark import Benchmark, Result
 from .chunks import begun, chunk_file, merge, slices
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One run of a comparison: its name in the table, the stem of its files, what is pruned and how tokens are ranked."""
+    """One run of a comparison: its name in the table, the stem of its files, what is pruned and how tokens are ranked.
+
+    before: What shrinks images before the decoder; then there is no recipe.
+    """
 
     name: str
     stem: str
     recipe: Recipe | None
     score: str | None
+    before: Reduction | None = None
 
 
 @dataclass
@@ -144,7 +148,9 @@ def answer_chunk(
 
 def _asking(vlm: VLM, image_folder: str | Path, **settings: Any) -> Callable[[Plan, Sequence[Question], Path], AnswerRun]:
     """`answer` for the runs of a comparison, which differ in recipe, score and file."""
-    return lambda one, questions, path: answer(vlm, questions, image_folder, path, recipe=one.recipe, score=one.score, **settings)
+    return lambda one, questions, path: answer(
+        vlm, questions, image_folder, path, recipe=one.recipe, score=one.score, before=one.before, **settings
+    )
 
 
 def compare(
@@ -222,20 +228,31 @@ def prompt_sizes(
 
 
 def row_of(
-    plan: Plan, benchmark: Benchmark | None, result: Result | None, run: AnswerRun, cost: CostModel, prompts: Counter[tuple[int, int]]
+    plan: Plan,
+    benchmark: Benchmark | None,
+    result: Result | None,
+    run: AnswerRun,
+    cost: CostModel,
+    prompts: Counter[tuple[int, int]],
+    entering: Counter[tuple[int, int]] | None = None,
 ) -> Row:
-    """Compute is summed over the questions that have an image, before shares are taken of it."""
+    """Compute is summed over the questions that have an image, before shares are taken of it.
+
+    Args:
+        prompts: Of the dense run, as `prompt_sizes`.
+        entering: Of this one, where fewer visual tokens enter the decoder.
+    """
     recipe, result = plan.recipe, result or Result(None)
     count = max(prompts.total(), 1)
     macs, flops = [0.0, 0.0], [0.0, 0.0]  # dense, as run
     alive = [0.0] * cost.layers
-    for (visual, text), times in prompts.items():
-        dense = [visual] * cost.layers
-        kept = recipe.alive(visual, cost.layers) if recipe else dense
-        alive = [total + times * here / count for total, here in zip(alive, kept, strict=True)]
-        for at, curve in enumerate((dense, kept)):
-            macs[at] += times * sum(cost.visual_macs(curve, visual))
-            flops[at] += times * sum(cost.prefill_flops(curve, visual, text))
+    for at, sizes in enumerate((prompts, prompts if entering is None else entering)):
+        for (visual, text), times in sizes.items():
+            kept = recipe.alive(visual, cost.layers) if at and recipe else [visual] * cost.layers
+            macs[at] += times * sum(cost.visual_macs(kept, visual))
+            flops[at] += times * sum(cost.prefill_flops(kept, visual, text))
+            if at:
+                alive = [total + times * here / count for total, here in zip(alive, kept, strict=True)]
     return Row(
         name=plan.name,
         benchmark=benchmark.name if benchmark else None,
@@ -248,7 +265,7 @@ def row_of(
         prefill_gflops=flops[1] / count / 1e9,
         prefill_reduction=1 - flops[1] / flops[0] if flops[0] else 0.0,
         visual_tokens=run.visual_tokens or sum(visual * times for (visual, _), times in prompts.items()) / count,
-        alive=(run.alive or alive) if recipe else [],
+        alive=(run.alive or alive) if recipe or entering is not None else [],
         milliseconds=run.milliseconds,
         answers=str(run.path),
         written=[str(path) for path in result.written],

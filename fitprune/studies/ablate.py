@@ -29,7 +29,7 @@ from ..recipe import Recipe
 from ..schedule.validation import CRITERIA
 from ..scores import SCORES
 from ..tables import format_counts, markdown
-from .methods import fitted
+from .methods import Made, fitted
 
 if TYPE_CHECKING:
     from ..stats import AttentionStats
@@ -39,7 +39,7 @@ DRAWS = 20  # random sets of samples for each smaller number of them
 CHOICES = {"criterion": CRITERIA, "score": tuple(SCORES)}  # "samples" takes numbers
 
 Axis = tuple[str, list[str]]  # a choice and its values
-Made = Mapping[tuple[str, float], tuple[Recipe, str] | FitPruneError]  # as methods.recipes gives
+Tried = Mapping[tuple[str, float], Made | FitPruneError]  # as methods.recipes gives
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def methods(axes: Sequence[Axis], samples: int) -> list[str]:
     return list(dict.fromkeys([BASE, *(one for panel in panels(axes, samples).values() for one in panel.values())]))
 
 
-def differences(stats: AttentionStats, axes: Sequence[Axis], made: Made) -> list[Difference]:
+def differences(stats: AttentionStats, axes: Sequence[Axis], made: Tried) -> list[Difference]:
     """How far the recipes of an ablation are from the base's, ratio by ratio; methods without a recipe are left out.
 
     Args:
@@ -107,12 +107,12 @@ def differences(stats: AttentionStats, axes: Sequence[Axis], made: Made) -> list
     """
     tokens = int(stats.visual_tokens.max())
     named = [name for name in methods(axes, stats.samples) if name not in SCORES or name == BASE]
-    full = {ratio: got[0] for (name, ratio), got in made.items() if name == BASE and not isinstance(got, FitPruneError)}
+    full = {ratio: got[0] for (name, ratio), got in made.items() if name == BASE and isinstance(got, tuple)}
     drawn = {name: _draws(stats, int(count), list(full)) for name in named if (count := name.partition("samples=")[2])}
     found = []
     for ratio, base in full.items():
         for name in named:
-            if isinstance(got := made[name, ratio], FitPruneError):
+            if not isinstance(got := made[name, ratio], tuple):
                 continue
             others = [schedule_distance(one[ratio], base, tokens) for one in drawn.get(name, []) if ratio in one]
             found.append(Difference(name, ratio, got[0].alive(tokens), schedule_distance(got[0], base, tokens), others))

@@ -7,7 +7,8 @@ calibration sets apart, and times of finished runs in `times.json`. Of a run tha
 answered since.
 
 Accuracy is set against three costs of a question: FLOPs of the whole prefill as the recipe runs it, bytes of its key-value
-cache, and measured time of generation. What a method cannot save is left out, with a line that says why.
+cache, and measured time of generation. What a method cannot save, or the model not run, is left out, with a line that says why. Methods
+that choose tokens before the decoder run masked (before.py): their FLOPs and bytes are those of the tokens chosen, and they have no time.
 
 Ablations (ablate.py) are methods as well: FitPrune with fewer samples, another criterion of the fit, another score.
 
@@ -37,27 +38,30 @@ from ..questions import Question
 from ..recipe import Recipe
 from ..stats import AttentionStats
 from . import ablate
-from .methods import recipes
+from .before import Before
+from .methods import Made, recipes
 from .sweep_table import Point
 
 Run = tuple[str, float, Plan]  # method, ratio, what is run
-Made = tuple[str, float, tuple[Recipe, str] | FitPruneError]  # method, ratio, recipe and score or why there is none
+Tried = tuple[str, float, Made | FitPruneError]  # method, ratio, what runs or why nothing does
 
 
-def _packed(made: list[Made]) -> bytes:
-    return to_json(
-        [
-            (method, ratio, str(one), None) if isinstance(one, FitPruneError) else (method, ratio, one[0].to_bytes().decode(), one[1])
-            for method, ratio, one in made
-        ]
-    )
+def _packed(tried: list[Tried]) -> bytes:
+    def fields(one: Made | FitPruneError) -> tuple[str, ...]:
+        if isinstance(one, FitPruneError):
+            return (str(one),)
+        return ("before", one.way, "") if isinstance(one, Before) else (one[0].to_bytes().decode(), one[1])
+
+    return to_json([(method, ratio, fields(one)) for method, ratio, one in tried])
 
 
-def _unpacked(data: bytes) -> list[Made]:
-    return [
-        (method, ratio, FitPruneError(text) if score is None else (Recipe.from_bytes(text.encode()), score))
-        for method, ratio, text, score in json.loads(data)
-    ]
+def _unpacked(data: bytes) -> list[Tried]:
+    def made(ratio: float, text: str, name: str | None = None, before: str | None = None) -> Made | FitPruneError:
+        if name is None:
+            return FitPruneError(text)
+        return (Recipe.from_bytes(text.encode()), name) if before is None else Before(name, ratio)
+
+    return [(method, ratio, made(ratio, *fields)) for method, ratio, fields in json.loads(data)]
 
 
 def schedule_runs(
@@ -82,7 +86,7 @@ def schedule_runs(
     if not ratios:
         return runs, notes, compared
 
-    def made() -> list[Made]:
+    def made() -> list[Tried]:
         assert stats is not None
         found = recipes(stats, methods, ratios)
         compared.extend(ablate.differences(stats, axes, found) if axes else [])
@@ -93,7 +97,8 @@ def schedule_runs(
             notes.append(str(one))
         else:
             name = f"{method.replace(' ', '-').replace('=', '-')}-r{100 * ratio:.6g}"
-            runs.append((method, ratio, Plan(name, f"{name}{suffix}", *one)))
+            recipe, score, before = (None, None, one) if isinstance(one, Before) else (*one, None)
+            runs.append((method, ratio, Plan(name, f"{name}{suffix}", recipe, score, before)))
     return runs, notes, compared
 
 
@@ -120,7 +125,8 @@ def run_benchmark(
     for method, ratio, plan in runs:
         path = output / f"{benchmark.name}-{plan.stem}.jsonl"
         try:
-            cache = _kv_bytes(plan, vlm, prompts)
+            entering = _entering(plan, vlm, illustrated, images, prompts, workers)
+            cache = _kv_bytes(plan, vlm, prompts if entering is None else entering)
         except FitPruneError as error:
             notes.append(f"{method} on {benchmark.name}: {error}")
             continue
@@ -131,18 +137,39 @@ def run_benchmark(
         if not warm and workers.first(unfinished):
             warm_up(vlm, illustrated[: settings["batch_size"]], images, workers)
             warm = True
-        now = answer(vlm, questions, images, path, recipe=plan.recipe, score=plan.score, workers=workers, **settings)
+        now = answer(vlm, questions, images, path, recipe=plan.recipe, score=plan.score, before=plan.before, workers=workers, **settings)
+        known = now, plan, method, ratio, cache, entering
 
-        def scored(now: AnswerRun = now, plan: Plan = plan, method: str = method, ratio: float = ratio, cache: float = cache) -> None:
-            answered, seconds = _timed(times, now.path.stem, now)
+        def scored(known: Any = known) -> None:
+            now, plan, method, ratio, cache, entering = known
+            answered, seconds = _timed(times, now.path.stem, now) if plan.before is None or plan.before.timed else (0, 0.0)
             result = benchmark.score(data, now.path, output / "upload")
             # averages over what was answered now would depend on where the run was cut: the recipe's are taken instead
             of_all = AnswerRun(now.path, answered, len(questions) - answered, seconds)
-            row = row_of(plan, benchmark, result, of_all, vlm.cost, prompts)
+            row = row_of(plan, benchmark, result, of_all, vlm.cost, prompts, entering)
             points.append(Point(method, plan.score if plan.recipe else None, ratio, cache, answered, row))
 
         workers.first(scored)
     return points
+
+
+def _entering(
+    plan: Plan, vlm: VLM, questions: Sequence[Question], images: Path, prompts: Counter[tuple[int, int]], workers: WorkerGroup
+) -> Counter[tuple[int, int]] | None:
+    """How many questions have how many (visual, other) tokens as they enter the decoder; None where that is what the model makes.
+
+    Raises:
+        FitPruneError: for what the model cannot run, and for a ratio that is out of reach for an image.
+    """
+    if plan.before is None:
+        return None
+    with plan.before.applied(vlm) as asked:
+        if asked is not vlm:
+            return prompt_sizes(asked, questions, images, workers)
+    found: Counter[tuple[int, int]] = Counter()
+    for (visual, text), times in prompts.items():
+        found[plan.before.keep(visual, vlm.cost), text] += times
+    return found
 
 
 def _timed(path: Path, stem: str, now: AnswerRun) -> tuple[int, float]:

@@ -14,6 +14,7 @@ from embedded.evaluate import Method, asked, step, table
 from embedded.questions import READING
 from fitprune.cost import CostModel
 from fitprune.families import VLM
+from fitprune.studies.before import WAYS, Before
 
 COST = CostModel(layers=6, hidden=64, intermediate=160, heads=4, kv_heads=4, head_dim=16)
 
@@ -47,7 +48,8 @@ def test_shares_are_exact_matches_by_family(small: VLM, monkeypatch: pytest.Monk
 def test_methods_of_a_ratio_save_the_same_and_are_fitted_on_other_pictures(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = []
     monkeypatch.setattr(evaluate, "asked", lambda split, *a, **k: splits.append(split) or asked(split, *a, **k))
-    dense, *tried = evaluate.methods(small, [0, 0.5], ["fitprune", "random"], samples=4)
+    dense, *tried = evaluate.methods(small, [0, 0.5], ["fitprune", "random"], samples=4, before=["divprune"])
+    assert tried.pop() == Method("50% divprune", None, before=Before("divprune", 0.5))
     assert (dense.recipe, splits) == (None, ["calibration"])
     assert {m.name: m.score for m in tried} == {"50% fitprune": "fitprune", "50% random": "random", "50% fastv": "last"}
     tokens = small.model.config.image_seq_length
@@ -59,7 +61,8 @@ def test_methods_of_a_ratio_save_the_same_and_are_fitted_on_other_pictures(small
 def test_the_dense_and_the_pruned_model_answer_every_question_in_order(small: VLM) -> None:
     questions = asked("held-out", 2, ("number", "color"))
     recipe = fitprune.Recipe.step(layer=1, keep=0.5)
-    for method in (Method("dense", None), Method("half", recipe, "last")):
+    before = [Method(way, None, before=Before(way, 0.5)) for way in WAYS]
+    for method in (Method("dense", None), Method("half", recipe, "last"), *before):
         together = list(evaluate.answers(small, questions, method, 3))
         alone = [next(iter(evaluate.answers(small, [one], method, 1))) for one in questions]
         assert together == alone

@@ -12,7 +12,8 @@ import torch
 
 import fitprune
 from embedded import judges
-from embedded.judges import Judged, features_once, judge, summary, table
+from embedded.judged import Judged, summary, table
+from embedded.judges import features_once, judge
 from embedded.models import MODELS
 from fitprune import FitPruneError
 
@@ -111,7 +112,7 @@ def test_the_table_says_what_is_lost_and_by_whom_it_is_beaten() -> None:
 
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for more in (["--models", "nobody"], ["--methods", "nothing"], ["--ratios", "0"], ["--ratios", "170"]):
+    for more in (["--models", "nobody"], ["--methods", "nothing"], ["--methods", "drift wrong=1"], ["--ratios", "0"]):
         assert judges.main([*more, "--output", str(tmp_path)]) == 2
         assert len(capsys.readouterr().err.strip().splitlines()[-1]) > 10
 

@@ -16,7 +16,8 @@ from fitprune.fit import fit
 from fitprune.recipe import Recipe
 from fitprune.scores import SCORES
 from fitprune.stats import AttentionStats
-from fitprune.studies.methods import CONTROLS, METHODS, Schedule, fastv, find, pyramiddrop, recipes, spaced, uniform, vtw
+from fitprune.studies.before import WAYS, Before
+from fitprune.studies.methods import CONTROLS, INSIDE, METHODS, Schedule, fastv, find, pyramiddrop, recipes, spaced, uniform, vtw
 
 SMALL = CostModel(layers=9, hidden=192, intermediate=512, heads=4, kv_heads=4, head_dim=48)
 TOKENS = 144
@@ -48,6 +49,12 @@ def test_all_meet_the_ratio_within_a_token(stats: AttentionStats, ratio: float) 
     assert list(made) == [(name, ratio) for name in METHODS]
     for (name, _), got in made.items():
         assert not isinstance(got, FitPruneError), got
+        if isinstance(got, Before):
+            enter = got.keep(TOKENS, SMALL)
+            whole, some, more = (SMALL.dense_macs(tokens) for tokens in (TOKENS, enter, enter + 1))
+            assert 1 - some / whole >= ratio > 1 - more / whole
+            assert got == Before(name, ratio)
+            continue
         recipe, score = got
         assert score in SCORES
         saved = SMALL.visual_reduction(recipe.deletions(TOKENS, SMALL.layers), TOKENS)
@@ -185,6 +192,8 @@ def test_samples_are_spaced_as_calibration_questions_are(stats: AttentionStats) 
         ("fastv score=lost", "unknown score 'lost'"),
         ("uniform theta=1", "fitprune has no settings"),
         ("spread theta=-1", "theta must be a number"),
+        ("divprune score=spread", "divprune has neither a schedule nor a score: leave out score=spread"),
+        ("fastv score=divprune", "unknown score 'divprune'"),
     ],
 )
 def test_what_cannot_be_said_of_a_schedule(name: str, said: str) -> None:
@@ -196,13 +205,20 @@ def test_any_schedule_with_any_score(stats: AttentionStats) -> None:
     """Our ranking on the schedules of others: the control that says which of the two does the work."""
     names = ["fastv score=spread", "uniform score=spread theta=0.5", "pyramiddrop score=spread-last", "spread theta=1"]
     scores = ["spread", "spread theta=0.5", "spread-last", "spread theta=1"]
-    made = recipes(stats, [*names, *METHODS], [0.5])
+    made = recipes(stats, [*names, *INSIDE], [0.5])
     for name, score in zip(names, scores, strict=True):
         assert made[name, 0.5] == (made[name.split()[0], 0.5][0], score)  # type: ignore[index]
 
 
+def test_too_much_before_the_decoder_says_what_it_can(stats: AttentionStats) -> None:
+    for (name, _), error in recipes(stats, WAYS, [0.999]).items():
+        assert isinstance(error, FitPruneError)
+        assert str(error).startswith(f"{name}: a reduction ratio of 0.999 cannot be reached with {TOKENS} visual tokens: ask for at most")
+
+
 def test_names_and_ratios(stats: AttentionStats) -> None:
     assert set(CONTROLS) <= set(METHODS)
+    assert set(METHODS) == {*INSIDE, *WAYS}
     with pytest.raises(FitPruneError, match="unknown method 'fast'"):
         find("fast")
     with pytest.raises(FitPruneError, match="above 0"):

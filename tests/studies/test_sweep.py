@@ -21,7 +21,9 @@ from fitprune.families import VLM, load
 from fitprune.observe import Observer
 from fitprune.recipe import Recipe
 from fitprune.studies.ablate import panels
+from fitprune.studies.before import WAYS, Before
 from fitprune.studies.methods import CONTROLS
+from fitprune.studies.sweep import Tried, _packed, _unpacked
 from fitprune.studies.sweep_plot import ablation, curves
 from fitprune.studies.sweep_table import Point, markdown
 
@@ -182,6 +184,73 @@ def test_a_picture_of_another_size_that_cannot_save_as_much_stops_nothing(
     assert main([*SWEEP, str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("Left out: fastv on gqa: ask for less.") == 2
     assert figures(tmp_path) == [run for run in figures(whole) if run["method"] != "fastv"]
+
+
+BEFORE = ["sweep", "--ratios", "60", "--methods", "divprune,cdpruner,downsample", "--benchmarks", "textvqa", "--samples", "2"]
+BEFORE += ["--limit", "4", "--batch-size", "2", "--max-new-tokens", "4", "--output"]
+
+
+@pytest.fixture(scope="module")
+def ahead(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ahead")
+    assert main([*BEFORE, str(folder)]) == 0
+    return folder
+
+
+def test_before_the_decoder_costs_are_those_of_what_enters_it(ahead: Path) -> None:
+    """FLOPs and bytes as of a dense model that makes so few tokens; a time only where such a model ran."""
+    content = json.loads((ahead / "sweep.json").read_text())
+    assert content["left_out"] == []
+    runs = {run["method"]: run for run in content["runs"]}
+    assert list(runs) == ["dense", *WAYS, *CONTROLS]
+    cost, dense = load("embedded", device="cpu").cost, runs["dense"]
+    for name, enter in {"divprune": 61, "cdpruner": 61, "downsample": 49}.items():
+        run = runs[name]
+        assert run["alive"] == [enter] * cost.layers
+        assert 0.6 <= run["visual_reduction"] == pytest.approx(1 - cost.dense_macs(enter) / cost.dense_macs(144))
+        assert run["prefill_reduction"] == pytest.approx(1 - run["prefill_gflops"] / dense["prefill_gflops"])
+        each = 2 * cost.kv_heads * cost.head_dim * 4 * cost.layers  # bytes of a token, float32 on a CPU
+        assert dense["kv_bytes"] - run["kv_bytes"] == pytest.approx(each * (144 - enter))
+        assert run["score"] is None
+        assert run["questions"] == 4
+    assert [runs[name]["milliseconds"] is None for name in WAYS] == [True, True, False]
+    assert [runs[name]["timed"] for name in WAYS] == [0, 0, 4]
+    untimed = [line for line in (ahead / "sweep.md").read_text().splitlines() if line.endswith("| - |")]
+    assert [line.split(" | ")[0] for line in untimed] == ["| divprune", "| cdpruner"]
+    metadata = {json.loads(path.read_text().splitlines()[0])["metadata"].get("before") for path in ahead.glob("*.jsonl")}
+    assert metadata == {None, *WAYS}
+
+
+def test_what_comes_before_the_decoder_is_not_asked_twice_and_not_mixed(
+    ahead: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in ahead.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    asked = Asked(monkeypatch)
+    assert main([*BEFORE, str(tmp_path)]) == 0
+    assert asked.questions == 0
+    assert figures(tmp_path) == figures(ahead)
+    (tmp_path / "textvqa-divprune-r60-first4.jsonl").write_bytes((ahead / "textvqa-cdpruner-r60-first4.jsonl").read_bytes())
+    assert main([*BEFORE, str(tmp_path)]) == 2
+    assert "another" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_leaves_the_method_out_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model-path", "embedded-hr", "--ratios", "50", "--methods", "downsample,divprune", "--benchmarks", "textvqa", "--limit", "1"]
+    assert main(["sweep", *flags, "--samples", "2", "--max-new-tokens", "2", "--output", str(tmp_path)]) == 0
+    assert "Left out: downsample on textvqa: embedded-hr: downsample needs a vision tower" in capsys.readouterr().out
+    assert [run["method"] for run in json.loads((tmp_path / "sweep.json").read_text())["runs"]] == ["dense", "divprune", *CONTROLS]
+
+
+def test_what_runs_goes_to_other_processes_whole() -> None:
+    tried: list[Tried] = [
+        ("divprune", 0.5, Before("divprune", 0.5)),
+        ("fastv", 0.5, (Recipe.step(layer=1, keep=0.5), "last")),
+        ("vtw", 0.9, FitPruneError("cannot be reached")),
+    ]
+    *made, (name, ratio, error) = _unpacked(_packed(tried))
+    assert made == tried[:2]
+    assert (name, ratio, str(error)) == ("vtw", 0.9, "cannot be reached")
 
 
 ABLATION = ["sweep", "--ablate", "samples=1,3", "criterion=both,cross", "score=last", "--ratios", "50", "--samples", "2"]

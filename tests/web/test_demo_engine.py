@@ -24,7 +24,7 @@ from fitprune.cli import demo, main
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
 from fitprune.recipe import Recipe
-from fitprune.studies.methods import METHODS, recipes
+from fitprune.studies.methods import INSIDE, recipes
 from fitprune.web.demo import engine as engine_module
 from fitprune.web.demo import figures, page, server
 from fitprune.web.demo.engine import MAX_QUESTION, Comparison, Engine, Reply
@@ -101,7 +101,7 @@ def test_short_times_are_medians_of_turns_after_the_replies(engine: Engine, monk
 
 
 def test_recipes_are_made_once_and_are_those_of_methods(engine: Engine) -> None:
-    for name in METHODS:
+    for name in INSIDE:
         made = engine.recipe(name, 0.6, 144)
         assert made == recipes(engine.stats, [name], [0.6])[name, 0.6]
         assert engine.recipe(name, 0.6 + 1e-9, 144)[0] is made[0]
@@ -236,7 +236,7 @@ def test_what_a_slider_does_not_send_is_said(sent: Any) -> None:
 
 
 def test_every_method_is_explained() -> None:
-    assert list(page.EXPLAINED) == list(METHODS)
+    assert list(page.EXPLAINED) == list(INSIDE)
 
 
 def test_the_embedded_model_says_what_it_is(engine: Engine) -> None:

@@ -31,7 +31,7 @@ from ...families import VLM
 from ...prune import prune
 from ...recipe import Recipe
 from ...stats import AttentionStats
-from ...studies.methods import METHODS, recipes
+from ...studies.methods import INSIDE, METHODS, recipes
 from ...trace import Trace
 
 MAX_QUESTION = 500  # characters
@@ -112,8 +112,8 @@ class Engine:
         Raises:
             FitPruneError: unknown method, ratio out of range or out of the method's reach, no published recipe.
         """
-        if method not in METHODS:  # `recipes` takes settings behind a name, and each spelling would be fitted and kept
-            raise FitPruneError(f"unknown method: use one of {', '.join(METHODS)}")
+        if method not in INSIDE:  # `recipes` takes settings behind a name, and each spelling would be fitted and kept
+            raise FitPruneError(f"unknown method: use one of {', '.join(INSIDE)}")
         chosen = METHODS[method]
         if not 0 <= ratio <= MAX_RATIO:
             raise FitPruneError(f"The ratio must be from 0 to {MAX_RATIO:.0%}.")
@@ -128,6 +128,7 @@ class Engine:
             made = recipes(self.stats, [method], [ratio])[method, ratio]
             if isinstance(made, FitPruneError):
                 raise made
+            assert isinstance(made, tuple)  # as all inside the decoder
             self._recipes[method, ratio] = made
         return self._recipes[method, ratio]
 

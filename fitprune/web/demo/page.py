@@ -40,7 +40,7 @@ EXPLAINED = {
     "fastv": "one cut, after two layers",
     "vtw": "everything, in one late layer",
     "pyramiddrop": "three cuts, evenly spread",
-}  # of `METHODS`
+}  # of `methods.INSIDE`
 EXAMPLES = {
     "5eed000000000000.jpg": "What number is written?",
     "5eed000000000008.jpg": "What word is written?",
