@@ -82,7 +82,7 @@ def summary(found: Sequence[Judged], paper: str = "fitprune", recommended: str =
     for judged in found:
         for ratio in dict.fromkeys(ratio for _, ratio in judged.right if ratio):
             at: Mapping[str, float] = {name: judged.share((name, ratio)) for name, its in judged.right if its == ratio}
-            others = {name: share for name, share in at.items() if name not in (paper, recommended) and "spread" not in name}
+            others = {name: share for name, share in at.items() if name != paper and "spread" not in name and recommended not in name}
             if not {paper, recommended} <= at.keys() or not others:
                 continue
             best = max(others, key=lambda name: others[name])
