@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .choose import Judge, choose
+from .choose import Judge, choose_all
 from .cost import CostModel, deletions_of
 from .errors import FitPruneError
 from .recipe import Recipe
@@ -212,7 +212,7 @@ def fit_all(
     made = {ratio: _fit(stats, cost, tokens, curve, ratio, source) for ratio in map(parse_ratio, ratios)}
     if judge is None:
         return made
-    return {ratio: choose(recipe, judge, scores, progress).recipe if ratio else recipe for ratio, recipe in made.items()}
+    return {ratio: chosen.recipe for ratio, chosen in choose_all(made, judge, scores, progress).items()}
 
 
 def fit(
