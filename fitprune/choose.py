@@ -129,9 +129,9 @@ def forecast(fitted: Mapping[float, Recipe], questions: int, scores: Sequence[st
     takes = {ratio: most_prefills(recipe, questions, scores) for ratio, recipe in fitted.items() if ratio}
     if not takes:
         return "by drift: nothing to choose at ratio 0"
-    each = ", ".join(f"{count} for {100 * ratio:.6g}%" for ratio, count in takes.items())
+    counts = [f"{count}{'' if at else ' pruned prefills'} for {100 * ratio:.6g}%" for at, (ratio, count) in enumerate(takes.items())]
     about = f", about {duration(seconds * sum(takes.values()))} at the speed of observing" if seconds else ""
-    return f"by drift: at most {each} pruned prefills{about} (fewer --samples need fewer; --by mass, the paper's way, needs none)"
+    return f"by drift: at most {', '.join(counts)}{about} (fewer --samples need fewer; --by mass, the paper's way, needs none)"
 
 
 def _shapes(fitted: Recipe) -> dict[str, Recipe]:

@@ -40,7 +40,8 @@ __all__ = ["Recipe", "published_names", "published_ratios"]
 
 SCHEMA = "fitprune.recipe/1"
 LATER = ("score", "drift", "drift_error")  # fields that files of earlier versions do not have: written where they say something
-PAPER = "fitprune"  # the paper's score
+PAPER = "fitprune"  # the paper's score, with which a recipe that names none is run
+RECOMMENDED = "spread"  # what `fitprune report`, `serve` and `demo` rank by, unless a recipe or --score names another
 MERGED = ", merged"  # at the end of `source`
 
 
@@ -57,7 +58,7 @@ class Recipe:
             achieved (the paper's, visual tokens only), the fit's alpha, size and SHA-256 of the calibration set.
         score: The score that it was fitted with, as `scores.find_score` takes it; None if any will do.
         drift, drift_error: How far it moves the dense model's answers, in nats per token, with its standard error over `samples`
-            questions, if it was chosen by that (`studies.by_drift`).
+            questions, if it was chosen by that (choose.py).
         cost: The cost model that the ratio was computed with; needed if scaling is "budget".
         source: How it came about: "given", "published", "fitted", "replayed", … with ", merged" after `merge_steps`.
     Raises:

@@ -111,7 +111,7 @@ def test_what_it_takes_is_said_before_and_what_came_of_it_after():
     recipes = {0.0: Recipe.none(9), 0.4: fitted(0.4), 0.7: fitted(0.7)}
     counts = [most_prefills(recipes[ratio], 64) for ratio in (0.4, 0.7)]
     said = forecast(recipes, 64, seconds=30)
-    assert f"at most {counts[0]} for 40%, {counts[1]} for 70% pruned prefills, about {30 * sum(counts) / 3600:.1f} hours" in said
+    assert f"at most {counts[0]} pruned prefills for 40%, {counts[1]} for 70%, about {30 * sum(counts) / 3600:.1f} hours" in said
     assert "--samples" in said
     assert "--by mass" in said
     assert "about" not in forecast(recipes, 64)

@@ -60,7 +60,7 @@ def recipe(path: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """What `fitprune fit` makes."""
     target = tmp_path_factory.mktemp("fitted") / "half.json"
     questions = ["--question-file", str(data / "questions.jsonl"), "--image-folder", str(data)]
-    assert main(["fit", "--model-path", path, *questions, "--reduction-ratio", "0.5", "--output", str(target)]) == 0
+    assert main(["fit", "--by", "mass", "--model-path", path, *questions, "--reduction-ratio", "0.5", "--output", str(target)]) == 0
     return target
 
 
