@@ -40,8 +40,8 @@ EXAMPLES = """examples:
 SHARED = True  # the processes of torchrun or accelerate launch share the work
 
 
-def add_options(fit: argparse.ArgumentParser, model: str = MODEL_NAME) -> None:
-    """Options of `fitprune fit` and of `statistical_analysis.py`."""
+def add_options(fit: argparse.ArgumentParser, model: str = MODEL_NAME, way: str | None = None) -> None:
+    """Options of `fitprune fit`, and of `statistical_analysis.py`, whose way is the paper's."""
     arguments.add_model(fit, model)
     arguments.add_data(fit)
     arguments.add_ratio(fit, "share of the visual compute to save, 0.6 or 60; several are fitted from one pass", nargs="+", default=[0.6])
@@ -52,13 +52,13 @@ def add_options(fit: argparse.ArgumentParser, model: str = MODEL_NAME) -> None:
     fit.add_argument("--stats", default=None, help="also keep the statistics in this file")
     fit.add_argument("--from-stats", default=None, help="fit from kept statistics, without the model")
     fit.add_argument(
-        "--criterion", default=None, choices=CRITERIA,
-        help=f"which list of the least attended tokens a token has to be on to go: the paper's, and the default, is {CRITERIA[0]}",
+        "--criterion", default=way and CRITERIA[0], choices=CRITERIA,
+        help=f"which list of the least attended tokens a token has to be on to go: the paper's is {CRITERIA[0]}",
     )  # fmt: skip
     fit.add_argument(
-        "--by", default=None, choices=WAYS,
-        help="judge schedules by how far they move the model's answers (drift, the default), or by the attention mass that is lost, as the "
-        "paper does (the default with --from-stats, --criterion and --replay)",
+        "--by", default=way, choices=WAYS,
+        help="judge schedules by the attention mass that is lost, as the paper does, or by how far they move the model's answers"
+        + ("" if way else "; default drift, but with --from-stats, --criterion or --replay mass"),
     )  # fmt: skip
     fit.add_argument(
         "--score", type=arguments.score, nargs="+", default=None, metavar="NAME",
@@ -196,8 +196,7 @@ def statistical_analysis(argv: Sequence[str] | None = None, model: str = MODEL_N
         prog="statistical_analysis.py", description="Fit a recipe: how many visual tokens each layer deletes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
-    add_options(made, model)
+    add_options(made, model, WAYS[0])
     made.add_argument("--num-chunks", type=arguments.positive, default=1, help="kept for compatibility; fitting uses all of --samples")
     made.add_argument("--chunk-idx", type=int, default=0, help="kept for compatibility")
-    made.set_defaults(by=WAYS[0], criterion=CRITERIA[0])  # the paper's
     return entry.guarded(run, made, argv, together=entry.always)

@@ -128,6 +128,29 @@ def test_fit_by_drift_from_the_command_line(tmp_path: Path, capsys: pytest.Captu
     assert json.loads(answers.read_text().splitlines()[0])["metadata"]["score"] == recipe.score
 
 
+@pytest.mark.rest
+def test_eval_by_both_ways_goes_on_and_searches_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--samples", "8", "--limit", "4", "--max_new_tokens", "4", "--reduction-ratio", "0.7", "--output", str(tmp_path)]
+    assert main(["eval", *flags, "--by", "mass", "drift", "--fit-only"]) == 0
+    assert "by drift: at most" in capsys.readouterr().out
+    (tmp_path / "embedded-r70-drift.recipe.json").rename(tmp_path / "first.json")
+    assert main(["eval", *flags, "--by", "mass", "drift"]) == 0  # from the journal, which lies beside the recipes
+    assert "chosen by drift now" in capsys.readouterr().out
+    first, kept = (Recipe.load(tmp_path / name) for name in ("first.json", "embedded-r70-drift.recipe.json"))
+    assert vars(first) == vars(kept)
+    rows = [row["name"] for row in json.loads((tmp_path / "results.json").read_text())]
+    assert rows == ["dense", "70% fitprune", f"70% recommended ({kept.score}, by drift)"]
+    answers = {path.name: path.read_text() for path in tmp_path.glob("embedded-*.jsonl")}
+    assert len(answers) == 3
+    assert main(["eval", *flags, "--by", "mass", "drift"]) == 0
+    out = capsys.readouterr().out
+    assert "chosen by drift earlier on 8 samples" in out
+    assert "at most" not in out
+    assert main(["eval", *flags]) == 0  # the paper's alone goes on with its own
+    assert [row["name"] for row in json.loads((tmp_path / "results.json").read_text())] == ["dense", "70%"]
+    assert {path.name: path.read_text() for path in tmp_path.glob("embedded-*.jsonl")} == answers
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
