@@ -19,7 +19,9 @@ from .embedded import MODEL_NAME, embedded
 from .errors import FitPruneError
 from .families import conversation
 from .questions import SAMPLES, Calibration
+from .recipe import PAPER, RECOMMENDED
 from .schedule.ratio import parse_ratio
+from .schedule.validation import WAYS
 from .scores import SCORES, find_score
 
 DEFAULTS: dict[str, Any] = {"temperature": 0.0, "top_p": None, "num_beams": 1, "max_new_tokens": 128}  # of generation
@@ -133,20 +135,35 @@ def add_ratio(container: argparse._ActionsContainer, help: str, **flags: Any) ->
     container.add_argument("--reduction_ratio", "--reduction-ratio", type=ratio, help=help, **flags)
 
 
-def add_recipe(parser: argparse.ArgumentParser, many: bool = False) -> None:
+def add_recipe(parser: argparse.ArgumentParser, many: bool = False, recommended: bool = False) -> None:
+    """Ratio or file, score and calibration; `many` ratios and ways, and whether what names no score is ranked by the recommended one."""
     group = parser.add_argument_group("recipe")
     flags: dict[str, Any] = {"nargs": "+", "default": [0.6]} if many else {"default": 0.0}
     add_ratio(group, "share of the visual compute to save: 0.6 or 60; 0 prunes nothing", **flags)
     group.add_argument("--recipe", default=None, help="a recipe file to use instead (fitprune fit makes them)")
-    add_score(group)
+    if many:
+        group.add_argument(
+            "--by", nargs="+", default=None, choices=WAYS,
+            help="how a schedule is fitted where none is published: by mass, the paper's way and the default, or by drift, which tries "
+            "many on the model and takes long; both for a row each",
+        )  # fmt: skip
+    add_score(group, recommended)
     add_calibration(group)
 
 
-def add_score(container: argparse._ActionsContainer) -> None:
+def ways(args: argparse.Namespace) -> tuple[str, ...]:
+    """What `--by` says, once each; a FitPruneError where a recipe file says what the schedule is."""
+    if args.by and args.recipe:
+        raise FitPruneError("--recipe names the schedule, and --by is how one is fitted: leave one of them out")
+    return tuple(dict.fromkeys(args.by or WAYS[:1]))
+
+
+def add_score(container: argparse._ActionsContainer, recommended: bool = False) -> None:
+    otherwise = f"the recommended one ({RECOMMENDED}), or of a --recipe the paper's ({PAPER})" if recommended else f"the paper's ({PAPER})"
     container.add_argument(
         "--score", type=score, default=None, metavar="NAME",
         help=f"how tokens are ranked: {', '.join(SCORES)}, with settings behind the name ('spread theta=0.5'); default the recipe's own, "
-        "else the paper's (fitprune)",
+        f"else {otherwise}",
     )  # fmt: skip
 
 

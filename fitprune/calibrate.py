@@ -9,6 +9,7 @@ saw (distributed/workers.py) and hold the same statistics in the end. `observe` 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from .observe import Observer
 from .questions import Calibration, Question, encode_questions, questions_digest
 from .stats import AttentionStats
 
-__all__ = ["Calibration", "kept_statistics", "observe_questions"]
+__all__ = ["Calibration", "kept_statistics", "observe_questions", "observe_timed"]
 
 
 def observe_questions(
@@ -36,7 +37,7 @@ def observe_questions(
     calibration = calibration or Calibration.shipped()
     questions = calibration.questions()
     workers.check_same("calibration questions", questions_digest(questions))
-    size = 1 if any(question.video for question in questions) else calibration.batch_size  # videos have unlike numbers of frames
+    size = calibration.together(questions)
     batches = [questions[at : at + size] for at in range(0, len(questions), size)]
 
     def prepare(batch: Sequence[Question]) -> dict[str, Tensor]:
@@ -46,6 +47,13 @@ def observe_questions(
         parts = workers.in_order(batches, prepare, observer, AttentionStats.to_bytes, AttentionStats.from_bytes)
         shown = tqdm(parts, desc="observing", unit="batch", total=len(batches), disable=not (progress and workers.leads))
         return AttentionStats.concatenate(list(shown))
+
+
+def observe_timed(vlm: VLM, calibration: Calibration, progress: bool = True, workers: WorkerGroup = SINGLE) -> tuple[AttentionStats, float]:
+    """`observe_questions`, and the seconds that a question took on this machine: what a prefill costs here, roughly."""
+    start = time.monotonic()
+    stats = observe_questions(vlm, calibration, progress, workers)
+    return stats, (time.monotonic() - start) / stats.samples
 
 
 def kept_statistics(

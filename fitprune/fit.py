@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .choose import Judge, choose
+from .choose import Judge, choose_all
 from .cost import CostModel, deletions_of
 from .errors import FitPruneError
 from .recipe import Recipe
@@ -171,6 +171,7 @@ def fit_all(
     by: str = "mass",
     judge: Judge | None = None,
     scores: Sequence[str] = SPREAD,
+    absorb: float | None = None,
     progress: bool = True,
 ) -> dict[float, Recipe]:
     """One recipe per reduction ratio, each the same as `fit` gives; the work is shared.
@@ -178,7 +179,7 @@ def fit_all(
     Args:
         cost: The model's cost; None for the one that the statistics carry.
         ratios: As `parse_ratio` takes them.
-        criterion: As `fit`, and so are `by`, `judge`, `scores` and `progress`.
+        criterion: As `fit`, and so are `by`, `judge`, `scores`, `absorb` and `progress`.
     Returns:
         Recipes by ratio (a fraction), in the order given.
     Raises:
@@ -209,10 +210,11 @@ def fit_all(
     def curve(alpha: float) -> list[float]:
         return (fractions(alpha).mean(0) * tokens).tolist() if alpha else [float(tokens)] * cost.layers
 
-    made = {ratio: _fit(stats, cost, tokens, curve, ratio, source) for ratio in map(parse_ratio, ratios)}
+    fitted = {ratio: _fit(stats, cost, tokens, curve, ratio, source) for ratio in map(parse_ratio, ratios)}
+    made = {ratio: dataclasses.replace(recipe, absorb=absorb) for ratio, recipe in fitted.items()}
     if judge is None:
         return made
-    return {ratio: choose(recipe, judge, scores, progress).recipe if ratio else recipe for ratio, recipe in made.items()}
+    return {ratio: chosen.recipe for ratio, chosen in choose_all(made, judge, scores, progress).items()}
 
 
 def fit(
@@ -224,6 +226,7 @@ def fit(
     by: str = "mass",
     judge: Judge | None = None,
     scores: Sequence[str] = SPREAD,
+    absorb: float | None = None,
     progress: bool = True,
 ) -> Recipe:
     """The gentlest recipe that meets the budget: alpha as small as bisection finds it.
@@ -239,6 +242,7 @@ def fit(
         by: "mass", the paper's, or "drift".
         judge: What says how far a recipe moves the answers, for "drift": `studies.judge.DriftJudge`.
         scores: What tokens may be ranked by, for "drift"; the recipe names the one that was best.
+        absorb: As `Recipe.absorb`, for every candidate.
         progress: Whether to show how far that is.
     Returns:
         A recipe at the samples' visual-token count (the largest, where they differ) that saves at least the ratio, and
@@ -247,7 +251,7 @@ def fit(
         FitPruneError: for a ratio out of range or out of reach, an unknown criterion, and when there is no cost model or
             it does not fit.
     """
-    options: dict[str, Any] = {"by": by, "judge": judge, "scores": scores, "progress": progress}
+    options: dict[str, Any] = {"by": by, "judge": judge, "scores": scores, "absorb": absorb, "progress": progress}
     return next(iter(fit_all(stats, cost, [reduction_ratio], criterion, **options).values()))
 
 

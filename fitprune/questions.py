@@ -193,6 +193,10 @@ class Calibration:
         count = min(self.samples, len(illustrated))
         return [illustrated[index * len(illustrated) // count] for index in range(count)]
 
+    def together(self, questions: Sequence[Question]) -> int:
+        """How many of its questions are run at a time: one where there is a video, as videos have unlike numbers of frames."""
+        return 1 if any(question.video for question in questions) else self.batch_size
+
 
 def open_image(question: Question, image_folder: str | Path, pixels: bool = True) -> Image.Image:
     """The image of a question that has one, from the folder or from the question itself; `pixels` as `read_image`.

@@ -41,7 +41,8 @@ __all__ = ["Recipe", "published_names", "published_ratios"]
 
 SCHEMA = "fitprune.recipe/1"
 LATER = ("score", "absorb", "drift", "drift_error")  # fields that files of earlier versions do not have: written where they say something
-PAPER = "fitprune"  # the paper's score
+PAPER = "fitprune"  # the paper's score, with which a recipe that names none is run
+RECOMMENDED = "spread"  # what `fitprune report`, `serve` and `demo` rank by, unless a recipe or --score names another
 MERGED = ", merged"  # at the end of `source`
 
 
@@ -60,7 +61,7 @@ class Recipe:
         absorb: Cosine of values above which a deleted token lives on in the survivor that it is likest to (kernels/absorb.py); None:
             deleted is deleted, as in the paper.
         drift, drift_error: How far it moves the dense model's answers, in nats per token, with its standard error over `samples`
-            questions, if it was chosen by that (`studies.by_drift`).
+            questions, if it was chosen by that (choose.py).
         cost: The cost model that the ratio was computed with; needed if scaling is "budget".
         source: How it came about: "given", "published", "fitted", "replayed", … with ", merged" after `merge_steps`.
     Raises:
@@ -323,6 +324,8 @@ class Recipe:
             facts.append(f"asked {self.reduction_ratio:.1%}")
         if self.score is not None:
             facts.append(f"ranked by {self.score}")
+        if self.absorb is not None:
+            facts.append(f"survivors absorb what is {self.absorb:g} alike")
         if self.drift is not None:
             facts.append(f"drift {self.drift:.3g} ± {self.drift_error or 0:.2g} nats")
         if self.achieved is not None:

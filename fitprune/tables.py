@@ -32,6 +32,15 @@ def format_counts(values: Sequence[float]) -> str:
     return " ".join(f"{value:.0f}" if abs(value - round(value)) < 0.05 else f"{value:.1f}" for value in values)
 
 
+def duration(seconds: float) -> str:
+    """A time to wait for, in words and as roughly as it is known: `40 seconds`, `12 minutes`, `5.3 hours`, `4 days`."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+
+
 def falling(alive: Sequence[int], deletions: Sequence[int], whole: int) -> list[str]:
     """A line per layer: its number, how many of the whole are alive after it, how many it deletes, and a bar."""
     width = len(str(whole))

@@ -1,6 +1,7 @@
 """Choosing among schedules: what is asked of the judge, what is taken, and that it is the best by a judge whose truth is known."""
 
 import random
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -8,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fitprune import CostModel, Recipe
-from fitprune.choose import FEWEST, LAST, _beyond, choose
+from fitprune.choose import FEWEST, LAST, _beyond, _Halving, choose, choose_all, forecast, most_prefills
 from fitprune.cost import VICUNA_7B
 from fitprune.errors import FitPruneError
-from fitprune.schedule.candidates import candidates
+from fitprune.schedule.candidates import _shapes, candidates
 from fitprune.schedule.validation import SPREAD
+from fitprune.tables import duration
 
 COST = CostModel(layers=9, hidden=64, intermediate=128, heads=4, kv_heads=4, head_dim=16)
 TOKENS = 90
@@ -83,12 +85,48 @@ def test_the_best_is_found_where_nothing_is_uncertain(ratio):
     assert chosen.recipe.deletions(45)  # knows its budget at other counts
 
 
-def test_halving_asks_little_and_the_last_are_asked_everything():
+@pytest.mark.parametrize(("layers", "ratio"), [(9, 0.6), (32, 0.1), (32, 0.6), (80, 0.6)])
+def test_halving_asks_little_and_the_last_are_asked_everything(layers, ratio):
     judge = Known(late, questions=128)
-    chosen = choose(fitted(cost=VICUNA_7B), judge, progress=False)
-    assert chosen.prefills == sum(map(len, judge.asked.values())) <= 2500
+    recipe = fitted(ratio, replace(VICUNA_7B, layers=layers))
+    chosen = choose(recipe, judge, progress=False)
+    assert chosen.prefills == sum(map(len, judge.asked.values())) == most_prefills(recipe, 128) <= 2500
     assert sorted(map(len, judge.asked.values()))[-LAST:] == [128] * LAST
     assert sum(len(one) == 128 for one in judge.asked.values()) == LAST
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 160), st.data())
+def test_no_depth_takes_more_than_2500_prefills(layers, data):
+    """At whatever ratio: each shape is one candidate at most, and the paper's schedule comes to them."""
+    cost = replace(COST, layers=layers)
+    if data.draw(st.booleans()):
+        cost = cost.deleting_in(sorted(data.draw(st.sets(st.integers(0, layers - 1), min_size=1))))
+    shapes = list(_shapes(cost))
+    assert len({name for name, _, _ in shapes}) == len(shapes)
+    assert _Halving(len(shapes) + 1, len(SPREAD), 128).prefills <= 2500
+
+
+def test_what_it_takes_is_said_before_and_what_came_of_it_after():
+    recipes = {0.0: Recipe.none(9), 0.4: fitted(0.4), 0.7: fitted(0.7)}
+    counts = [most_prefills(recipes[ratio], 64) for ratio in (0.4, 0.7)]
+    said = forecast(recipes, 64, seconds=30)
+    assert f"at most {counts[0]} pruned prefills for 40%, {counts[1]} for 70%, about {30 * sum(counts) / 3600:.1f} hours" in said
+    assert "--samples" in said
+    assert "--by mass" in said
+    assert "about" not in forecast(recipes, 64)
+    assert "nothing to choose" in forecast({0.0: Recipe.none(9)}, 64)
+    with pytest.raises(FitPruneError, match="--by mass"):
+        forecast(recipes, FEWEST - 1)
+    found = choose_all(recipes, Known(lambda recipe: 1.0, noise=0.3), progress=False)
+    assert [chosen.prefills for chosen in found.values()] == [0, *counts]
+    assert found[0.0].recipe is recipes[0.0]
+    assert str(found[0.4]).startswith(f"{found[0.4].recipe.source} after {counts[0]} pruned prefills; within two")
+    assert str(found[0.4]).endswith("; ".join(found[0.4].equals))
+
+
+def test_times_to_wait_for():
+    assert [duration(seconds) for seconds in (4, 300, 19080, 350000)] == ["4 seconds", "5 minutes", "5.3 hours", "4 days"]
 
 
 def test_of_equals_the_fewest_steps_are_taken_and_the_others_named():

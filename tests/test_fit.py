@@ -105,6 +105,14 @@ def test_every_criterion_meets_the_budget_and_is_recorded(criterion, tmp_path):
     assert vars(Recipe.load(tmp_path / "recipe")) == vars(recipe)
 
 
+def test_a_fitted_recipe_may_have_its_survivors_absorb():
+    stats = made_up()
+    plain, absorbing = fit(stats), fit(stats, absorb=0.8)
+    assert (plain.absorb, absorbing.absorb) == (None, 0.8)
+    assert plain.counts == absorbing.counts
+    assert "survivors absorb what is 0.8 alike" in str(absorbing)
+
+
 def test_an_unknown_criterion_is_named():
     with pytest.raises(FitPruneError, match="unknown criterion 'either': use one of both, cross, self, product"):
         fit(made_up(), None, 0.5, "either")

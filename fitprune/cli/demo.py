@@ -21,7 +21,7 @@ from .. import arguments
 from ..embedded import MODELS
 from ..errors import FitPruneError
 from ..questions import Calibration
-from ..recipe import published_ratios
+from ..recipe import RECOMMENDED, published_ratios
 from ..web.ports import address, exposure_warning, listen, port
 
 HELP = "serve a page on this machine that answers dense and pruned side by side"
@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
             vlm = load(args.model_path, **arguments.load_options(args))
             stats = None if calibration is None else observe_questions(vlm, calibration)
             fitted = stats and calibration and f"fitted from {stats.samples} samples of {calibration.question_file}"
-            print(f"fitprune demo: recipes {fitted or f'published for {vlm.name}'}", file=sys.stderr)
+            where = fitted or f"published for {vlm.name}"
+            print(f"fitprune demo: recipes {where}, ranked by {RECOMMENDED} unless the page asks for another method", file=sys.stderr)
             engine = Engine(vlm, stats, args.max_new_tokens)
             engine.warm_up()
             serving = server(engine, Path(uploads), args.host)

@@ -6,6 +6,8 @@ A benchmark is named; where its files are follows from the model (embedded model
 Several processes share a run under torchrun (which scripts/eval/benchmark.sh starts) or `accelerate launch`; or, started one by
 one, in chunks: `--fit-only` once, `--num-chunks N --chunk-idx K` in each, and `--num-chunks N` to join, score and compare.
 
+The method is the paper's unless said otherwise; `--by mass drift` puts the recommended one beside it.
+
     fitprune eval --benchmark gqa --reduction-ratio 60
     torchrun --nproc-per-node 4 -m fitprune eval --benchmark gqa
 """
@@ -35,6 +37,7 @@ HELP = "answer a benchmark densely and pruned, and compare accuracy, compute and
 EXAMPLES = """examples:
   fitprune eval                                            the embedded model on the embedded questions, ratio 0.6
   fitprune eval --reduction-ratio 0.3 0.5 0.7 --scores fitprune random
+  fitprune eval --by mass drift                            the paper's method, and the one that is recommended
   fitprune eval --benchmark gqa --scores fitprune cross random
   fitprune eval --benchmark mme --model-path llava-hf/llava-1.5-7b-hf --reduction-ratio 60 --data playground/data/eval/MME
 """
@@ -84,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     """Answers, scores and prints; returns the exit code."""
     from ..evaluation.compare import answer_chunk, compare, plan, table
     from ..families import load
+    from ..studies.judge import DriftJudge, journal_in
 
     benchmark, data = _where(args)
     output = _output(args, benchmark)
@@ -94,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     questions = benchmark.first(given, args.limit) if benchmark else given[: args.limit]
     if args.scores and args.score:
         raise FitPruneError("give either --score or --scores, not both")
+    by = arguments.ways(args)
     if args.max_new_tokens is None:
         args.max_new_tokens = benchmark.max_new_tokens if benchmark else arguments.DEFAULTS["max_new_tokens"]
     decoding = arguments.generation(args)
@@ -104,9 +109,13 @@ def run(args: argparse.Namespace) -> int:
     if chunked and workers.size > 1:
         raise FitPruneError("--num-chunks is for processes that are started one by one: under torchrun or accelerate leave it out")
     vlm = load(args.model_path, **arguments.load_options(args))
+
+    def judge() -> DriftJudge:
+        return DriftJudge(vlm, calibration, journal=journal_in(output, vlm, calibration), workers=workers)
+
     plans = plan(
         vlm, questions, output, ratios=args.reduction_ratio, scores=args.scores or [args.score], calibration=calibration,
-        recipe_file=args.recipe, dense=not args.no_dense, refit=args.overwrite and (args.fit_only or not chunked),
+        recipe_file=args.recipe, by=by, judge=judge, dense=not args.no_dense, refit=args.overwrite and (args.fit_only or not chunked),
         suffix=f"-first{args.limit}" if args.limit else "", workers=workers,
     )  # fmt: skip
     if args.fit_only:

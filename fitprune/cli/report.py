@@ -1,6 +1,9 @@
 """`fitprune report`: how far pruning drifts on questions of one's own, and which ratio to take (studies/report.py).
 
-fitprune report --reduction-ratio 0.3 0.5 0.7 --limit 64
+Tokens are ranked by the recommended score, whether the schedule is published, fitted by mass or, with `--by drift`, chosen on the model;
+`--score fitprune` is the paper's. What is fitted here is not kept: `fitprune fit` does that, and its files go to `--recipe`.
+
+    fitprune report --reduction-ratio 0.3 0.5 0.7 --limit 64
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from .. import arguments
 from ..errors import FitPruneError
 from ..files import writable, write_atomically
 from ..questions import read_questions
+from ..recipe import RECOMMENDED
 
 if TYPE_CHECKING:
     from ..distributed.workers import WorkerGroup
@@ -25,6 +29,7 @@ EXAMPLES = """examples:
   fitprune report                                          the embedded model on the embedded questions, ratios 0.3, 0.5, 0.7
   fitprune report --model-path llava-hf/llava-1.5-7b-hf --question-file questions.jsonl --image-folder images --limit 200
   fitprune report --reduction-ratio 0.2 0.4 0.6 0.8 --at-most 2% --json report.json
+  fitprune report --score fitprune                         the paper's method
 """
 SHARED = True  # the processes of torchrun or accelerate launch share the work
 
@@ -45,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of `fitprune report`."""
     arguments.add_model(parser)
     arguments.add_data(parser)
-    arguments.add_recipe(parser, many=True)
+    arguments.add_recipe(parser, many=True, recommended=True)
     parser.set_defaults(reduction_ratio=[0.3, 0.5, 0.7])
     parser.add_argument(
         "--at-most", type=share, default=0.05, help="advise the largest ratio that changes no larger share of the answers, 0.05 or 5%%"
@@ -62,16 +67,22 @@ def run(args: argparse.Namespace) -> int:
     from ..resolve import resolve
     from ..studies.against_dense import compare_to_dense
     from ..studies.drift import CONFIDENCE
+    from ..studies.judge import DriftJudge
     from ..studies.report import advice, advise, summarise, table
 
     workers: WorkerGroup = args.workers
     workers.first(partial(_check_json, args.json))
+    by = arguments.ways(args)
     given = read_questions(args.question_file)[: args.limit]
     questions = [question for question in given if question.visual]
     if not questions:
         raise FitPruneError(f"{args.question_file} has no question with an image, so there is nothing to prune: give others")
     vlm = load(args.model_path, **arguments.load_options(args))
-    choices = resolve(vlm, sorted(args.reduction_ratio), arguments.calibration(args), recipe_file=args.recipe, workers=workers)
+    calibration = arguments.calibration(args)
+    choices = resolve(
+        vlm, sorted(args.reduction_ratio), calibration, recipe_file=args.recipe, by=by, score=None if args.score else RECOMMENDED,
+        judge=lambda: DriftJudge(vlm, calibration, workers=workers), workers=workers,
+    )  # fmt: skip
     drifts = compare_to_dense(
         vlm, questions, args.image_folder, [choice.recipe for choice in choices], score=args.score,
         max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, workers=workers,

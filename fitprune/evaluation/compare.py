@@ -20,6 +20,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from ..calibrate import Calibration
+from ..choose import Judge
 from ..cost import CostModel
 from ..distributed.workers import SINGLE, WorkerGroup
 from ..errors import FitPruneError
@@ -27,7 +28,7 @@ from ..families import VLM
 from ..files import file_name, write_atomically
 from ..questions import Question, prompt_of, shown
 from ..recipe import Recipe
-from ..resolve import resolve
+from ..resolve import DRIFT, MASS, Choice, resolve
 from ..tables import aligned, format_counts
 from .answer import AnswerRun, Reduction, answer, warm_up
 from .benchmark import Benchmark, Result
@@ -83,6 +84,8 @@ def plan(
     scores: Sequence[str],
     calibration: Calibration,
     recipe_file: str | Path | None = None,
+    by: Sequence[str] = (MASS,),
+    judge: Callable[[], Judge] | None = None,
     dense: bool = True,
     refit: bool = False,
     suffix: str = "",
@@ -90,9 +93,12 @@ def plan(
 ) -> list[Plan]:
     """What to run: densely, and with every recipe and score; prints which recipes are used.
 
+    Where recipes of both ways are compared, rows say whose method they are; files have the same names then as of either by itself.
+
     Args:
         output: Folder that keeps fitted recipes.
         recipe_file: One recipe instead of the ratios.
+        by, judge: As `resolve`.
         refit: Fit anew although recipes are kept there.
         suffix: Ends the names of the answers files, so that runs on other questions of the same file stay apart.
     Raises:
@@ -104,13 +110,15 @@ def plan(
     if not any(question.visual for question in questions):
         ratios, recipe_file = [], None  # text has nothing to prune
 
-    def named(name: str, recipe: Recipe | None = None, score: str | None = None) -> Plan:
-        return Plan(name, f"{file_name(vlm.name)}-{name.replace(' ', '-').replace('%', '')}{suffix}", recipe, score)
+    def named(name: str, stem: str, recipe: Recipe | None = None, score: str | None = None) -> Plan:
+        return Plan(name, f"{file_name(vlm.name)}-{stem.replace(' ', '-').replace('%', '')}{suffix}", recipe, score)
 
-    plans = [named("dense")] if dense else []
+    def keep_at(ratio: float, way: str) -> Path:
+        return output / f"{file_name(vlm.name, ratio, *([] if way == MASS else [way]))}.recipe.json"
+
+    plans = [named("dense", "dense")] if dense else []
     choices = resolve(
-        vlm, ratios, calibration, recipe_file=recipe_file, refit=refit, workers=workers,
-        keep_at=lambda ratio: output / f"{file_name(vlm.name, ratio)}.recipe.json",
+        vlm, ratios, calibration, recipe_file=recipe_file, by=by, judge=judge, refit=refit, workers=workers, keep_at=keep_at,
     )  # fmt: skip
     for choice in choices:
         if choice.recipe is None:
@@ -118,10 +126,19 @@ def plan(
         print(choice.source, choice.recipe, sep="\n", end="\n\n")
         own = choice.recipe.ranked_by()
         for score in dict.fromkeys(map(choice.recipe.ranked_by, scores)):
-            plans.append(named(choice.name if score == own else f"{choice.name} {score}", choice.recipe, score))
+            stem = choice.name if score == own else f"{choice.name} {score}"
+            plans.append(named(_method(choice, score, score == own) if DRIFT in by else stem, stem, choice.recipe, score))
     if not plans:
         raise FitPruneError("nothing to run: give a reduction ratio above 0, or leave the dense run in")
     return plans
+
+
+def _method(choice: Choice, score: str, own: bool) -> str:
+    """A row's name where methods are compared: `60% fitprune`, `60% recommended (spread theta=0.25, by drift)`."""
+    if choice.by == MASS:
+        return f"{choice.name} {score}"
+    percent = choice.name.partition(" ")[0]
+    return f"{percent} recommended ({score}, by drift)" if own else f"{choice.name}, {score}"
 
 
 def answer_chunk(

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_
         calibration = replace(calibration, read=read)
     (choice,) = resolve(
         vlm, [ratio], calibration, recipe_file=args.recipe, refit=args.overwrite, workers=args.workers,
-        keep_at=lambda ratio: f"{args.answers_file}.r{100 * ratio:.6g}.recipe.json",
+        keep_at=lambda ratio, _: f"{args.answers_file}.r{100 * ratio:.6g}.recipe.json",
     )  # fmt: skip
     print(f"{vlm.name}: {choice.source}")
     done = answer(

@@ -86,7 +86,7 @@ class Arguments:
         keep = self.keep_recipe
         return resolve(
             vlm, [parse_ratio(self.reduction_ratio)], self._calibration(), recipe_file=self.recipe,
-            keep_at=None if keep is None else lambda _: keep, workers=existing_group(),
+            keep_at=None if keep is None else lambda *_: keep, workers=existing_group(),
         )[0]  # fmt: skip
 
     def _calibration(self) -> Calibration:

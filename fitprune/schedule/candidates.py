@@ -3,7 +3,8 @@
 A candidate begins in one layer (nothing goes before), deletes in all layers from there or in a few, and leaves a half by the end, more
 of it early or late; then it is made deeper or shallower until it meets the budget. One step in layer 1 is FastV's
 (https://arxiv.org/abs/2403.06764), a few steps a quarter of the depth apart are PyramidDrop's (https://arxiv.org/abs/2410.17247), the
-even shape from layer 0 deletes the same share everywhere. Layers that cannot delete are passed over.
+even shape from layer 0 deletes the same share everywhere. Layers that cannot delete are passed over. Of deep models the last of the early
+layers are left out, so that there are at most 42 candidates whatever the depth: what is tried costs prefills (choose.py).
 
     python -c "from fitprune.schedule.candidates import *; from fitprune.cost import VICUNA_7B; print(len(candidates(VICUNA_7B, 576, 0.6)))"
 """
@@ -16,8 +17,9 @@ from ..cost import CostModel
 from ..errors import FitPruneError
 from .budget import at_budget
 
-EARLY = range(6)  # layers to begin in, …
-DEEPER = (1 / 4, 1 / 3, 1 / 2)  # … and these parts of the depth
+DEEPER = (1 / 4, 1 / 3, 1 / 2)  # parts of the depth to begin at, …
+EARLY = range(6)  # … and these layers, …
+STARTS = 7  # … as long as there are no more than so many to begin in
 POWERS = (0.4, 1.0, 2.0)  # of the depth behind the start: below 1 most goes early, above 1 late
 STEPS = (1, 2, 3)  # or a few, evenly apart
 
@@ -49,10 +51,9 @@ def candidates(cost: CostModel, visual_tokens: int, reduction_ratio: float) -> d
 def _shapes(cost: CostModel) -> Iterator[tuple[str, list[float], Sequence[int]]]:
     """Name, share alive after each layer, and the layers that delete."""
     layers = cost.layers
-    wanted = {*EARLY, *(round(layers * part) for part in DEEPER)}
-    for behind in dict.fromkeys(tuple(layer for layer in cost.deletable if layer >= one) for one in sorted(wanted)):
-        if not behind:
-            continue
+    starts = (*(round(layers * part) for part in DEEPER), *EARLY)
+    tails = dict.fromkeys(tuple(layer for layer in cost.deletable if layer >= one) for one in starts)
+    for behind in sorted([tail for tail in tails if tail][:STARTS]):
         start = behind[0]
         for number in STEPS:
             steps = sorted({behind[len(behind) * at // number] for at in range(number)})

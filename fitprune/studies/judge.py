@@ -21,6 +21,7 @@ from torch import Tensor
 from ..distributed.workers import SINGLE, WorkerGroup
 from ..errors import FitPruneError
 from ..families import VLM
+from ..files import file_name
 from ..prune import prune
 from ..questions import Calibration, Question, encode_questions, questions_digest
 from ..recipe import Recipe
@@ -53,11 +54,12 @@ class DriftJudge:
         if not self.questions:
             raise FitPruneError(f"{calibration.question_file} has no question with an image, so nothing moves: give others")
         workers.check_same("calibration questions", questions_digest(self.questions))
+        self.size = calibration.together(self.questions)
         self._dense: dict[int, tuple[dict[str, Tensor], Tensor, list[int], Tensor]] = {}  # by the first question of a batch
         self._known: dict[tuple[str, int, int], list[float]] = {}
         self._journal = journal
         if journal is not None:
-            rows = workers.first(lambda: _read(journal, self._about()))
+            rows = workers.first(lambda: _read(journal, _about(vlm, self.questions, max_new_tokens, self.size)))
             self._known = {(name, start, stop): drifts for name, start, stop, drifts in rows}
 
     def __len__(self) -> int:
@@ -65,7 +67,7 @@ class DriftJudge:
 
     def __call__(self, recipe: Recipe, first: int, last: int) -> list[float]:
         """Drift on questions first … last - 1; errors as `prune`."""
-        name, size = recipe.digest, self.calibration.batch_size
+        name, size = recipe.digest, self.size
         ranges = [(at, min(at + size, last)) for at in range(first, last, size)]
         missing = [(start, stop) for start, stop in ranges if (name, start, stop) not in self._known]
         drifts = self.workers.in_order(missing, lambda one: one, lambda one: self._drifts(recipe, *one))
@@ -91,11 +93,18 @@ class DriftJudge:
             self._dense[start] = known = (inputs, tokens, lengths, teacher_forced_logits(self.vlm.model, inputs, tokens))
         return known
 
-    def _about(self) -> str:
-        """What a journal is about."""
-        model = self.vlm.name, self.vlm.template or self.vlm.prompt("")
-        what = model, self.max_new_tokens, self.calibration.batch_size, questions_digest(self.questions)
-        return hashlib.sha256(repr(what).encode()).hexdigest()
+
+def journal_in(folder: Path, vlm: VLM, calibration: Calibration, max_new_tokens: int = MOST_TOKENS) -> Path:
+    """Where a folder keeps what was judged of this model and these questions; others have another name."""
+    questions = calibration.questions()
+    about = _about(vlm, questions, max_new_tokens, calibration.together(questions))
+    return folder / f"{file_name(vlm.name)}.drift-{about[:8]}.jsonl"
+
+
+def _about(vlm: VLM, questions: Sequence[Question], max_new_tokens: int, size: int) -> str:
+    """What a journal is about."""
+    model = vlm.name, vlm.template or vlm.prompt("")
+    return hashlib.sha256(repr((model, max_new_tokens, size, questions_digest(questions))).encode()).hexdigest()
 
 
 def _read(journal: Path, about: str) -> list[Any]:

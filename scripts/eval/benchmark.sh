@@ -10,6 +10,7 @@
 # DATA          the benchmark's folder, docs/evaluation.md lists what is in it
 #               [of an embedded model the embedded counterpart, else the benchmark's folder in playground/data/eval of the family]
 # RATIO         share of the visual compute to save, 60 or 0.6                     [60]
+# BY            how schedules are fitted: "mass drift" puts the recommended method beside the paper's   [mass, the paper's]
 # CHUNKS        processes that share the questions     [as many as CUDA_VISIBLE_DEVICES names; 1 for a model over all devices]
 # MODEL_BASE    language model of a LoRA or projector-only checkpoint              [none]
 # VISION_TOWER  CLIP of a checkpoint in original layout                            [the one it holds or names]
@@ -34,7 +35,7 @@ fi
 # shellcheck disable=SC2206
 evaluate=(-m fitprune eval --benchmark "$benchmark" --model-path "$MODEL" ${DATA:+--data "$DATA"} --reduction_ratio "$RATIO"
   --playground "$family/playground/data/eval" ${MODEL_BASE:+--model-base "$MODEL_BASE"} ${VISION_TOWER:+--vision-tower "$VISION_TOWER"}
-  ${OUTPUT:+--output "$OUTPUT"} ${EXTRA:-})
+  ${OUTPUT:+--output "$OUTPUT"} ${BY:+--by $BY} ${EXTRA:-})
 
 devices=${CUDA_VISIBLE_DEVICES:-}
 IFS=, read -r -a named <<<"${devices// /}"

@@ -31,7 +31,8 @@ def test_show_prints_published_recipes(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_fit_prints_the_scheme_and_saves_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stats = tmp_path / "s.safetensors"
-    assert main(["fit", "--samples", "4", "--output", str(tmp_path), "--stats", str(stats), "--reduction_ratio", "0.6"]) == 0
+    flags = ["--samples", "4", "--output", str(tmp_path), "--stats", str(stats), "--reduction_ratio", "0.6"]
+    assert main(["fit", "--by", "mass", *flags]) == 0
     out = capsys.readouterr().out
     recipe = Recipe.load(tmp_path / "embedded-r60.recipe.json")
     assert str(list(recipe.counts)) in out
@@ -39,18 +40,27 @@ def test_fit_prints_the_scheme_and_saves_the_recipe(tmp_path: Path, capsys: pyte
     assert recipe.samples == AttentionStats.load(stats).samples == 4
     assert main(["fit", "--from-stats", str(stats), "--output", str(tmp_path / "again.json"), "--reduction_ratio", "60"]) == 0
     assert Recipe.load(tmp_path / "again.json") == recipe
+    assert capsys.readouterr().out.startswith("by mass, the paper's way, as --from-stats runs no model\n")
+    assert main(["fit", *flags]) == 2  # by drift, if nothing is said
+    assert "4 questions cannot tell schedules apart: give at least 8, or fit by mass" in capsys.readouterr().err
 
 
-def test_statistical_analysis_takes_the_authors_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistical_analysis_takes_the_authors_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--model-path", "embedded", "--samples", "3", "--reduction_ratio", "0.6", "--num-chunks", "1", "--chunk-idx", "0"]
     assert statistical_analysis(flags) == 0
-    assert Recipe.load("embedded-r60.recipe.json").num_layers == load("embedded", device="cpu").cost.layers
+    recipe = Recipe.load("embedded-r60.recipe.json")
+    assert recipe.num_layers == load("embedded", device="cpu").cost.layers
+    assert (recipe.drift, recipe.score, recipe.source) == (None, None, "fitted")
+    assert capsys.readouterr().out.splitlines()[0] == str(list(recipe.counts))
 
 
-def test_replay_is_the_released_search(tmp_path: Path) -> None:
+def test_replay_is_the_released_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--replay", "--samples", "2", "--output", str(tmp_path), "--reduction-ratio", "0.5"]) == 0
     assert Recipe.load(tmp_path / "embedded-r50-replayed.recipe.json").source == "replayed"
+    assert "by mass, the paper's way, as --replay is" in capsys.readouterr().out
 
 
 def test_eval_compares_dense_and_pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,10 +160,14 @@ def test_the_loader_answers_chunks(tmp_path: Path, capsys: pytest.CaptureFixture
         (["eval", "--benchmark", "gqa", "--image-folder", "none"], "none, which does not exist"),
         (["eval", "--limit", "4", "--samples", "2", "--num-chunks", "2"], "--chunk-idx 0 to its end first"),
         (["eval", "--recipe", "missing.json"], "missing.json"),
+        (["eval", "--recipe", "missing.json", "--by", "drift"], "leave one of them out"),
+        (["report", "--recipe", "missing.json", "--by", "mass"], "leave one of them out"),
+        (["report", "--by", "drift", "--samples", "7"], "7 questions cannot tell schedules apart"),
         (["eval", "--model-base", "x"], "leave out --model-base"),
         (["convert", "/no/such", "target"], "no checkpoint at"),
         (["fit", "--from-stats", "missing.safetensors"], "missing.safetensors"),
         (["fit", "--output", "one.json", "--reduction-ratio", "0.5", "0.6", "--samples", "1"], "name a folder"),
+        (["fit", "--samples", "7", "--model-path", "/no/such"], "7 questions cannot tell schedules apart"),
         (["fit", "--replay", "--criterion", "cross", "--model-path", "/no/such"], "which has no --criterion: leave one"),
         (["fit", "--replay", "--stats", "kept.safetensors", "--model-path", "/no/such"], "which has no --stats: leave one"),
         (["fit", "--replay", "--from-stats", "kept.safetensors"], "which has no --from-stats: leave one"),
@@ -193,7 +207,7 @@ def test_settings_that_do_nothing_or_make_no_sense_are_refused(capsys: pytest.Ca
         assert stopped.value.code == 2
     assert loader(["--top_p", "0.5"]) == 2
     assert main(["eval", "--scores", "random", "--score", "cross"]) == 2
-    assert main(["fit", "--device", "nonsense", "--samples", "1"]) == 2
+    assert main(["fit", "--device", "nonsense", "--samples", "8"]) == 2
     assert "cannot use device" in capsys.readouterr().err
 
 

@@ -26,7 +26,7 @@ from fitprune.evaluation.benchmarks import BENCHMARKS
 from fitprune.families.conversation import build_prompt
 
 ROOT = Path(__file__).parents[2]
-CHOICES = ("MODEL", "DATA", "RATIO", "OUTPUT", "EXTRA", "PYTHON", "MODEL_BASE", "VISION_TOWER", "CHUNKS", "CUDA_VISIBLE_DEVICES")
+CHOICES = ("MODEL", "DATA", "RATIO", "OUTPUT", "EXTRA", "PYTHON", "MODEL_BASE", "VISION_TOWER", "CHUNKS", "BY", "CUDA_VISIBLE_DEVICES")
 SCRIPTS = ("textvqa", "gqa", "mme", "pope", "sqa", "vqav2", "vizwiz", "seed", "mmvet", "mmbench", "mmbench_cn")
 
 
@@ -271,12 +271,13 @@ def test_every_benchmark_has_its_script(place: Place, tree: Path) -> None:
 def test_every_choice_reaches_the_command(place: Place, tree: Path) -> None:
     environment = {
         "MODEL": "a model", "DATA": "my data", "RATIO": "0.3", "MODEL_BASE": "the base", "VISION_TOWER": "a clip",
-        "OUTPUT": "an output", "EXTRA": "--batch-size 2 --overwrite", "CUDA_VISIBLE_DEVICES": "3",
+        "OUTPUT": "an output", "BY": "mass drift", "EXTRA": "--batch-size 2 --overwrite", "CUDA_VISIBLE_DEVICES": "3",
     }  # fmt: skip
     given = asked(tree, place, **environment)
     assert given[2:8] == ["--model-path", "a model", "--data", "my data", "--reduction_ratio", "0.3"]
     assert given[10:] == [
-        "--model-base", "the base", "--vision-tower", "a clip", "--output", "an output", "--batch-size", "2", "--overwrite",
+        "--model-base", "the base", "--vision-tower", "a clip", "--output", "an output", "--by", "mass", "drift",
+        "--batch-size", "2", "--overwrite",
     ]  # fmt: skip
     named = asked(tree, place, "first", "second", "0.5", **environment)
     assert named[2:8] == ["--model-path", "first", "--data", "second", "--reduction_ratio", "0.5"]

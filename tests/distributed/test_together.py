@@ -42,7 +42,7 @@ def written(folder: Path) -> dict[str, Any]:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if path.suffix == ".jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
-            found[path.name] = [{key: value for key, value in line.items() if key != "answer_id"} for line in lines]
+            found[path.name] = [{**line, "answer_id": ""} if "answer_id" in line else line for line in lines]
         elif path.name == "results.json":
             rows = json.loads(path.read_text())
             found[path.name] = [{k: v for k, v in row.items() if k not in ("milliseconds", "answers")} for row in rows]
@@ -117,8 +117,9 @@ def test_a_killed_process_and_a_rerun_lose_and_repeat_nothing(
 
 
 @pytest.mark.rest
-def test_fit_with_and_without_company(tmp_path: Path) -> None:
-    flags = ["fit", "--samples", "7", "--batch-size", "2", "--reduction-ratio", "0.4", "0.7"]
+@pytest.mark.parametrize(("by", "samples"), [("mass", "7"), ("drift", "8")])
+def test_fit_with_and_without_company(by: str, samples: str, tmp_path: Path) -> None:
+    flags = ["fit", "--by", by, "--samples", samples, "--batch-size", "2", "--reduction-ratio", "0.8", "0.9"]
 
     def fit(folder: Path) -> list[str]:
         return [*flags, "--output", str(folder), "--stats", str(folder / "stats.safetensors")]
@@ -129,8 +130,35 @@ def test_fit_with_and_without_company(tmp_path: Path) -> None:
     assert found[0][1].count("saved as") == 3
     assert found[1][1] == found[2][1] == ""
     one, three = written(tmp_path / "one"), written(tmp_path / "three")
-    assert len(one) == 3
+    assert len(one) == 3 + (by == "drift")  # with what was judged
     assert one == three  # statistics to the bit, with the fingerprint of the whole set
+
+
+@pytest.mark.rest
+def test_eval_by_both_ways_with_and_without_company(tmp_path: Path) -> None:
+    flags = [
+        "eval",
+        "--by",
+        "mass",
+        "drift",
+        "--samples",
+        "8",
+        "--limit",
+        "3",
+        "--reduction-ratio",
+        "0.9",
+        "--max-new-tokens",
+        "4",
+        "--output",
+    ]
+    code, out, errors = ran([*flags, str(tmp_path / "one")])
+    assert (code, out.count("by drift: at most"), out.count("chosen by drift now")) == (0, 1, 1), errors
+    found = own_folders(2, tmp_path / "two", flags)
+    assert [code for code, _, _ in found] == [0, 0], found
+    assert found[0][1].count("by drift: at most") == 1
+    one = written(tmp_path / "one")
+    assert one == written(tmp_path / "two" / "0")  # recipes of both ways, the journal, answers, scores
+    assert sum("drift" in name for name in one) == 3
 
 
 @pytest.mark.rest

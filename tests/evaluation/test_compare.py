@@ -67,6 +67,36 @@ def test_compute_is_summed_over_unlike_images(asked: Path, tmp_path: Path) -> No
     assert again[1].alive == pytest.approx(kept)
 
 
+class Even:
+    """A judge to whom all schedules are alike."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __call__(self, recipe: fitprune.Recipe, first: int, last: int) -> list[float]:
+        return [0.5] * (last - first)
+
+
+def test_rows_say_whose_method_they_are(asked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vlm = fitprune.load(str(RECORDED.checkpoint), device="cpu")
+    (tmp_path / "eight.jsonl").write_text(f"{asked.read_text()}\n" * 2)
+    calibration = Calibration(tmp_path / "eight.jsonl", RECORDED.folder / "images", 8)
+
+    def names(by: tuple[str, ...], *scores: str | None) -> dict[str, str]:
+        settings = {"ratios": [0.4], "scores": scores or [None], "calibration": calibration, "by": by, "judge": Even}
+        made = plan(vlm, read_questions(asked), tmp_path, **settings)
+        return {one.name: one.stem.removeprefix("checkpoint-") for one in made}
+
+    assert names(("mass",)) == {"dense": "dense", "40%": "40"}
+    both = names(("mass", "drift"))
+    assert both == {"dense": "dense", "40% fitprune": "40", "40% recommended (spread theta=0.25, by drift)": "40-by-drift"}
+    assert "by drift: at most" in capsys.readouterr().out
+    assert names(("drift",), "random") == {"dense": "dense", "40% by drift, random": "40-by-drift-random"}
+    assert names(("mass", "drift"), None) == both
+    assert "by drift: at most" not in capsys.readouterr().out  # kept
+    assert {path.name for path in tmp_path.glob("*.recipe.json")} == {"checkpoint-r40.recipe.json", "checkpoint-r40-drift.recipe.json"}
+
+
 def by_length(data: Path, answers: Path, out: Path) -> Result:
     """Scores the length of the answers; refuses a folder that is not the benchmark's."""
     assert (data / "lengths.txt").exists()

@@ -174,7 +174,19 @@ def test_other_kinds_without_peft_say_what_to_install(base: VLM, tmp_path: Path,
 
 def test_the_command(base: VLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = adapter(tmp_path / "lora", weights_of(base), base_model_name_or_path="/gone/llava")
-    command = ["fit", "--model-path", str(made), "--samples", "2", "--device", "cpu", "--output", str(tmp_path / "recipe.json")]
+    command = [
+        "fit",
+        "--by",
+        "mass",
+        "--model-path",
+        str(made),
+        "--samples",
+        "2",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "recipe.json"),
+    ]
     assert main(command) == 2
     assert "--model-base" in capsys.readouterr().err
     assert main([*command, "--model-base", "embedded"]) == 0

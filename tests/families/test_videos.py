@@ -93,7 +93,7 @@ def test_commands_on_a_file_of_videos_and_images(
     (tmp_path / "questions.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     data = ["--model-path", str(path), "--question-file", str(tmp_path / "questions.jsonl"), "--image-folder", str(tmp_path)]
     recipe = tmp_path / "half.json"
-    assert main(["fit", *data, "--reduction-ratio", "0.5", "--batch-size", "1", "--output", str(recipe)]) == 0
+    assert main(["fit", "--by", "mass", *data, "--reduction-ratio", "0.5", "--batch-size", "1", "--output", str(recipe)]) == 0
     ask = [*data, "--recipe", str(recipe), "--max-new-tokens", "3"]
     size = "3"
     if request.node.callspec.params["path"] == "LlavaOnevision":  # which wants the videos of a batch in one block

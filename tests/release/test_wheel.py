@@ -49,7 +49,7 @@ def test_questions_are_answered(programs: Path, tmp_path: Path) -> None:
 
 
 def test_a_recipe_is_fitted(programs: Path, tmp_path: Path) -> None:
-    said(programs / "fitprune", "fit", cwd=tmp_path)
+    said(programs / "fitprune", "fit", "--samples", "8", cwd=tmp_path)
     assert list(tmp_path.rglob("*.json"))
 
 

@@ -1,6 +1,7 @@
 """The judge of recipes against `fitprune report`'s figures, its journal, and `fitprune fit --by drift` from end to end."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from fitprune.errors import FitPruneError
 from fitprune.families import VLM
 from fitprune.questions import Calibration
 from fitprune.studies.against_dense import compare_to_dense
-from fitprune.studies.judge import DriftJudge
+from fitprune.studies.judge import DriftJudge, journal_in
 
 RECIPE = Recipe.step(layer=2, keep=0.2)
 
@@ -74,6 +75,23 @@ def test_journals_of_others_are_refused(vlm: VLM, tmp_path: Path) -> None:
         DriftJudge(vlm, calibration(8), journal=tmp_path)
 
 
+def test_a_folder_keeps_what_was_judged_of_each_by_itself(vlm: VLM, tmp_path: Path) -> None:
+    """So that a fit on other questions goes beside one that was cut off."""
+    paths = {journal_in(tmp_path, vlm, calibration(samples)) for samples in (4, 8)} | {journal_in(tmp_path, vlm, calibration(4), 2)}
+    assert len(paths) == 3
+    assert all(path.name.startswith("embedded.drift-") for path in paths)
+    for asked in (calibration(4), calibration(8)):
+        DriftJudge(vlm, asked, journal=journal_in(tmp_path, vlm, asked))  # is that one's
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_videos_are_judged_one_at_a_time(vlm: VLM, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(
+        '{"question_id": 1, "video": "film", "text": "Why?"}\n{"question_id": 2, "image": "a", "text": "W"}\n'
+    )
+    assert DriftJudge(vlm, Calibration(tmp_path / "q.jsonl", tmp_path, 4)).size == 1
+
+
 def test_questions_without_images_cannot_be_judged(vlm: VLM, tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"question_id": 1, "text": "Why?"}\n')
     with pytest.raises(FitPruneError, match="no question with an image"):
@@ -83,16 +101,24 @@ def test_questions_without_images_cannot_be_judged(vlm: VLM, tmp_path: Path) -> 
 @pytest.mark.rest
 def test_fit_by_drift_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "recipes"
-    command = ["fit", "--by", "drift", "--samples", "8", "--reduction-ratio", "0.7", "--output", str(output)]
+    command = ["fit", "--samples", "8", "--reduction-ratio", "0.7", "--output", str(output)]
     assert main(command) == 0
-    (file,) = output.glob("*.recipe.json")
+    said = capsys.readouterr().out
+    file = output / "embedded-r70-drift.recipe.json"
     recipe = Recipe.load(file)
+    expected, taken = (
+        int(re.search(one, said)[1]) for one in (r"at most (\d+) pruned prefills for 70%,", r"after (\d+) pruned prefills; within")
+    )
+    assert expected == taken
+    assert re.search(r"about \d+ (seconds|minutes) at the speed of observing", said)
+    assert said.index("by drift: at most") < said.index("chosen by drift (") < said.index(str(list(recipe.counts)))
+    assert f"saved as {file}" in said
     assert recipe.score
     assert recipe.score.startswith("spread")
     assert recipe.achieved
     assert recipe.achieved >= 0.7
     first = file.read_bytes()
-    assert main(command) == 0  # from the journal
+    assert main([*command, "--by", "drift"]) == 0  # from the journal
     assert file.read_bytes() == first
     capsys.readouterr()
     eval_one = ["eval", "--recipe", str(file), "--limit", "4", "--no-dense", "--output", str(tmp_path / "eval")]
@@ -102,10 +128,34 @@ def test_fit_by_drift_from_the_command_line(tmp_path: Path, capsys: pytest.Captu
     assert json.loads(answers.read_text().splitlines()[0])["metadata"]["score"] == recipe.score
 
 
+@pytest.mark.rest
+def test_eval_by_both_ways_goes_on_and_searches_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--samples", "8", "--limit", "4", "--max_new_tokens", "4", "--reduction-ratio", "0.7", "--output", str(tmp_path)]
+    assert main(["eval", *flags, "--by", "mass", "drift", "--fit-only"]) == 0
+    assert "by drift: at most" in capsys.readouterr().out
+    (tmp_path / "embedded-r70-drift.recipe.json").rename(tmp_path / "first.json")
+    assert main(["eval", *flags, "--by", "mass", "drift"]) == 0  # from the journal, which lies beside the recipes
+    assert "chosen by drift now" in capsys.readouterr().out
+    first, kept = (Recipe.load(tmp_path / name) for name in ("first.json", "embedded-r70-drift.recipe.json"))
+    assert vars(first) == vars(kept)
+    rows = [row["name"] for row in json.loads((tmp_path / "results.json").read_text())]
+    assert rows == ["dense", "70% fitprune", f"70% recommended ({kept.score}, by drift)"]
+    answers = {path.name: path.read_text() for path in tmp_path.glob("embedded-*.jsonl")}
+    assert len(answers) == 3
+    assert main(["eval", *flags, "--by", "mass", "drift"]) == 0
+    out = capsys.readouterr().out
+    assert "chosen by drift earlier on 8 samples" in out
+    assert "at most" not in out
+    assert main(["eval", *flags]) == 0  # the paper's alone goes on with its own
+    assert [row["name"] for row in json.loads((tmp_path / "results.json").read_text())] == ["dense", "70%"]
+    assert {path.name: path.read_text() for path in tmp_path.glob("embedded-*.jsonl")} == answers
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--score", "last"], "give --by drift as well"),
+        (["--by", "mass", "--score", "last"], "fit by drift (--by drift)"),
+        (["--from-stats", "s", "--score", "last"], "fit by drift (--by drift)"),
         (["--by", "drift", "--from-stats", "s"], "leave out --from-stats"),
         (["--by", "drift", "--replay"], "has no --by"),
         (["--by", "drift", "--score", "lost"], "unknown score"),

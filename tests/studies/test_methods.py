@@ -187,6 +187,8 @@ def test_samples_are_spaced_as_calibration_questions_are(stats: AttentionStats) 
         ("fitprune samples=x", "give samples=NUMBER or criterion="),
         ("fitprune criterion=either", "both, cross, self, product"),
         ("fitprune twice", "twice says nothing"),
+        ("spread absorb=1.5", "absorb=1.5 says nothing"),
+        ("divprune absorb=0.8", "leave out absorb=0.8"),
         ("fastv samples=4", "the schedule of fastv is not fitted: leave out samples=4"),
         ("", "unknown method ''"),
         ("fastv score=lost", "unknown score 'lost'"),
@@ -208,6 +210,13 @@ def test_any_schedule_with_any_score(stats: AttentionStats) -> None:
     made = recipes(stats, [*names, *INSIDE], [0.5])
     for name, score in zip(names, scores, strict=True):
         assert made[name, 0.5] == (made[name.split()[0], 0.5][0], score)  # type: ignore[index]
+
+
+def test_survivors_of_any_method_may_absorb(stats: AttentionStats) -> None:
+    for name in ("spread", "fastv score=spread"):
+        (plain, _), (more, score) = (recipes(stats, [one], [0.5])[one, 0.5] for one in (name, f"{name} absorb=0.8"))  # type: ignore[misc]
+        assert (plain.counts, score) == (more.counts, "spread")
+        assert (plain.absorb, more.absorb) == (None, 0.8)
 
 
 def test_too_much_before_the_decoder_says_what_it_can(stats: AttentionStats) -> None:

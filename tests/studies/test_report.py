@@ -230,6 +230,8 @@ def test_command_prints_a_table_and_keeps_figures(tmp_path: Path, capsys: pytest
     out = capsys.readouterr().out
     assert "left out: 1 without an image" in out
     assert "recipe fitted now on 4 samples" in out
+    assert "ranked by spread" in out
+    assert "5 questions" in out.partition(", pruned by score spread\n")[0]
     assert "advice: " in out
     figures = json.loads((tmp_path / "new" / "r.json").read_text())
     assert (figures["questions"], figures["without_picture"], figures["at_most"]) == (5, 1, 0.9)
@@ -240,11 +242,30 @@ def test_command_prints_a_table_and_keeps_figures(tmp_path: Path, capsys: pytest
     capsys.readouterr()
 
 
+def test_the_papers_score_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--limit", "1", "--samples", "2", "--max-new-tokens", "2", "--score", "fitprune"]) == 0
+    out = capsys.readouterr().out
+    assert "pruned by score fitprune" in out
+    assert "ranked by spread" not in out
+
+
+@pytest.mark.rest
+def test_schedules_are_chosen_for_a_report(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--limit", "2", "--samples", "8", "--max-new-tokens", "2", "--reduction-ratio", "0.8"]
+    assert main(["report", *flags, "--by", "mass", "drift"]) == 0
+    out = capsys.readouterr().out
+    assert "by drift: at most " in out
+    assert "\n80% by drift: recipe chosen by drift now on 8 samples" in out
+    assert [line.split("  ")[0] for line in out.splitlines() if line.startswith("80%") and ":" not in line] == ["80%", "80% by drift"]
+
+
 def test_command_takes_a_recipe_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     HALF.save(tmp_path / "mine.recipe.json")
     flags = ["--limit", "2", "--max-new-tokens", "4", "--recipe", str(tmp_path / "mine.recipe.json")]
     assert main(["report", *flags]) == 0
-    assert "mine.recipe: recipe from" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "mine.recipe: recipe from" in out
+    assert "pruned by score fitprune" in out  # a file that names none is the paper's
 
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,7 @@ import fitprune
 from fitprune.calibrate import Calibration, observe_questions
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
+from fitprune.recipe import RECOMMENDED
 from fitprune.web.demo import engine as engine_module
 from fitprune.web.demo.engine import Comparison, Engine
 from fitprune.web.demo.figures import size
@@ -173,7 +174,7 @@ def test_from_upload_to_answer(user: User, served: Served) -> None:
     user.question(WORD)
     user.ratio(50)
     user.ask()
-    want = served.engine.compare(image, WORD, 0.5, "fitprune")
+    want = served.engine.compare(image, WORD, 0.5, RECOMMENDED)  # which the page begins with
     assert user.answers() == (want.dense.text, want.pruned.text)
     rows = user.page.locator(".fitprune-table tr").all_inner_texts()
     assert rows[0].split() == ["dense", "pruned"]
@@ -194,14 +195,15 @@ def test_from_upload_to_answer(user: User, served: Served) -> None:
     assert len(user.requests) == sent  # the slider asks nobody
 
 
-def test_an_example_and_another_method(user: User, served: Served) -> None:
+@pytest.mark.parametrize("method", ["fastv", "fitprune"])
+def test_an_example_and_another_method(method: str, user: User, served: Served) -> None:
     user.page.locator("#fitprune-examples img").first.click()
     user.page.wait_for_selector("#fitprune-image img")
     user.page.wait_for_function("document.querySelector('#fitprune-question textarea').value != ''")
     user.page.click("#fitprune-method input")
-    user.page.locator("[role=option]", has_text="fastv").click()
+    user.page.locator("[role=option]", has_text=f"{method}: ").click()
     user.ask()
-    want = served.engine.compare(example("0"), NUMBER, 0.6, "fastv")
+    want = served.engine.compare(example("0"), NUMBER, 0.6, method)
     assert user.answers() == (want.dense.text, want.pruned.text)
     assert want.dense.text == "57"
     assert str(want.pruned.alive[-1]) in user.caption()
@@ -321,7 +323,7 @@ def test_two_users_at_once_get_their_own_answers(browser: Any, served: Served, g
             one.ask()
     gate.opened.set()  # both wait by now
     for one, name, question in zip(users, "80", (WORD, NUMBER), strict=True):
-        want = Engine.compare(served.engine, example(name), question, 0.4, "fitprune")
+        want = Engine.compare(served.engine, example(name), question, 0.4)
         assert one.answers() == (want.dense.text, want.pruned.text)
         assert want.dense.text == {"8": "vvu", "0": "57"}[name]
         one.page.context.close()

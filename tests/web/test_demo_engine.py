@@ -23,7 +23,7 @@ from fitprune.calibrate import Calibration, observe_questions
 from fitprune.cli import demo, main
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
-from fitprune.recipe import Recipe
+from fitprune.recipe import PAPER, RECOMMENDED, Recipe
 from fitprune.studies.methods import INSIDE, recipes
 from fitprune.web.demo import engine as engine_module
 from fitprune.web.demo import figures, page, server
@@ -77,6 +77,18 @@ def test_a_comparison_is_what_its_parts_say(engine: Engine, method: str) -> None
         assert answer.tokens == len(vlm.tokenizer(answer.text, add_special_tokens=False).input_ids) + 1
 
 
+def test_the_recommended_method_unless_another_is_chosen(engine: Engine) -> None:
+    """The fitted schedule, ranked by spread: as many tokens as by the paper's, which can still be chosen, and others."""
+    made = engine.compare(example("8"), WORD, 0.6)
+    assert made.pruned == replace(engine.compare(example("8"), WORD, 0.6, "spread").pruned, ttft=made.pruned.ttft)
+    paper = engine.compare(example("8"), WORD, 0.6, "fitprune")
+    assert made.pruned.alive == paper.pruned.alive
+    assert made.frames[-1] != paper.frames[-1]
+    (recipe, score), (schedule, papers) = engine.recipe("spread", 0.6, 144), engine.recipe("fitprune", 0.6, 144)
+    assert recipe == schedule
+    assert (score, papers) == ("spread", "fitprune")
+
+
 def test_nothing_to_save_is_the_dense_model(engine: Engine) -> None:
     made = engine.compare(example("0"), NUMBER, 0, "fitprune")
     assert replace(made.pruned, ttft=0) == replace(made.dense, ttft=0)
@@ -118,6 +130,7 @@ def test_no_spelling_of_a_method_is_fitted_anew(engine: Engine) -> None:
 def test_without_statistics_published_recipes_and_solved_schedules(engine: Engine) -> None:
     published = Engine(replace(engine.vlm, name="liuhaotian/llava-v1.5-7b"))
     assert published.recipe("cross", 0.6, 144) == (Recipe.published("llava-v1.5-7b", 0.6), "cross")
+    assert published.recipe("spread", 0.6, 144) == (Recipe.published("llava-v1.5-7b", 0.6), "spread")
     recipe, score = published.recipe("fastv", 0.6, 100)
     assert (recipe.visual_tokens, score) == (100, "last")
     with pytest.raises(FitPruneError, match=r"no published recipe for 0\.65"):
@@ -237,6 +250,8 @@ def test_what_a_slider_does_not_send_is_said(sent: Any) -> None:
 
 def test_every_method_is_explained() -> None:
     assert list(page.EXPLAINED) == list(INSIDE)
+    assert page.EXPLAINED[RECOMMENDED].startswith("recommended")
+    assert page.EXPLAINED[PAPER].startswith("the paper's")
 
 
 def test_the_embedded_model_says_what_it_is(engine: Engine) -> None:

@@ -124,10 +124,24 @@ def test_recipes_are_published_given_or_fitted_for_embedded_models(tmp_path: Any
     llava = fitprune.load("embedded", device="cpu")
     assert recipe_for(llava, 0).recipe is None
     RECIPE.save(tmp_path / "one.recipe.json")
-    assert recipe_for(llava, 0.6, str(tmp_path / "one.recipe.json")).recipe == RECIPE
+    named = recipe_for(llava, 0.6, str(tmp_path / "one.recipe.json"))
+    assert named.recipe == RECIPE
+    assert named.recipe.ranked_by() == "fitprune"  # a file that names no score is the paper's
     llava.name = "liuhaotian/llava-v1.5-13b"
     with pytest.raises(FitPruneError, match="--recipe"):
         recipe_for(llava, 0.6)
+
+
+def test_the_recommended_score_ranks_unless_another_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    llava = fitprune.load("embedded", device="cpu")
+    monkeypatch.setattr(Recipe, "published", lambda name, ratio: RECIPE)
+    found = recipe_for(llava, 0.5)
+    assert found.recipe is not None
+    assert (found.recipe, found.recipe.ranked_by()) == (RECIPE, "spread")
+    assert found.source.endswith(", ranked by spread")
+    asked = recipe_for(llava, 0.5, score="fitprune")
+    assert asked.recipe is not None
+    assert (asked.recipe.score, "ranked" in asked.source) == (None, False)
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,8 @@
 """What the demo computes, without a web page: one question about one image, answered dense and pruned, and measured.
 
 One model serves everybody, and pruning attaches to the model: a lock lets one question in at a time. Recipes come from one pass
-of statistics, or are the published ones, and are kept.
+of statistics, or are the published ones, and are kept. The method, unless another is chosen, is that schedule ranked by the recommended
+score; the paper's is one of the others.
 
 Time to the first token (TTFT) runs from the start of the vision tower to the first token's logits, without preparing the image,
 which is the same for both. Short ones are medians of several prefills after the replies, dense and pruned in turn, as the first
@@ -29,7 +30,7 @@ from ...draw.frames import frames
 from ...errors import FitPruneError
 from ...families import VLM
 from ...prune import prune
-from ...recipe import Recipe
+from ...recipe import RECOMMENDED, Recipe
 from ...stats import AttentionStats
 from ...studies.methods import INSIDE, METHODS, recipes
 from ...trace import Trace
@@ -132,7 +133,7 @@ class Engine:
             self._recipes[method, ratio] = made
         return self._recipes[method, ratio]
 
-    def compare(self, image: Image.Image, question: str, ratio: float, method: str) -> Comparison:
+    def compare(self, image: Image.Image, question: str, ratio: float, method: str = RECOMMENDED) -> Comparison:
         """Both replies to one question; waits while another one is being answered.
 
         Raises:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ...embedded import MODELS, embedded
 from ...errors import FitPruneError
+from ...recipe import RECOMMENDED
 from ..untrusted import MAX_BYTES, read_untrusted_image
 from . import figures
 from .engine import MAX_QUESTION, MAX_RATIO, Engine
@@ -29,11 +30,11 @@ MAX_NUMBER = 1000  # of a slider; whole numbers of any length can be sent
 CSS = Path(__file__).with_name("page.css")
 
 EXPLAINED = {
-    "fitprune": "attention of text × image",
+    "fitprune": "the paper's, attention of text × image",
     "cross": "attention of the text only",
     "self": "attention of the image only",
     "last": "attention of the last token",
-    "spread": "relevant, and unlike what is kept",
+    "spread": "recommended, relevant and unlike what is kept",
     "spread-last": "the same, relevant to the last token",
     "random": "no ranking, by lot",
     "uniform": "the same share in every layer",
@@ -103,8 +104,8 @@ def build(gr: Any, engine: Engine, uploads: Path) -> Any:
                 most = round(100 * MAX_RATIO)
                 ratio = gr.Slider(0, most, value=60, step=5, label="Visual compute to save, %", elem_id="fitprune-ratio")
                 method = gr.Dropdown(
-                    [(f"{name}: {said}", name) for name, said in EXPLAINED.items()], value="fitprune", label="Method",
-                    info="The first five delete on the fitted schedule, each by its own ranking; the rest have other schedules.",
+                    [(f"{name}: {said}", name) for name, said in EXPLAINED.items()], value=RECOMMENDED, label="Method",
+                    info="Those down to random delete on the fitted schedule, each by its own ranking; the rest have other schedules.",
                     filterable=False, elem_id="fitprune-method",
                 )  # fmt: skip
                 ask = gr.Button("Ask", variant="primary", elem_id="fitprune-ask")
