@@ -72,14 +72,7 @@ def spread_last(seen: Attended, theta: float = 0.25) -> Tensor:
 
 
 def _spread(seen: Attended, relevance: Tensor, theta: float) -> Tensor:
-    from torch.nn.functional import pad
-
-    from .kernels.spread import unlikeness
-
-    left, right = seen.visual
-    group = seen.token_group[:, left:right]
-    unlike = unlikeness(seen.values[:, :, left:right], relevance[:, left:right], group, seen.images)
-    return relevance**theta * pad(unlike, (left, relevance.shape[1] - right))
+    return relevance**theta * seen.unlikeness(relevance)
 
 
 def random(seen: Attended) -> Tensor:

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import tiny
 import torch
+from counted import peak_bytes
 from hypothesis import given, settings
 from test_generate import pad
 from test_prune import ROWS
@@ -18,7 +19,7 @@ from tiny import LAYERS, RECIPE, batch, embedded, prompt
 import fitprune
 from fitprune import Recipe
 from fitprune.errors import FitPruneError
-from fitprune.kernels.attended import FEW
+from fitprune.kernels.attended import FEW, Attended
 from fitprune.kernels.reference import additive
 from fitprune.kernels.select import lowest
 from fitprune.kernels.spread import reference
@@ -53,8 +54,36 @@ def test_the_score_is_its_formula(name, theta):
     score = find_score(f"{name} theta={theta}")(attended)
     visual = attended.token_group > 0
     torch.testing.assert_close(score[visual], wanted[visual], rtol=0, atol=1e-5)
-    assert ("received" in vars(attended)) == (name == "spread")  # the cheaper one makes no causal map
+    assert ("others" in vars(attended)) == (name == "spread")  # the cheaper one makes no causal map
     assert score.shape == attended.token_group.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("score", ["spread", "spread-last"])
+def test_memory_beside_a_row_of_attention(score, dtype):
+    """2928 tokens of LLaVA-NeXT in a 7B decoder: at most 35 MB more than `last`, where one map of all pairs in float32 has 34."""
+    n, heads, size = 2928, 32, 128
+    query, key, value = (torch.randn(1, heads, 8 + n, size, dtype=dtype) for _ in range(3))
+    group = torch.full((1, 8 + n), -1)
+    group[:, 4 : 4 + n] = 1
+    logsumexp = torch.full((1, heads, 8 + n), 20.0)  # as the attention call hands it over
+
+    def peak(name):
+        seen = Attended(query, key, value, 0.1, None, group, 1, (4, 4 + n), layer=1, logsumexp=logsumexp, sizes=(n,))
+        return peak_bytes(lambda: SCORES[name](seen))
+
+    assert peak(score) < peak("last") + 35_000_000
+
+
+def test_counting_who_sees_a_token_takes_no_map():
+    n = 2000
+    group = torch.ones(1, n, dtype=torch.long)
+    mask = torch.ones(1, 1, n, n, dtype=torch.bool).tril()
+    nothing = torch.zeros(1, 1, n, 1)
+    for hidden in (None, mask):
+        seen = Attended(nothing, nothing, nothing, 1.0, hidden, group, 1, (0, n), layer=0)
+        assert seen._viewers[0].tolist() == [*range(n - 1, -1, -1)]
+        assert peak_bytes(lambda seen=seen: seen._viewers) < n * n
 
 
 def test_settings_are_read_and_refused_by_name():

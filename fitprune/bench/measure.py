@@ -20,13 +20,12 @@ import torch
 
 from ..errors import FitPruneError
 from ..recipe import Recipe
-from ..schedule.candidates import candidates
-from . import EAGER_MAPS, breakdown
+from . import EAGER_MAPS, METHODS, PAPER, RECOMMENDED, breakdown
 from .break_even import break_even
 from .clock import Spread, alternate, faster, peak_bytes, repeated
 from .machine import machine
 from .models import Workload, within_memory
-from .shapes import Shape, recipe_for
+from .shapes import Shape, recipe_for, recommended, scheduled
 from .variants import NamedRecipe, Prefill, dense_variants, pruned_variants
 
 MERGED = "merged"
@@ -41,6 +40,7 @@ def measure(
     recipe_file: str | Path | None = None,
     schedule: str | None = None,
     score: str | None = None,
+    methods: Iterable[str] | None = None,
     batch: int = 1,
     repeats: int = 7,
     dtype: str = "float32",
@@ -56,9 +56,10 @@ def measure(
 
     Args:
         ratios: Reduction ratios, one group of rows each.
-        recipe_file: A recipe instead of the ratios.
+        recipe_file: A recipe instead of the ratios. The recommended method then saves as much as it does.
         schedule: One of `schedule.candidates` by its name, at the ratios, instead of the published or step recipe.
-        score: How tokens are ranked, as `prune` takes it; None: as the recipe says.
+        score: How tokens are ranked with these recipes, as `prune` takes it; None: as the recipe says.
+        methods: Names in `bench.METHODS`. None: both, but with a recipe, schedule or score only what these say.
         repeats: Rounds in which all variants take turns.
         baselines: Names in `bench.BASELINES`; plain dense is always measured. None: the device's own choice.
         skip: Names in `bench.BREAKDOWN`.
@@ -72,15 +73,20 @@ def measure(
     """
     skip, asked = set(skip), None if baselines is None else list(baselines)
     few = max(1, repeats // 2)
-    recipes = _recipes(shape, ratios, recipe_file, schedule)
-    recipes = [replace(named, recipe=replace(named.recipe, score=named.recipe.ranked_by(score))) for named in recipes]
     notes: list[str] = []
+    plain = [replace(named, recipe=replace(named.recipe, score=named.recipe.ranked_by(score)))
+             for named in _recipes(shape, ratios, recipe_file, schedule)]  # fmt: skip
+    chosen = methods is not None
+    methods = set(methods or (METHODS if (recipe_file, schedule, score) == (None, None, None) else (PAPER,)))
+    recipes = plain if PAPER in methods else []
+    if RECOMMENDED in methods:
+        recipes = recipes + _recommended(shape, plain, chosen, notes)
     with within_memory(f"{shape.cost.layers} layers x {shape.cost.hidden}, batch {batch}, {shape.length} tokens"), \
             ExitStack() as until:  # fmt: skip
         work = Workload.of(shape, batch=batch, dtype=dtype, device=device, attn=attn)
         variants: dict[Key, Prefill] = {("", name): prefill for name, prefill in dense_variants(work, asked, notes).items()}
         if merge_steps:
-            recipes += _merged(work, recipes, variants["", "dense"], few, notes)
+            recipes += _merged(work, plain if PAPER in methods else [], variants["", "dense"], few, notes)
         models = {("", "dense"): work.model}
         for named in recipes:
             made, models[named.name, "pruned"] = pruned_variants(work, named, asked or (), notes, until)
@@ -114,17 +120,29 @@ def measure(
 
 def _recipes(shape: Shape, ratios: Sequence[float], file: str | Path | None, schedule: str | None) -> list[NamedRecipe]:
     if schedule is not None:
-        return [NamedRecipe(f"{100 * ratio:.6g}%", _candidate(shape, ratio, schedule)) for ratio in dict.fromkeys(ratios)]
+        return [NamedRecipe(f"{100 * ratio:.6g}%", scheduled(shape, ratio, schedule)) for ratio in dict.fromkeys(ratios)]
     if file is not None:
         return [NamedRecipe(Path(file).name.removesuffix(".json").removesuffix(".recipe"), recipe_for(shape, 0, file))]
     return [NamedRecipe(f"{100 * ratio:.6g}%", recipe_for(shape, ratio)) for ratio in dict.fromkeys(ratios)]
 
 
-def _candidate(shape: Shape, ratio: float, name: str) -> Recipe:
-    known = candidates(shape.cost, shape.visual, ratio)
-    if name not in known:
-        raise FitPruneError(f"no schedule is called {name!r}: use one of {'; '.join(known)}")
-    return Recipe.from_deletions(known[name], visual_tokens=shape.visual, cost=shape.cost, reduction_ratio=ratio, source=name)
+def _recommended(shape: Shape, others: Iterable[NamedRecipe], chosen: bool, notes: list[str]) -> list[NamedRecipe]:
+    """The recommended method beside each of the recipes, at its ratio.
+
+    One that is out of reach is left out with a line in `notes`, but a FitPruneError if the method was `chosen`.
+    """
+    found = []
+    for named in others:
+        ratio = named.recipe.reduction_ratio
+        if ratio is None:
+            ratio = shape.cost.visual_reduction(named.recipe.deletions(shape.visual, shape.cost.layers), shape.visual)
+        try:
+            found.append(NamedRecipe(f"{named.name} {RECOMMENDED}", recommended(shape, ratio)))
+        except FitPruneError as error:
+            if chosen:
+                raise
+            notes.append(f"{named.name} {RECOMMENDED}: left out, {error}")
+    return found
 
 
 def _merged(work: Workload, recipes: Sequence[NamedRecipe], dense: Prefill, rounds: int, notes: list[str]) -> list[NamedRecipe]:
@@ -169,10 +187,12 @@ def _recipe(work: Workload, named: NamedRecipe, rows: Mapping[Key, dict[str, Any
     for row in own.values():
         row["speedup"] = {base: faster(rows["", base]["times"], row["times"]).to_dict() for base in dict.fromkeys(("dense", best))}
         row["share_of_ideal"] = {base: gain["median"] / ideal for base, gain in row["speedup"].items()}
+        row["share_of_bare"] = faster(own["bare"]["times"], row["times"]).median
     ratio = None if recipe.reduction_ratio is None else f"{recipe.reduction_ratio:g}"
     origin = " ".join(word for word in (recipe.model, ratio) if word)
     result = {
-        "name": named.name, "recipe": f"{origin}; {recipe.source}" if origin else recipe.source, "deletions": deletions,
+        "name": named.name, "recipe": f"{origin}; {recipe.source}" if origin else recipe.source, "score": recipe.ranked_by(),
+        "deletions": deletions,
         "steps": breakdown.steps(work, recipe), "alive": alive[-1],
         "visual_reduction": shape.cost.visual_reduction_of_alive(alive, shape.visual),
         "prefill_reduction": shape.cost.prefill_reduction(alive, shape.visual, shape.text),

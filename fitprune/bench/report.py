@@ -37,8 +37,8 @@ def _prefill(results: dict[str, Any]) -> str:
     head = ["prefill", "median", "quartiles, ms"]
     for base in bases:
         head += [f"faster than {base}", "of ideal"]
-    head += ["peak memory", "KV cache", "by cost"]
-    width = 2 * len(bases)
+    head += ["of bare", "peak memory", "KV cache", "by cost"]
+    width = 2 * len(bases) + 1
     cells = [head]
     for name, row in results["dense"].items():
         cells.append([name, *_time(row["seconds"]), *[""] * width, *_held(row, results["dense_cache_bytes_by_cost"])])
@@ -46,10 +46,12 @@ def _prefill(results: dict[str, Any]) -> str:
     for recipe in results["recipes"]:
         titles[len(cells)] = _title(recipe, results)
         ideal = f"{recipe['ideal_speedup']:.2f}x"
-        cells.append(["  ideal (FLOPs)", "", "", *[ideal, "100%"] * len(bases), "", "", ""])
+        cells.append(["  ideal (FLOPs)", "", "", *[ideal, "100%"] * len(bases), "", "", "", ""])
         for name, row in recipe["prefill"].items():
             gains = [text for base in bases for text in (_times(row["speedup"][base]), f"{row['share_of_ideal'][base]:.1%}")]
-            cells.append([f"  {name}", *_time(row["seconds"]), *gains, *_held(row, recipe["cache_bytes_by_cost"])])
+            cells.append(
+                [f"  {name}", *_time(row["seconds"]), *gains, f"{row['share_of_bare']:.1%}", *_held(row, recipe["cache_bytes_by_cost"])]
+            )
     lines = aligned(cells)
     for at in sorted(titles, reverse=True):
         lines.insert(at + 1, titles[at])  # one further down, as a rule follows the head
@@ -62,8 +64,9 @@ def _prefill(results: dict[str, Any]) -> str:
 
 def _title(recipe: dict[str, Any], results: dict[str, Any]) -> str:
     return (
-        f"{recipe['name']} ({recipe['recipe']}): {recipe['steps']} steps, {recipe['alive']} of {results['tokens'][1]} visual tokens "
-        f"left, saves {recipe['visual_reduction']:.1%} of the visual MACs, {recipe['prefill_reduction']:.1%} of the prefill FLOPs"
+        f"{recipe['name']} ({recipe['recipe']}; score {recipe['score']}): {recipe['steps']} steps, "
+        f"{recipe['alive']} of {results['tokens'][1]} visual tokens left, "
+        f"saves {recipe['visual_reduction']:.1%} of the visual MACs, {recipe['prefill_reduction']:.1%} of the prefill FLOPs"
     )
 
 

@@ -17,6 +17,7 @@ from ..cost import CostModel, deletions_of
 from ..errors import FitPruneError
 from ..recipe import Recipe
 from ..schedule.budget import round_to_budget, smallest
+from ..schedule.candidates import candidates
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,22 @@ SHAPES = {
     "llava-next-7b": _shape(32, 4096, 11008, 32, 2880, _NEXT, Tower(views=5)),
     "llava-hr-7b": _shape(32, 4096, 11008, 32, 1024, _HR, Tower(two=True)),
 }
+
+
+SCHEDULE, SCORE = "2 steps from layer 1", "spread"  # the recommended method: what choosing by drift tends to (choose.py)
+
+
+def scheduled(shape: Shape, ratio: float, name: str) -> Recipe:
+    """A schedule of `schedule.candidates` by its name; FitPruneError where there is none of that name at this ratio."""
+    known = candidates(shape.cost, shape.visual, ratio)
+    if name not in known:
+        raise FitPruneError(f"no schedule at {100 * ratio:.6g}% is called {name!r}: use one of {'; '.join(known)}")
+    return Recipe.from_deletions(known[name], visual_tokens=shape.visual, cost=shape.cost, reduction_ratio=ratio, source=name)
+
+
+def recommended(shape: Shape, ratio: float) -> Recipe:
+    """The recommended method at a ratio, its score included; errors as `scheduled`."""
+    return replace(scheduled(shape, ratio, SCHEDULE), score=SCORE)
 
 
 def recipe_for(shape: Shape, ratio: float, file: str | Path | None = None) -> Recipe:

@@ -9,17 +9,18 @@ import argparse
 import json
 
 from .. import arguments
-from ..bench import BASELINES, BREAKDOWN
+from ..bench import BASELINES, BREAKDOWN, METHODS
 from ..bench.shapes import SHAPES
 from ..draw import style
 from ..files import write_atomically
 
 HELP = "time random weights, dense and pruned in turn, against the ideal from FLOPs"
 EXAMPLES = """examples:
-  fitprune bench                                           32 layers x 1024, 35+576+64 tokens, ratio 0.6
+  fitprune bench                                           32 layers x 1024, 35+576+64 tokens, ratio 0.6, both methods
   fitprune bench --reduction-ratio 0.4 0.6 0.8 --baseline eager-maps --json bench.json --plot bench.png
   fitprune bench --shape llava-1.5-7b --dtype bfloat16 --batch-size 8 --merge-steps --break-even
-  fitprune bench --schedule "2 steps from layer 1" --score spread
+  fitprune bench --methods recommended --layers 8 --batch-size 8
+  fitprune bench --schedule "1 step from layer 1" --score last
   fitprune bench --shape small-long --repeats 3 --skip vision decode
 """
 
@@ -33,6 +34,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--schedule", default=None, help="a schedule that meets the ratio instead, such as '2 steps from layer 1'")
     arguments.add_score(parser)
+    parser.add_argument(
+        "--methods", nargs="+", default=None, choices=METHODS,
+        help="paper: the published recipe, or what --recipe, --schedule and --score say; recommended: two steps ranked by spread, "
+        "at the same reduction. Default both, but only the former with one of those three",
+    )  # fmt: skip
     group = parser.add_argument_group("changes to the shape")
     group.add_argument("--visual-tokens", type=arguments.positive, default=None, help="tokens of the image (no vision tower then)")
     group.add_argument("--text-tokens", type=arguments.positive, default=None, help="tokens after the image")
@@ -69,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     shape = SHAPES[args.shape].altered(visual=args.visual_tokens, after=args.text_tokens, layers=args.layers)
     results = measure(
         shape, args.reduction_ratio, recipe_file=args.recipe, schedule=args.schedule,
-        score=args.score, batch=args.batch_size, repeats=args.repeats, dtype=args.dtype,
+        score=args.score, methods=args.methods, batch=args.batch_size, repeats=args.repeats, dtype=args.dtype,
         device=args.device, attn=args.attn, baselines=args.baseline, skip=args.skip, decode_tokens=args.decode_tokens,
         merge_steps=args.merge_steps, find_break_even=args.break_even,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import FitPruneError, UnsupportedError
 from ..kernels.absorb import absorb
 from ..kernels.attended import Attended
-from ..kernels.select import ALIVE, DELETED, compact, lowest, padded_counts
+from ..kernels.select import ALIVE, DELETED, compact, lowest, most, padded_counts
 from ..recipe import Recipe
 from ..scores import Score
 from ..trace import Steps, Trace
@@ -48,6 +48,11 @@ class DeletionState(PrefillState):
         counts = [padded_counts(rows) for rows in self.counts]
         self.quotas = None if alike else torch.tensor(counts, device=self.status.device)  # [L, B, I]
         self.steps: Steps = []
+        self._sizes: list[list[int]] = []
+        left = [[tokens_of(image) for image in row] for row in self.spans]
+        for rows in self.counts:
+            self._sizes.append(most(left))
+            left = [[has - gone for has, gone in zip(*row, strict=True)] for row in zip(left, rows, strict=True)]
         self._plan((self.host_status == ALIVE).sum(1).tolist())
 
     def _plan(self, carried: list[int]) -> None:
@@ -70,6 +75,9 @@ class DeletionState(PrefillState):
 
     def needs_scores(self, layer: int) -> bool:
         return any(any(row) for row in self.counts[layer])
+
+    def image_sizes(self, layer: int) -> list[int]:
+        return self._sizes[layer]
 
     def select_survivors(self, seen: Attended) -> Tensor:
         layer = seen.layer

@@ -27,10 +27,10 @@ from ..errors import UnsupportedError
 from ..kernels import TEXT, masks
 from ..kernels.absorb import Absorbed
 from ..kernels.attended import Attended
-from ..kernels.select import ALIVE, PADDING, take
+from ..kernels.select import ALIVE, PADDING, most, take
 from . import cache as kv
 from .upstream import DEEPSTACK, MASK, POSITIONS, ROTARY
-from .visual_tokens import Spans, groups
+from .visual_tokens import Spans, groups, tokens_of
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,10 @@ class PrefillState:
             self.size, self.absorbed = self.absorbed.size, None
         elif self.size is not None:
             self.size = take(self.size, survivors, 1)
+
+    def image_sizes(self, layer: int) -> list[int]:
+        """How many tokens each image has at most in any row when a layer begins, [image]; known without asking the device."""
+        return most([[tokens_of(image) for image in row] for row in self.spans])
 
     # ---- a layer ----------------------------------------------------------------------------------------------
 
@@ -251,7 +255,7 @@ class LayerPass:
             self._keys_before = self.keys()  # this layer's cache keeps what it deletes
         seen = Attended(
             query, key, value, scaling, mask, state.token_group, state.images, state.visual_range(), self.index,
-            logsumexp=logsumexp, heads=heads,
+            logsumexp=logsumexp, heads=heads, sizes=state.image_sizes(self.index),
         )  # fmt: skip
         with torch.no_grad():
             self.survivors = state.select_survivors(seen)

@@ -2,8 +2,9 @@
 
 Under tensor parallelism each process computes some heads of every layer. FitPrune's score takes the maximum over *all* heads before
 it sums over queries, so the maxima are reduced across the processes, tile by tile; scores of single rows are gathered head by
-head. Every process then holds the same numbers and deletes the same tokens; that they do is not left to chance: the ranking
-of the first one counts (`broadcast_from_first`), which also covers scores that look at the heads of one process only.
+head; products of values are sums over heads and are added up. Every process then holds the same numbers and deletes the same tokens;
+that they do is not left to chance: the ranking of the first one counts (`broadcast_from_first`), which also covers scores that look
+at the heads of one process only.
 
 The processes are found from the projections: transformers keeps a sharded weight as a DTensor, whose mesh they form, or (some
 versions between 5.0 and 5.17) as a plain part, with the mesh on the module.
@@ -40,6 +41,12 @@ class HeadGroup:
         """The elementwise maximum over all processes, in place."""
         with detect_lost_peer():
             dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
+        return tensor
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The elementwise sum over all processes, in place."""
+        with detect_lost_peer():
+            dist.all_reduce(tensor, dist.ReduceOp.SUM, group=self.group)
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:

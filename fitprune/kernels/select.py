@@ -52,6 +52,11 @@ def padded_counts(counts: Sequence[Sequence[int]]) -> list[list[int]]:
     return [[*row, *[0] * (images - len(row))] for row in counts]
 
 
+def most(counts: Sequence[Sequence[int]]) -> list[int]:
+    """The largest count of each image in any row, [image]; arguments as `lowest`."""
+    return [max(column) for column in zip(*padded_counts(counts), strict=True)]
+
+
 def compact(status: Tensor, length: int, pads_first: bool = False) -> Tensor:
     """The columns that are carried on: all that are alive, filled up to `length` with pad slots.
 

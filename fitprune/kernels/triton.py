@@ -88,6 +88,7 @@ def received_attention(
     rows: tuple[int, int] | None = None,
     columns: tuple[int, int] | None = None,
     logsumexp: Tensor | None = None,
+    itself: bool = True,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `reference.received_attention`, with hints that the caller knows without asking the device.
@@ -102,6 +103,7 @@ def received_attention(
         columns: Range of keys outside which `key_group` is 0.
         logsumexp: [B, H, Q or more] natural logarithm, of the scaled and masked scores, from the attention call: saves
             the first kernel.
+        itself: Whether what a token pays to itself counts.
         tile: For tests and tuning; by default from `TILES`.
     Returns:
         cross [B, K], intra [B, K], float32.
@@ -136,7 +138,7 @@ def received_attention(
             _normalise[grid](*inputs, query_group, logsumexp, scale, queries, keys, first, last, **fixed)
         _receive[(column_blocks, shares, batch)](
             *inputs, query_group, key_group, logsumexp, *logsumexp.stride(), sums, scale,
-            queries, keys, first, last, left, right, batch, **fixed,
+            queries, keys, first, last, left, right, batch, ITSELF=itself, **fixed,
         )  # fmt: skip
     cross, intra = (sums[0] if shares == 1 else sums.sum(0)).unbind(0)
     return cross, intra
@@ -258,7 +260,7 @@ def _receive(
     key_group: tensor, logsumexp: tensor, logsumexp_b: tensor, logsumexp_h: tensor, logsumexp_s: tensor, sums: tensor,
     scale: tensor, queries: tensor, keys: tensor, first: tensor, last: tensor, left: tensor, right: tensor, batch: tensor,
     HEADS: tl.constexpr, SHARE: tl.constexpr, SIZE: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDEN: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDEN: tl.constexpr, ITSELF: tl.constexpr,
 ) -> None:  # fmt: skip
     """Both sums of one block of keys over every `shares`-th block of queries: sums [shares, 2, B, K]."""
     share, shares, b = tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
@@ -290,6 +292,8 @@ def _receive(
             # Only now, so that no second tile takes up registers while the heads go by.
             bias = _bias(mask, mask_q, mask_k, row, column, queries, keys, MASK)
             text, same = (group == ASKS)[:, None], group[:, None] == image[None, :]
+            if not ITSELF:
+                same = same & (column[None, :] != row[:, None] + (keys - queries))
             received = tl.where((image > 0)[None, :] & (bias > float("-inf")), tl.exp2(highest + bias), 0.0)
             cross += tl.sum(tl.where(text, received, 0.0), 0)
             intra += tl.sum(tl.where(same, received, 0.0), 0)

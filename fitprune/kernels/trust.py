@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -67,9 +68,9 @@ def matches_formula(kernel: Callable[..., tuple[Tensor, Tensor]], like: Tensor) 
     real[1, : past + 9] = False
     pattern = (real[:, None] & real.new_ones(length, past + length).tril(past))[:, None]
     scaling = like.shape[-1] ** -0.5
-    for mask in (None, real, pattern):
-        ours = kernel(query, key, scaling, mask, group, key_group, images=images)
-        theirs = reference(query, key, scaling, mask, group, key_group)
+    for mask, itself in product((None, real, pattern), (True, False)):
+        ours = kernel(query, key, scaling, mask, group, key_group, images=images, itself=itself)
+        theirs = reference(query, key, scaling, mask, group, key_group, itself)
         if not all(torch.allclose(a, b, rtol=1e-2, atol=1e-3) for a, b in zip(ours, theirs, strict=True)):
             return False
     return True

@@ -25,7 +25,7 @@ from fitprune.tables import aligned
 
 COST = CostModel(layers=3, hidden=32, intermediate=64, heads=4, kv_heads=2, head_dim=8)
 SHAPE = Shape(COST, before=4, visual=30, after=6, recipes="none")
-QUICK: dict[str, Any] = {"repeats": 2, "device": "cpu", "decode_tokens": 2}
+QUICK: dict[str, Any] = {"repeats": 2, "device": "cpu", "decode_tokens": 2, "methods": ["paper"]}
 
 
 @pytest.fixture
@@ -114,9 +114,57 @@ def test_a_run_fills_every_result() -> None:
     assert figures["decode"].keys() == {"dense", "50%", "30%"}
     assert json.loads(json.dumps(figures)) == figures
     text = report({"shape": "tiny", **figures})
-    for said in ("50% (0.5; one step)", "ideal (FLOPs)", "eager-maps", "authors' way", "a step costs", "decode, per token"):
+    for said in ("50% (0.5; one step; score fitprune)", "ideal (FLOPs)", "eager-maps", "authors' way", "a step costs", "decode, per token"):
         assert said in text
     assert "pays on this device" in text or "does not pay" in text
+
+
+def test_the_recommended_method_runs_beside_the_papers() -> None:
+    """Two steps ranked by `spread`, with an ideal, a bare run and a scoring share of its own."""
+    shape = Shape(CostModel(layers=6, hidden=32, intermediate=64, heads=4, kv_heads=2, head_dim=8), 4, 30, 6, "none")
+    figures = measure(shape, [0.5, 0.4], skip=["memory", "decode", "vision"], **{**QUICK, "methods": None})
+    assert [row["name"] for row in figures["recipes"]] == ["50%", "40%", "50% recommended", "40% recommended"]
+    paper, _, ours, _ = figures["recipes"]
+    assert (paper["score"], ours["score"], ours["steps"]) == ("fitprune", "spread", 2)
+    assert [layer for layer, gone in enumerate(ours["deletions"]) if gone] == [1, 3]
+    for row in (paper, ours):
+        assert row["visual_reduction"] >= 0.5
+        assert row["ideal_speedup"] == pytest.approx(1 / (1 - row["prefill_reduction"]))
+        assert row["overhead"]["scoring_share"] > 0
+        pruned, bare = row["prefill"]["pruned"], row["prefill"]["bare"]
+        assert bare["share_of_bare"] == 1
+        quotients = sorted(b / p for b, p in zip(bare["times"], pruned["times"], strict=True))
+        assert quotients[0] <= pruned["share_of_bare"] <= quotients[-1]
+    text = report({"shape": "tiny", **figures})
+    assert "50% recommended (0.5; 2 steps from layer 1; score spread): 2 steps" in text
+    assert f"{ours['prefill']['pruned']['share_of_bare']:.1%}" in text
+    assert f"{ours['overhead']['scoring_share']:.1%}" in text
+
+
+def test_which_methods_run(tmp_path: Path) -> None:
+    shape = Shape(CostModel(layers=6, hidden=32, intermediate=64, heads=4, kv_heads=2, head_dim=8), 4, 30, 6, "none")
+    Recipe.from_deletions([0, 15, 0, 0, 0, 0], visual_tokens=30).save(tmp_path / "own.json")
+
+    def names(**given: Any) -> list[tuple[str, str]]:
+        found = measure(shape, [0.5], skip=bench.BREAKDOWN, **{**QUICK, "repeats": 1, "methods": None, **given})
+        return [(row["name"], row["score"]) for row in found["recipes"]]
+
+    own = {"recipe_file": tmp_path / "own.json"}
+    assert names(**own) == [("own", "fitprune")]
+    assert names(score="last") == [("50%", "last")]
+    assert names(methods=["recommended"]) == [("50% recommended", "spread")]
+    assert names(methods=bench.METHODS, score="last", **own) == [("own", "last"), ("own recommended", "spread")]
+    with pytest.raises(FitPruneError, match="no schedule at 50% is called '3 steps': use one of"):
+        names(schedule="3 steps")
+
+
+def test_a_recommended_method_out_of_reach_is_an_error_if_asked_for_else_a_note() -> None:
+    figures = measure(SHAPE, [0.6], skip=bench.BREAKDOWN, **{**QUICK, "methods": None})
+    assert [row["name"] for row in figures["recipes"]] == ["60%"]
+    (note,) = figures["notes"]
+    assert "60% recommended: left out" in note
+    with pytest.raises(FitPruneError, match="60%"):
+        measure(SHAPE, [0.6], skip=bench.BREAKDOWN, **{**QUICK, "methods": ["recommended"]})
 
 
 def test_speed_ups_are_against_the_best_dense_variant_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +304,7 @@ def test_the_command_prints_writes_and_draws(small: None, tmp_path: Path, capsys
     out = capsys.readouterr().out
     figures = json.loads((tmp_path / "b.json").read_text())
     assert (figures["shape"], figures["tokens"]) == ("small", [4, 30, 6])
-    assert [row["name"] for row in figures["recipes"]] == ["40%", "60%"]
+    assert [row["name"] for row in figures["recipes"]] == ["40%", "60%", "40% recommended"]  # of three layers, 60% is out of reach
     assert f"{figures['recipes'][1]['ideal_speedup']:.2f}x" in out
     assert report(figures) in out
     if drawn:
@@ -273,7 +321,8 @@ def test_the_command_prints_writes_and_draws(small: None, tmp_path: Path, capsys
         (["--merge-steps", "--break-even"], {"merge_steps": True, "find_break_even": True}),
         (["--batch-size", "8", "--repeats", "3", "--decode-tokens", "5"], {"batch": 8, "repeats": 3, "decode_tokens": 5}),
         (["--dtype", "bfloat16", "--device", "cpu", "--attn", "eager"], {"dtype": "bfloat16", "device": "cpu", "attn": "eager"}),
-        (["--recipe", "r.json"], {"recipe_file": "r.json"}),
+        (["--recipe", "r.json"], {"recipe_file": "r.json", "methods": None}),
+        (["--methods", "paper", "recommended"], {"methods": ["paper", "recommended"]}),
         (["--shape", "llava-hr-7b"], {"shape": SHAPES["llava-hr-7b"]}),
         (
             ["--shape", "small-long", "--visual-tokens", "9", "--text-tokens", "5", "--layers", "2"],

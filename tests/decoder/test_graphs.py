@@ -18,6 +18,7 @@ from fitprune import FitPruneError, Recipe
 from fitprune.decoder.graphs import BUCKET, Graphs
 from fitprune.decoder.upstream import cache_in, pass_cache
 from fitprune.errors import UnsupportedError
+from fitprune.scores import SCORES
 
 
 def traced(run, inputs):
@@ -42,6 +43,9 @@ def alive(trace):
     return [[row.tolist() for row in rows] for rows in trace.alive]
 
 
+RECORDED = [name for name in SCORES if name != "random"]  # which draws on the host, so that all devices draw the same
+
+
 def check(model, inputs, graphs, recipe=RECIPE, **options):
     with torch.no_grad():
         with fitprune.prune(model, recipe, **options) as trace:
@@ -53,6 +57,7 @@ def check(model, inputs, graphs, recipe=RECIPE, **options):
                 assert alive(trace) == wanted_alive
                 if "attention_mask" not in inputs:
                     assert torch.equal(trace.positions, wanted_positions)
+            assert len(graphs.recordings) == 1
             return found, wanted
 
 
@@ -74,6 +79,14 @@ PROMPTS = {
     "as long as a bucket": prompt(BUCKET - IMAGE_TOKENS - 3, "image", 3, seed=5),
     "one more": prompt(BUCKET - IMAGE_TOKENS - 2, "image", 3, seed=5),
 }
+
+
+@pytest.mark.parametrize("score", RECORDED)
+@pytest.mark.parametrize("rows", [[0], [0, 1, 3]])
+def test_every_score_is_recorded(model, graphs, score, rows):
+    inputs = batch([ROWS[row] for row in rows])
+    found, wanted = check(model, inputs, graphs, score=score)
+    close(found.logits[:, -1], wanted.logits[:, -1])
 
 
 @pytest.mark.parametrize("name", PROMPTS)
@@ -224,7 +237,7 @@ def on_meta():
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, Recipe.step(layer=1, keep=0.25), Recipe.none(tiny.LAYERS)])
-@pytest.mark.parametrize("score", ["fitprune", "cross", "self", "last"])
+@pytest.mark.parametrize("score", RECORDED)
 def test_no_layer_has_a_word_with_the_host(on_meta, recipe, score):
     model, embeds = on_meta
     _, mask = embedded(26, (3, 19), (20, 23), rows=2)
@@ -233,11 +246,12 @@ def test_no_layer_has_a_word_with_the_host(on_meta, recipe, score):
     assert hidden.shape[1] == 26 - sum(sum(recipe.deletions(n, tiny.LAYERS)) for n in (16, 3))
 
 
-def test_rows_that_delete_different_numbers_ask_the_host_nothing_either(on_meta):
+@pytest.mark.parametrize("score", ["fitprune", "spread"])
+def test_rows_that_delete_different_numbers_ask_the_host_nothing_either(on_meta, score):
     model, embeds = on_meta
     _, mask = embedded(26, (3, 19), rows=2)
     mask[1, 10:] = False
-    with torch.no_grad(), fitprune.prune(model, RECIPE, visual_mask=mask):
+    with torch.no_grad(), fitprune.prune(model, RECIPE, visual_mask=mask, score=score):
         assert model.model(inputs_embeds=embeds).last_hidden_state.shape[0] == 2
 
 
@@ -249,12 +263,13 @@ def test_a_number_of_graphs_that_is_none_is_an_error(llava):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("rows", [[0], [0, 3]])
-def test_on_a_gpu(llava, rows):
+@pytest.mark.parametrize("score", RECORDED)
+def test_on_a_gpu(llava, rows, score):
     model = tiny.llava().cuda()
     inputs = {name: tensor.cuda() for name, tensor in batch([ROWS[row] for row in rows]).items()}
     with torch.no_grad():
-        with fitprune.prune(model, RECIPE):
+        with fitprune.prune(model, RECIPE, score=score):
             wanted = model.generate(**inputs, **GREEDY)
-        with fitprune.prune(model, RECIPE, graphs=2):
+        with fitprune.prune(model, RECIPE, graphs=2, score=score):
             for _ in range(3):
                 assert torch.equal(model.generate(**inputs, **GREEDY), wanted)

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from fitprune import Recipe
 from fitprune.decoder import cache as kv
+from fitprune.decoder.deletion import DeletionPolicy, DeletionState
 from fitprune.decoder.state import Prefill, PrefillState
 from fitprune.kernels.select import ALIVE, DELETED, PADDING
+from fitprune.scores import last
 
 
 def test_a_layer_gets_the_models_mask_at_what_it_holds():
@@ -45,6 +48,19 @@ def test_a_mask_is_made_once_between_two_cuts(flash):
     kwargs = {"attention_mask": given}
     state.enter(3, torch.zeros(1, 2, 2), None, kwargs)
     assert kwargs["attention_mask"].shape[-1] == 2
+
+
+def test_sizes_of_images_are_known_to_the_host():
+    """Row 0 has two images, row 1 one of two runs; the first image of either loses tokens in layer 0, the second in layer 1."""
+    spans = [[((1, 9),), ((10, 14),)], [((0, 4), (6, 8))]]
+    recipe = Recipe.from_deletions([4, 2, 0], visual_tokens=8)
+    state = DeletionState(DeletionPolicy(recipe, 3, last, seed=0), Prefill(spans, 16))
+    assert PrefillState(Prefill(spans, 16)).image_sizes(2) == [8, 4]
+    rows = [[recipe.deletions(n, 3) for n in (8, 4)], [recipe.deletions(6, 3)]]
+    for layer in range(3):
+        left = [8 - sum(rows[0][0][:layer]), 6 - sum(rows[1][0][:layer]), 4 - sum(rows[0][1][:layer])]
+        assert state.image_sizes(layer) == [max(left[:2]), left[2]]
+    assert PrefillState(Prefill([[], []], 4)).image_sizes(0) == []
 
 
 def _cache(token_index, valid, seen):

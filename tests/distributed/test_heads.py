@@ -20,7 +20,7 @@ from fitprune.errors import FitPruneError, UnsupportedError
 from fitprune.families.sharding import tensor_parallel
 from fitprune.kernels import received_attention, reference
 from fitprune.kernels.attended import Attended
-from fitprune.scores import SCORES
+from fitprune.scores import SCORES, last
 
 SIDES = ("left", "right")
 IMPLEMENTATIONS = ("sdpa", "eager")
@@ -116,6 +116,27 @@ def test_the_maximum_is_over_all_heads() -> None:
         torch.testing.assert_close(cross, expected[0])
         torch.testing.assert_close(intra, expected[1])
         assert torch.equal(cross, found[0][0])
+
+
+def test_values_are_of_all_heads() -> None:
+    """`unlikeness` and attention from others on heads dealt out to two processes, against one that has them all."""
+    generator = torch.Generator().manual_seed(4)
+    query, key, value = (torch.randn(2, heads, 40, 8, generator=generator) for heads in (8, 4, 4))
+    group = torch.tensor([[-1] * 3 + [1] * 20 + [2] * 10 + [-1] * 7, [0] * 5 + [-1] + [1] * 25 + [2] * 5 + [-1] * 4])
+
+    def scores(ours: slice, heads: HeadGroup | None) -> tuple[Tensor, Tensor]:
+        pairs = slice(2 * ours.start, 2 * ours.stop)
+        seen = Attended(query[:, pairs], key[:, ours], value[:, ours], 0.4, None, group, 2, (3, 36), layer=0, heads=heads, sizes=(25, 10))
+        return seen.others, seen.unlikeness(last(seen) * seen.others)
+
+    def part(rank: int) -> tuple[Tensor, Tensor]:
+        with joined():
+            return scores(slice(2 * rank, 2 * rank + 2), HeadGroup(torch.distributed.group.WORLD))
+
+    whole = scores(slice(0, 4), None)
+    for found in together(2, part):
+        for ours, expected in zip(found, whole, strict=True):
+            torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_a_model_that_nobody_shares_has_all_heads() -> None:

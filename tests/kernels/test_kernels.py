@@ -1,13 +1,17 @@
 """Received attention: the chunked kernel is the formula, whatever the shape, mask, grouping and block size."""
 
+import sys
+
 import pytest
 import torch
+from counted import peak_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fitprune.kernels import TEXT, chunked, flash_cpu, received_attention, reference
+from fitprune.kernels.chunked import PANEL_BYTES
 from fitprune.kernels.reference import additive
 
 
@@ -46,10 +50,10 @@ def cases(draw):
 
 
 @settings(max_examples=250, deadline=None)
-@given(cases(), st.booleans(), st.booleans())
-def test_chunked_is_the_reference(case, hints, with_logsumexp):
+@given(cases(), st.booleans(), st.booleans(), st.booleans(), st.sampled_from([1, 100, 8 << 20]))
+def test_chunked_is_the_reference(case, hints, with_logsumexp, itself, panel):
     query, key, mask, query_group, key_group, images, past, block = case
-    wanted = reference(query, key, 0.7, mask, query_group, key_group)
+    wanted = reference(query, key, 0.7, mask, query_group, key_group, itself=itself)
     spans = {}
     if hints:  # the tightest that the caller may give
         visual_keys, asking = (key_group > 0).any(0).nonzero(), (query_group != 0).any(0).nonzero()
@@ -61,7 +65,9 @@ def test_chunked_is_the_reference(case, hints, with_logsumexp):
         repeated = key.float().repeat_interleave(query.shape[1] // key.shape[1], 1)
         scores = query.float() @ repeated.transpose(-1, -2) * 0.7
         spans["logsumexp"] = (scores + additive(None, *scores.shape[2:], query)).logsumexp(-1)
-    found = chunked(query, key, 0.7, mask, query_group, key_group, images=images, block_bytes=block, **spans)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["fitprune.kernels.chunked"], "PANEL_BYTES", panel)  # of keys in bfloat16
+        found = chunked(query, key, 0.7, mask, query_group, key_group, images=images, block_bytes=block, itself=itself, **spans)
     for ours, theirs in zip(found, wanted, strict=True):
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-6)
@@ -123,6 +129,16 @@ def test_peak_memory_is_a_block():
     with Largest() as largest:
         received_attention(query, key, 1.0, None, group, group.clamp(min=0), block_bytes=1 << 18)
     assert largest.seen <= 1 << 18 < 8 * 512 * 512 * 4
+
+
+@pytest.mark.parametrize("given_logsumexp", [True, False])
+def test_no_copy_of_all_keys_in_another_precision(given_logsumexp):
+    query, key = (torch.randn(1, 16, 1500, 128).bfloat16() for _ in range(2))
+    group = torch.ones(1, 1500, dtype=torch.long)
+    logsumexp = torch.full((1, 16, 1500), 9.0) if given_logsumexp else None
+    peak = peak_bytes(lambda: chunked(query, key, 0.1, None, group, group, logsumexp=logsumexp))
+    assert peak < 2 * PANEL_BYTES + (6 << 20)
+    assert key.numel() * 4 * 2 > 2 * PANEL_BYTES + (6 << 20)
 
 
 def test_additive_understands_every_kind_of_mask():

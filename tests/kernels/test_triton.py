@@ -88,9 +88,10 @@ TYPES = [torch.float32, torch.bfloat16, torch.float16]
     ),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
     st.sampled_from([SMALL, kernel.Tile(32, 16, 4, 1), kernel.Tile(16, 32, 4, 2)]),
 )  # fmt: skip
-def test_is_the_reference(shape, hints, with_logsumexp, tile):
+def test_is_the_reference(shape, hints, with_logsumexp, itself, tile):
     query, key, mask, query_group, key_group = case(*shape)
     spans = {}
     if hints:  # the tightest that the caller may give
@@ -100,8 +101,8 @@ def test_is_the_reference(shape, hints, with_logsumexp, tile):
             spans["rows"] = (int(asking.min()), int(asking.max()) + 1)
     if with_logsumexp:
         spans["logsumexp"] = norms(query, key, 0.7, mask)
-    found = kernel.received_attention(query, key, 0.7, mask, query_group, key_group, images=3, tile=tile, **spans)
-    close(found, wanted(query, key, 0.7, mask, query_group, key_group))
+    found = kernel.received_attention(query, key, 0.7, mask, query_group, key_group, images=3, itself=itself, tile=tile, **spans)
+    close(found, wanted(query, key, 0.7, mask, query_group, key_group, itself))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -234,6 +235,7 @@ def test_no_map_no_question_to_the_device():
 
 
 COMPILE = """
+from itertools import product
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -244,8 +246,9 @@ fixed = dict(HEADS=4, SHARE=2, SIZE=96, PADDED=128, ROWS=tile.queries, COLUMNS=t
 types = dict.fromkeys(["query", "key"], "*bf16") | dict.fromkeys(["logsumexp", "sums"], "*fp32") | {"scale": "fp32"}
 types |= dict.fromkeys(["query_group", "key_group"], "*i64")
 for function in (kernel._normalise, kernel._receive):
-    for kind, pointer in enumerate(["*bf16", "*u8", "*u8", "*bf16"]):
-        known = fixed | {"MASK": kind}
+    itself = [{"ITSELF": True}, {"ITSELF": False}] if function is kernel._receive else [{}]
+    for (kind, pointer), own in product(enumerate(["*bf16", "*u8", "*u8", "*bf16"]), itself):
+        known = fixed | {"MASK": kind} | own
         signature = {name: "constexpr" if name in known else (types | {"mask": pointer}).get(name, "i32")
                      for name in function.arg_names}
         source = ASTSource(fn=function, signature=signature, constexprs=known)
@@ -264,7 +267,7 @@ def test_compiles_for_a_gpu_that_is_not_there(tmp_path):
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     run = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert len(run.stdout.split()) == 8
+    assert len(run.stdout.split()) == 12
 
 
 @on_gpu

@@ -54,15 +54,19 @@ def test_the_example_tells_right_from_wrong(dtype):
         return tuple(torch.stack(part).amax(0) for part in zip(*parts, strict=True))
 
     def without_mask(query, key, scaling, mask, *groups, **hints):
-        return reference(query, key, scaling, None, *groups)
+        return reference(query, key, scaling, None, *groups, hints["itself"])
 
     def one_image(*args, images, **hints):
-        return chunked(*args, images=1)
+        return chunked(*args, images=1, **hints)
 
     before = torch.get_rng_state()
     assert matches_formula(chunked, like)
     assert torch.equal(torch.get_rng_state(), before)  # nobody's random numbers are used up
-    for wrong in (per_head_sums, without_mask, one_image):
+
+    def with_itself(*args, itself, **hints):
+        return chunked(*args, **hints)
+
+    for wrong in (per_head_sums, without_mask, one_image, with_itself):
         assert not matches_formula(wrong, like)
 
 
@@ -87,10 +91,10 @@ def test_the_gpu_kernel_runs_where_it_is_right(monkeypatch, caplog, right):
     found = kernels.received_attention(query.as_subclass(OnGpu), key, 0.3, None, group, group.clamp(min=0), images=1)
     for ours, theirs in zip(found, reference(query, key, 0.3, None, group, group.clamp(min=0)), strict=True):
         torch.testing.assert_close(ours.as_subclass(torch.Tensor), theirs)
-    assert (len(used) == 4) if right else (len(used) == 1)  # three masks, then the call; or the first, and no more
+    assert len(used) == (7 if right else 1)  # three masks, with and without the diagonal, then the call; or the first, and no more
     assert bool(caplog.records) is not right
     kernels.received_attention(query, key, 0.3, None, group, group.clamp(min=0))
-    assert len(used) == (4 if right else 1)  # not for a tensor on the CPU
+    assert len(used) == (7 if right else 1)  # not for a tensor on the CPU
 
 
 def test_without_triton_chunked_serves(monkeypatch, caplog):
