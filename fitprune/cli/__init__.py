@@ -18,8 +18,8 @@ from ..version import __version__
 
 COMMANDS = ("fit", "eval", "sweep", "report", "draw", "demo", "serve", "show", "convert", "bench")
 
-OVERVIEW = """fitprune fit                                         fit a recipe for the embedded model, print and save it
-fitprune eval --benchmark gqa                        dense against pruned on a benchmark, the embedded one for embedded models
+OVERVIEW = """fitprune fit                                         fit a recipe for the embedded model (--by mass: as the paper does)
+fitprune eval --benchmark gqa                        dense against the paper's method (--by mass drift: and the recommended one)
 fitprune sweep --benchmarks textvqa,gqa              methods × ratios × benchmarks at equal cost, in a table and a plot
 fitprune report --question-file Q --image-folder I   drift of pruned from dense on questions of one's own, no labels needed
 fitprune draw --image P --question Q                 which patches survive each layer: PNG, GIF, HTML page, heat maps

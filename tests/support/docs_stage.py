@@ -41,8 +41,8 @@ ROOT = Path(__file__).parents[2]
 
 # What makes a command small enough, appended to it. A command of fitprune that is not here is not known to this test.
 SMALL = {
-    "fit": "--samples 2",
-    "eval": "--limit 2 --samples 2 --max_new_tokens 2",
+    "fit": "--samples 8",  # fewer are not enough to choose by drift
+    "eval": "--limit 2 --samples 8 --max_new_tokens 2",
     "sweep": "--limit 1 --samples 2 --max_new_tokens 1",
     "report": "--limit 2 --samples 2 --max_new_tokens 2",
     "draw": "--calibration-file questions.jsonl --image-folder images",  # a miniature is too shallow for the published recipe
@@ -139,7 +139,7 @@ class Stage:
         (place / "models").mkdir()
         (place / "models" / "clip-336").symlink_to(PARITY / "llava15" / "checkpoint" / "clip_tower")
         data = embedded()
-        few(data.questions, place / "questions.jsonl", 3)
+        few(data.questions, place / "questions.jsonl", 8)
         shutil.copytree(data.images, place / "images", copy_function=os.symlink)
         pictures = sorted(data.images.iterdir())
         for name, picture in zip(("a.jpg", "b.jpg"), pictures, strict=False):
