@@ -64,6 +64,17 @@ def recipe(path: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return target
 
 
+@pytest.mark.rest
+def test_fit_chooses_by_drift_for_any_model(path: str, data: Path, tmp_path: Path) -> None:
+    lines = (data / "questions.jsonl").read_text().splitlines()
+    (tmp_path / "nine.jsonl").write_text("\n".join(lines * 3))
+    questions = ["--question-file", str(tmp_path / "nine.jsonl"), "--image-folder", str(data)]
+    assert main(["fit", "--model-path", path, *questions, "--reduction-ratio", "0.5", "--output", str(tmp_path / "by.json")]) == 0
+    made = Recipe.load(tmp_path / "by.json")
+    made.check_model(fitprune.load(path, device="cpu").cost)
+    assert (made.samples, made.score is None, made.drift is None) == (9, False, False)
+
+
 def common(path: str, data: Path, recipe: Path) -> list[str]:
     asked = ["--question-file", str(data / "questions.jsonl"), "--image-folder", str(data)]
     return ["--model-path", path, *asked, "--recipe", str(recipe), "--max-new-tokens", "3"]

@@ -135,6 +135,33 @@ def test_fit_with_and_without_company(by: str, samples: str, tmp_path: Path) -> 
 
 
 @pytest.mark.rest
+def test_eval_by_both_ways_with_and_without_company(tmp_path: Path) -> None:
+    flags = [
+        "eval",
+        "--by",
+        "mass",
+        "drift",
+        "--samples",
+        "8",
+        "--limit",
+        "3",
+        "--reduction-ratio",
+        "0.9",
+        "--max-new-tokens",
+        "4",
+        "--output",
+    ]
+    code, out, errors = ran([*flags, str(tmp_path / "one")])
+    assert (code, out.count("by drift: at most"), out.count("chosen by drift now")) == (0, 1, 1), errors
+    found = own_folders(2, tmp_path / "two", flags)
+    assert [code for code, _, _ in found] == [0, 0], found
+    assert found[0][1].count("by drift: at most") == 1
+    one = written(tmp_path / "one")
+    assert one == written(tmp_path / "two" / "0")  # recipes of both ways, the journal, answers, scores
+    assert sum("drift" in name for name in one) == 3
+
+
+@pytest.mark.rest
 def test_report_is_the_same(tmp_path: Path) -> None:
     assert ran([*REPORT, "--json", str(tmp_path / "one.json")])[0] == 0
     found = own_folders(2, tmp_path, [*REPORT, "--json"])
