@@ -85,7 +85,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answers, scores and prints; returns the exit code."""
-    from ..evaluation.compare import answer_chunk, compare, plan, table
+    from ..evaluation.compare import answer_chunk, compare, plan
+    from ..evaluation.rows import table
     from ..families import load
     from ..studies.judge import DriftJudge, journal_in
 

@@ -37,6 +37,7 @@ from . import cache as kv
 from .attention import check_implementation, listening
 from .block import Block, read_block
 from .layer import LayerForward
+from .refusals import check_images_are_tokens, check_keys_are_not_chosen, check_positions
 from .state import Prefill, PrefillState, take_deepstack
 from .upstream import (
     FEATURES,
@@ -53,9 +54,6 @@ from .upstream import (
     caches_in,
     caller_of,
     check,
-    check_images_are_tokens,
-    check_keys_are_not_chosen,
-    check_positions,
     forward_name,
     has_windows,
     recurrent_layers,

@@ -31,7 +31,8 @@ from ..distributed.workers import SINGLE, WorkerGroup, to_json
 from ..errors import FitPruneError
 from ..evaluation.answer import AnswerRun, answer, warm_up
 from ..evaluation.benchmark import Benchmark
-from ..evaluation.compare import Plan, prompt_sizes, row_of
+from ..evaluation.compare import prompt_sizes
+from ..evaluation.rows import Plan, row_of
 from ..families import VLM
 from ..files import write_atomically
 from ..questions import Question

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import tables
-from ..evaluation.compare import Row, error_cell
+from ..evaluation.rows import Row, error_cell
 from ..files import write_atomically
 from . import ablate
 

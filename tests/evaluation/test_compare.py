@@ -15,7 +15,8 @@ import fitprune
 from fitprune.calibrate import Calibration
 from fitprune.evaluation.benchmark import Benchmark, Result
 from fitprune.evaluation.chunks import chunk_file
-from fitprune.evaluation.compare import Row, answer_chunk, compare, plan, standard_error, table
+from fitprune.evaluation.compare import answer_chunk, compare, plan
+from fitprune.evaluation.rows import Row, standard_error, table
 from fitprune.images.reading import read_image
 from fitprune.questions import read_questions
 

@@ -16,7 +16,7 @@ import pytest
 from fitprune.arguments import ratios
 from fitprune.cli import main
 from fitprune.errors import FitPruneError
-from fitprune.evaluation.compare import Row
+from fitprune.evaluation.rows import Row
 from fitprune.families import VLM, load
 from fitprune.observe import Observer
 from fitprune.recipe import Recipe
