@@ -77,11 +77,16 @@ def judge(
     for index, batch in enumerate(tqdm(batches, desc=vlm.name, unit="picture", total=pictures)):
         with features_once(vlm):
             plain = functools.cache(lambda batch=batch: encoded(vlm, batch, "left"))
-            for run, made in runs.items():
+            for run, made in [*runs.items()]:
                 if (known := kept.rows.get((_name(made), index))) is None:
-                    with applied(vlm, made) as asked:
-                        inputs = plain() if asked is vlm else encoded(asked, batch, "left")
-                        given = asked.generate(inputs, max_new_tokens=MAX_NEW_TOKENS)
+                    try:
+                        with applied(vlm, made) as asked:
+                            inputs = plain() if asked is vlm else encoded(asked, batch, "left")
+                            given = asked.generate(inputs, max_new_tokens=MAX_NEW_TOKENS)
+                    except FitPruneError as error:  # this model cannot do it, whatever the picture
+                        notes.append(f"{run[0]} at {run[1]:.0%}: {error}")
+                        del runs[run], right[run]
+                        continue
                     known = [text == question.answer for text, (_, question) in zip(given, batch, strict=True)]
                     kept.add(_name(made), index, known)
                 right[run].append(known)

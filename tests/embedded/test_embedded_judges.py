@@ -61,6 +61,12 @@ def test_a_rerun_goes_on_where_it_stopped(judged: Judged, folder: Path, monkeypa
 judges_encoded = judges.encoded
 
 
+def test_what_a_model_cannot_do_is_left_out_and_said(tmp_path: Path) -> None:
+    found = judge(MODELS["hr"], ["downsample", "last"], [0.5], 1, tmp_path, samples=8, device="cpu")
+    assert list(found.right) == [DENSE, ("last", 0.5)]
+    assert any(note.startswith("downsample at 50%: ") for note in found.notes)
+
+
 def test_answers_of_another_model_are_refused(folder: Path, judged: Judged) -> None:
     path = folder / "embedded.answers.jsonl"
     kept = path.read_text()
