@@ -43,7 +43,7 @@ def test_arguments_of_the_verbs() -> None:
         return list(inspect.signature(function).parameters)  # type: ignore[arg-type]
 
     assert arguments(fitprune.observe) == ["model", "samples", "name", "total", "progress", "prepare"]
-    by = ["by", "judge", "scores", "progress"]  # keywords only
+    by = ["by", "judge", "scores", "absorb", "progress"]  # keywords only
     assert arguments(fitprune.fit) == ["stats", "cost", "reduction_ratio", "criterion", *by]
     assert arguments(fitprune.fit_all) == ["stats", "cost", "ratios", "criterion", *by]
     assert arguments(fitprune.prune) == arguments(fitprune.attach) == ["model", "recipe", "score", "visual_mask", "seed", "graphs"]

@@ -78,6 +78,7 @@ def test_textvqa_sh_with_nothing_given(place: Place, tmp_path: Path) -> None:
     assert len((tmp_path / f"{place.default}-60-first10.jsonl").read_text().splitlines()) == 10
 
 
+@pytest.mark.rest
 def test_loader_then_scorer_as_modules(tmp_path: Path) -> None:
     answers = tmp_path / "answers.jsonl"
     done = call(
@@ -107,6 +108,7 @@ def test_statistical_analysis_as_a_file(tmp_path: Path) -> None:
 # Checkpoints of the original layout, in every family
 
 
+@pytest.mark.rest
 @each_family
 def test_textvqa_sh_takes_model_data_and_ratio(place: Place, tmp_path: Path) -> None:
     data = Path("..") / (embedded().data / "textvqa").relative_to(ROOT)  # from where the command is typed

@@ -42,6 +42,7 @@ def texts(folder: Path) -> list[list[Any]]:
     return [[[json.loads(line)[key] for key in keys] for line in (folder / name).read_text().splitlines()] for name in ("dense", "pruned")]
 
 
+@pytest.mark.rest
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed: pip install 'fitprune[deepspeed]'")
 def test_zero3_answers_as_one_process(tmp_path: Path) -> None:
     def shared(rank: int) -> dict[str, Any]:
