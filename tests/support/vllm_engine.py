@@ -1,0 +1,148 @@
+"""What tests of the plugin share: an engine in this process, requests of all kinds, and the same prompts on transformers as oracle."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import fitprune
+from fitprune.embedded import embedded, model_path
+from fitprune.questions import read_questions
+
+LAYERS, TOKENS = 9, 144
+HARSH = fitprune.Recipe.from_deletions([110, 10, 0, 8, 0, 4, 0, 2, 0], visual_tokens=TOKENS)
+NOTHING = fitprune.Recipe(  # several stages, and too small a share of 144 tokens for any to go
+    counts=(0.001, 0.0, 0.001, 0.0, 0.001, 0.0, 0.0, 0.0, 0.0), visual_tokens=1, scaling="fraction", num_layers=LAYERS
+)
+
+
+@dataclass
+class Asked:
+    """A request: prompt text, its images, how many tokens at most, and what came of it."""
+
+    text: str
+    images: list[Image.Image]
+    most: int
+    ids: list[int] = field(default_factory=list)  # of the prompt, as vLLM expanded it
+    answer: list[int] = field(default_factory=list)
+    name: str = ""
+
+
+@cache
+def pictures() -> list[tuple[Image.Image, str]]:
+    """Images with a question each, of several benchmarks."""
+    found = []
+    for file, folder in ((embedded().questions, embedded().images), (embedded().calibration, embedded().calibration_images)):
+        for question in read_questions(file):
+            if question.image:
+                found.append((Image.open(Path(folder) / question.image).convert("RGB"), question.text))
+    assert len(found) > 90
+    return found
+
+
+def mixed(count: int, seed: int = 0, images: int = 1, text_only: float = 0.2) -> list[Asked]:
+    """Requests with an image, some without, some with up to `images`, of unlike sizes and lengths of answers."""
+    draw = random.Random(seed)
+    shown, asked = pictures(), []
+    for index in range(count):
+        image, text = shown[index % len(shown)]
+        if draw.random() < 0.4:
+            image = image.resize((draw.randrange(60, 400), draw.randrange(60, 400)))
+        if draw.random() < text_only:
+            asked.append(Asked(text, [], draw.randrange(2, 12)))
+            continue
+        extra = [draw.choice(shown)[0] for _ in range(draw.randrange(images))]
+        asked.append(Asked(text + " and again" * draw.randrange(3), [image, *extra], draw.randrange(2, 24)))
+    return asked
+
+
+def prompts(asked: list[Asked], template: str = "USER: {}{} ASSISTANT:", mark: str = "<image>\n") -> list[dict[str, Any]]:
+    """For `LLM.generate`."""
+    made = []
+    for one in asked:
+        prompt: dict[str, Any] = {"prompt": template.format(mark * len(one.images), one.text)}
+        if one.images:
+            prompt["multi_modal_data"] = {"image": one.images if len(one.images) > 1 else one.images[0]}
+        made.append(prompt)
+    return made
+
+
+@contextmanager
+def engine(recipe: fitprune.Recipe | None = None, score: str | None = None, *, model: str = "embedded", **more: Any) -> Iterator[Any]:
+    """A small vLLM engine in this process (or where `VLLM_ENABLE_V1_MULTIPROCESSING` says)."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    from vllm import LLM
+
+    if recipe is not None:
+        import json
+
+        said = {"recipe": json.loads(recipe.to_bytes()), "score": score, **more.pop("fitprune", {})}
+        more["additional_config"] = {"fitprune": said}
+    settings: dict[str, Any] = {
+        "dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 16, "kv_cache_memory_bytes": 1 << 28,
+        "block_size": 32, "limit_mm_per_prompt": {"image": 4}, "seed": 0,
+    }  # fmt: skip
+    llm = LLM(str(model_path(model)), **(settings | more))
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+
+
+def worker(llm: Any) -> Any:
+    """The worker of an engine in this process."""
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+
+
+def scheduler(llm: Any) -> Any:
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def answer(llm: Any, asked: list[Asked], **more: Any) -> None:
+    """Asks all at once; prompts' ids and answers are noted."""
+    from vllm import SamplingParams
+
+    sampling = [SamplingParams(temperature=0, max_tokens=one.most, **more) for one in asked]
+    for one, output in zip(asked, llm.generate(prompts(asked), sampling, use_tqdm=False), strict=True):
+        one.ids, one.answer, one.name = list(output.prompt_token_ids), list(output.outputs[0].token_ids), output.request_id
+
+
+@cache
+def loaded(model: str = "embedded") -> tuple[Any, Any]:
+    """transformers' model, and the processor that vLLM uses as well."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    path = str(model_path(model))
+    return AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval(), AutoProcessor.from_pretrained(path)
+
+
+def oracle(one: Asked, recipe: fitprune.Recipe | None, score: str | None = None, model: str = "embedded") -> tuple[list[int], Any]:
+    """The greedy answer of `fitprune.prune` on transformers to the same token ids, and its trace."""
+    network, processor = loaded(model)
+    inputs: dict[str, Any] = {"input_ids": torch.tensor([one.ids])}
+    if one.images:
+        inputs["pixel_values"] = processor.image_processor(one.images, return_tensors="pt")["pixel_values"]
+    pruning = nullcontext() if recipe is None else fitprune.prune(network, recipe, score=score)
+    with torch.no_grad(), pruning as trace:
+        made = network.generate(**inputs, do_sample=False, max_new_tokens=one.most, attention_mask=torch.ones(1, len(one.ids)).long())
+    return made[0, len(one.ids) :].tolist(), trace
+
+
+def compare(asked: list[Asked], recipe: fitprune.Recipe | None, score: str | None = None, model: str = "embedded") -> list[int]:
+    """The requests whose answers are not the oracle's."""
+    return [index for index, one in enumerate(asked) if oracle(one, recipe, score, model)[0] != one.answer]
