@@ -9,7 +9,7 @@ model is loaded; a layer for which it does not is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +37,8 @@ class Layer:
         return [part for part in self.layer.children() if part is not self.block]
 
 
-def find_layers(model: nn.Module) -> list[Layer]:
-    """The decoder layers of a model, in order.
+def find_layers(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
+    """The decoder of a model, which calls its layers one after the other, and these.
 
     Raises:
         UnsupportedError: where they are not what pruning can cut, by name.
@@ -52,7 +52,8 @@ def find_layers(model: nn.Module) -> list[Layer]:
     stacks = [stack for stack in lists if all(any(isinstance(one, Attention) for one in layer.modules()) for layer in stack)]
     if len(stacks) != 1:
         raise UnsupportedError(f"{name} has {len(stacks)} stacks of decoder layers with attention, not one: it cannot be pruned in vLLM")
-    return [_read_layer(layer, number, name) for number, layer in enumerate(stacks[0])]
+    decoder = next(part for part in language.modules() if any(child is stacks[0] for child in part.children()))
+    return decoder, [_read_layer(layer, number, name) for number, layer in enumerate(stacks[0])]
 
 
 def _read_layer(layer: nn.Module, number: int, model: str) -> Layer:
@@ -114,6 +115,20 @@ def _taken(value: Any, length: int, index: Tensor) -> Any:
     if value.ndim == 2 and value.shape[1] == length and not value.is_floating_point():
         return value.index_select(1, index)
     return value
+
+
+class CarriedTensors:
+    """vLLM's `IntermediateTensors`, narrowed whenever one is read: what a model adds to its tokens between layers (deepstack)."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], rows: Callable[[], Tensor | None]) -> None:
+        self._tensors, self._rows = tensors, rows
+
+    def __getitem__(self, name: str) -> Tensor:
+        index = self._rows()
+        return self._tensors[name] if index is None else self._tensors[name].index_select(0, index)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 class _Given(nn.Module):

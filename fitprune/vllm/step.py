@@ -22,7 +22,7 @@ from ..kernels.attended import Attended
 from ..kernels.select import ALIVE, DELETED, compact, lowest
 from ..scores import Score
 from .batch import Batch, Plan, Row
-from .decoder import Layer, hooks, narrow_arguments
+from .decoder import CarriedTensors, Layer, hooks, narrow_arguments
 
 Watch = Callable[[str, int, Tensor], None]  # request, layer, positions of its prompt that are left
 
@@ -61,6 +61,10 @@ class Step:
                 self._parts.append(row.tokens)
         self._stack = ExitStack()
         self._install(self._stack.enter_context(hooks()))
+        decoder: Any = pruning.decoder
+        self._inner = decoder.forward
+        decoder.forward = self._decode  # vLLM's wrapper for compiled decoders calls no hooks
+        self._stack.callback(decoder.__dict__.pop, "forward")
 
     def end(self) -> None:
         """Takes back all hooks."""
@@ -72,6 +76,13 @@ class Step:
             return output
         full = output.new_zeros(self.length, *output.shape[1:])
         return full.index_copy_(0, self.rows, output)
+
+    def _decode(self, *args: Any, **kwargs: Any) -> Any:
+        """The decoder's own forward; what it adds between its layers loses the rows of tokens that are gone."""
+        for name, value in kwargs.items():
+            if isinstance(tensors := getattr(value, "tensors", None), dict):
+                kwargs[name] = CarriedTensors(tensors, lambda: self.rows)
+        return self._inner(*args, **kwargs)
 
     def _install(self, keep: Callable[[Any], None]) -> None:
         for number, found in enumerate(self.pruning.layers):
@@ -150,8 +161,8 @@ class Pruning:
     watch: called for every arriving request and deleting layer, for tests.
     """
 
-    def __init__(self, plan: Plan, layers: list[Layer], score: Score, seed: int, heads: HeadGroup | None) -> None:
-        self.plan, self.layers, self.score, self.seed, self.heads = plan, layers, score, seed, heads
+    def __init__(self, plan: Plan, decoder: nn.Module, layers: list[Layer], score: Score, seed: int, heads: HeadGroup | None) -> None:
+        self.plan, self.decoder, self.layers, self.score, self.seed, self.heads = plan, decoder, layers, score, seed, heads
         self.watch: Watch | None = None
         self._step: Step | None = None
 

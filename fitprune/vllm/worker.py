@@ -55,7 +55,7 @@ def attach(runner: Any, config: Any, settings: Settings) -> Pruning:
     from vllm.forward_context import set_forward_context
 
     model = runner.get_model()
-    layers = find_layers(model)
+    decoder, layers = find_layers(model)
     stages = Stages(settings.recipe, len(layers))
     width = config.model_config.get_hidden_size()
     with set_current_vllm_config(config), set_forward_context(None, config):
@@ -71,7 +71,7 @@ def attach(runner: Any, config: Any, settings: Settings) -> Pruning:
         found.attention.attn_backend = backends[key]
     group = get_tp_group()
     heads = HeadGroup(group.device_group) if group.world_size > 1 else None
-    pruning = Pruning(plan, layers, settings.ranking(), settings.seed, heads)
+    pruning = Pruning(plan, decoder, layers, settings.ranking(), settings.seed, heads)
     pruning.attach(model)
     return pruning
 

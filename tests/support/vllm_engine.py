@@ -66,11 +66,17 @@ def mixed(count: int, seed: int = 0, images: int = 1, text_only: float = 0.2) ->
     return asked
 
 
-def prompts(asked: list[Asked], template: str = "USER: {}{} ASSISTANT:", mark: str = "<image>\n") -> list[dict[str, Any]]:
+def written(one: Asked, model: str) -> str:
+    """The prompt as the model's chat template writes it."""
+    content = [{"type": "image"} for _ in one.images] + [{"type": "text", "text": one.text}]
+    return loaded(model)[1].apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def prompts(asked: list[Asked], model: str = "embedded") -> list[dict[str, Any]]:
     """For `LLM.generate`."""
     made = []
     for one in asked:
-        prompt: dict[str, Any] = {"prompt": template.format(mark * len(one.images), one.text)}
+        prompt: dict[str, Any] = {"prompt": written(one, model)}
         if one.images:
             prompt["multi_modal_data"] = {"image": one.images if len(one.images) > 1 else one.images[0]}
         made.append(prompt)
@@ -113,12 +119,12 @@ def scheduler(llm: Any) -> Any:
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
-def answer(llm: Any, asked: list[Asked], **more: Any) -> None:
+def answer(llm: Any, asked: list[Asked], model: str = "embedded", **more: Any) -> None:
     """Asks all at once; prompts' ids and answers are noted."""
     from vllm import SamplingParams
 
     sampling = [SamplingParams(temperature=0, max_tokens=one.most, **more) for one in asked]
-    for one, output in zip(asked, llm.generate(prompts(asked), sampling, use_tqdm=False), strict=True):
+    for one, output in zip(asked, llm.generate(prompts(asked, model), sampling, use_tqdm=False), strict=True):
         one.ids, one.answer, one.name = list(output.prompt_token_ids), list(output.outputs[0].token_ids), output.request_id
 
 
@@ -131,18 +137,65 @@ def loaded(model: str = "embedded") -> tuple[Any, Any]:
     return AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval(), AutoProcessor.from_pretrained(path)
 
 
-def oracle(one: Asked, recipe: fitprune.Recipe | None, score: str | None = None, model: str = "embedded") -> tuple[list[int], Any]:
+def oracle(
+    one: Asked, recipe: fitprune.Recipe | None, score: str | None = None, model: str = "embedded", endless: bool = False
+) -> tuple[list[int], Any]:
     """The greedy answer of `fitprune.prune` on transformers to the same token ids, and its trace."""
     network, processor = loaded(model)
-    inputs: dict[str, Any] = {"input_ids": torch.tensor([one.ids])}
-    if one.images:
-        inputs["pixel_values"] = processor.image_processor(one.images, return_tensors="pt")["pixel_values"]
+    inputs = processor(text=[written(one, model)], images=one.images or None, return_tensors="pt")
+    assert inputs["input_ids"][0].tolist() == one.ids
     pruning = nullcontext() if recipe is None else fitprune.prune(network, recipe, score=score)
     with torch.no_grad(), pruning as trace:
-        made = network.generate(**inputs, do_sample=False, max_new_tokens=one.most, attention_mask=torch.ones(1, len(one.ids)).long())
+        made = network.generate(**inputs, do_sample=False, max_new_tokens=one.most, **({"eos_token_id": None} if endless else {}))
     return made[0, len(one.ids) :].tolist(), trace
 
 
-def compare(asked: list[Asked], recipe: fitprune.Recipe | None, score: str | None = None, model: str = "embedded") -> list[int]:
-    """The requests whose answers are not the oracle's."""
-    return [index for index, one in enumerate(asked) if oracle(one, recipe, score, model)[0] != one.answer]
+@dataclass
+class Compared:
+    """Requests whose answers, and whose survivors in any layer, are not the oracle's; how many have images, and answer as dense would."""
+
+    answers: list[int] = field(default_factory=list)
+    survivors: dict[int, dict[int, tuple[list[int], list[int]]]] = field(default_factory=dict)
+    images: int = 0
+    as_dense: int = 0
+
+
+def compare(
+    asked: list[Asked],
+    recipe: fitprune.Recipe | None,
+    score: str | None = None,
+    model: str = "embedded",
+    *,
+    endless: bool = False,
+    seen: dict[str, dict[int, list[int]]] | None = None,
+    dense: int = 16,
+) -> Compared:
+    """Against the oracle, request by request.
+
+    Args:
+        seen: Survivors that vLLM kept, by request and layer (`watched`). dense: How many requests are answered without pruning as well.
+    """
+    found = Compared()
+    for index, one in enumerate(asked):
+        answer, trace = oracle(one, recipe, score, model, endless)
+        if answer != one.answer:
+            found.answers.append(index)
+        if not one.images:
+            continue
+        found.images += 1
+        if found.images <= dense and recipe is not None:
+            found.as_dense += oracle(one, None, None, model, endless)[0] == answer
+        if seen is None:
+            continue
+        kept = next(layers for name, layers in seen.items() if name == one.name or name.startswith(f"{one.name}-"))
+        for layer, ours in kept.items():
+            if ours != (theirs := trace.alive[layer][0].tolist()):
+                found.survivors.setdefault(index, {})[layer] = (sorted({*ours} - {*theirs}), sorted({*theirs} - {*ours}))
+    return found
+
+
+def watched(llm: Any) -> dict[str, dict[int, list[int]]]:
+    """Filled with survivors of every request and deleting layer from now on."""
+    seen: dict[str, dict[int, list[int]]] = {}
+    worker(llm).fitprune.watch = lambda name, layer, left: seen.setdefault(name, {}).__setitem__(layer, left.tolist())
+    return seen
