@@ -22,10 +22,12 @@ TOUCHED = (  # module:name, or module:class.attribute
     "vllm.engine.arg_utils:EngineArgs.create_engine_config",  # wrapped: a user's choices are known there, and nowhere later
     "vllm.forward_context:get_forward_context",
     "vllm.forward_context:ForwardContext.skip_compiled",
+    "vllm.forward_context:set_forward_context",
     "vllm.model_executor.layers.attention:Attention",
     "vllm.model_executor.layers.linear:RowParallelLinear",
     "vllm.v1.attention.backend:AttentionMetadataBuilder.build",
     "vllm.v1.attention.backend:AttentionBackend.customize_spec",
+    "vllm.v1.attention.backend:AttentionCGSupport",
     "vllm.v1.attention.backend:CommonAttentionMetadata",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.get_model",
     "vllm.v1.worker.gpu_worker:Worker.load_model",

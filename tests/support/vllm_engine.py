@@ -169,16 +169,19 @@ def compare(
     endless: bool = False,
     seen: dict[str, dict[int, list[int]]] | None = None,
     dense: int = 16,
+    texts: list[str] | None = None,
 ) -> Compared:
     """Against the oracle, request by request.
 
     Args:
         seen: Survivors that vLLM kept, by request and layer (`watched`). dense: How many requests are answered without pruning as well.
+        texts: What was answered, where only that is known.
     """
     found = Compared()
     for index, one in enumerate(asked):
         answer, trace = oracle(one, recipe, score, model, endless)
-        if answer != one.answer:
+        said = one.answer if texts is None else texts[index]
+        if said != (answer if texts is None else loaded(model)[1].decode(answer, skip_special_tokens=True)):
             found.answers.append(index)
         if not one.images:
             continue
