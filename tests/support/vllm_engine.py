@@ -36,6 +36,7 @@ class Asked:
     ids: list[int] = field(default_factory=list)  # of the prompt, as vLLM expanded it
     answer: list[int] = field(default_factory=list)
     name: str = ""
+    chatted: bool = False  # whether a server made the prompt, which puts no token ahead of the template
 
 
 @cache
@@ -142,12 +143,12 @@ def oracle(
 ) -> tuple[list[int], Any]:
     """The greedy answer of `fitprune.prune` on transformers to the same token ids, and its trace."""
     network, processor = loaded(model)
-    inputs = processor(text=[written(one, model)], images=one.images or None, return_tensors="pt")
-    assert inputs["input_ids"][0].tolist() == one.ids
+    inputs = processor(text=[written(one, model)], images=one.images or None, return_tensors="pt", add_special_tokens=not one.chatted)
+    assert one.chatted or inputs["input_ids"][0].tolist() == one.ids
     pruning = nullcontext() if recipe is None else fitprune.prune(network, recipe, score=score)
     with torch.no_grad(), pruning as trace:
         made = network.generate(**inputs, do_sample=False, max_new_tokens=one.most, **({"eos_token_id": None} if endless else {}))
-    return made[0, len(one.ids) :].tolist(), trace
+    return made[0, inputs["input_ids"].shape[1] :].tolist(), trace
 
 
 @dataclass
@@ -180,8 +181,8 @@ def compare(
     found = Compared()
     for index, one in enumerate(asked):
         answer, trace = oracle(one, recipe, score, model, endless)
-        said = one.answer if texts is None else texts[index]
-        if said != (answer if texts is None else loaded(model)[1].decode(answer, skip_special_tokens=True)):
+        said = one.answer if texts is None else texts[index].strip()
+        if said != (answer if texts is None else loaded(model)[1].decode(answer, skip_special_tokens=True).strip()):
             found.answers.append(index)
         if not one.images:
             continue
