@@ -22,6 +22,7 @@ from .settings import Settings
 
 log = logging.getLogger(__name__)
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+MANY = 9  # stages; with more, metadata takes about a millisecond of a step
 WHY = {
     "enable_prefix_caching": ("prefix caching", "which tokens of an image survive depends on the question after it"),
     "enable_chunked_prefill": ("chunked prefill", "tokens are ranked by what the whole prompt attends to"),
@@ -76,7 +77,7 @@ def prepare(config: Any, settings: Settings) -> None:
     """
     for what, why in refusals(config):
         raise UnsupportedError(f"{what} does not go with pruning: {why}")
-    check_recipe(config, settings)
+    stages = check_recipe(config, settings)
     parallel, scheduler = config.parallel_config, config.scheduler_config
     groups = settings.kv_groups and _can_group(scheduler)
     config.additional_config = {**config.additional_config, KEY: {**settings.to_dict(), "kv_groups": groups}}
@@ -84,6 +85,10 @@ def prepare(config: Any, settings: Settings) -> None:
     if groups:
         kind = "PrunedAsyncScheduler" if scheduler.async_scheduling else "PrunedScheduler"
         scheduler.scheduler_cls = f"{__package__}.scheduler.{kind}"
+    if stages.count > MANY:
+        log.warning(
+            "fitprune: this recipe deletes in %d steps, each of which costs time in every step of vLLM: merge some", stages.count - 1
+        )
     recipe = settings.recipe
     log.warning(
         "fitprune: visual tokens are pruned (%s%s, ranked by %s), deleted tokens %s cache memory",
@@ -106,13 +111,12 @@ def _can_group(scheduler: Any) -> bool:
     return reason is None
 
 
-def check_recipe(config: Any, settings: Settings) -> None:
-    """Raises FitPruneError where the recipe is not for this model."""
-    text = config.model_config.hf_text_config
-    Stages(settings.recipe, config.model_config.get_total_num_hidden_layers())
-    if settings.recipe.cost is None:
-        return
-    settings.recipe.check_model(CostModel.from_config(text))
+def check_recipe(config: Any, settings: Settings) -> Stages:
+    """What the recipe makes of the model's layers; FitPruneError where it is not for this model."""
+    stages = Stages(settings.recipe, config.model_config.get_total_num_hidden_layers())
+    if settings.recipe.cost is not None:
+        settings.recipe.check_model(CostModel.from_config(config.model_config.hf_text_config))
+    return stages
 
 
 def refusals(config: Any) -> Iterator[tuple[str, str]]:

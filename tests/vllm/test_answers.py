@@ -113,13 +113,13 @@ def test_blocks_come_back_after_answers_and_aborts() -> None:
 
 
 def test_more_requests_fit_in_the_same_memory() -> None:
-    recipe = fitprune.Recipe.from_deletions([0, 90, 0, 0, 0, 40, 0, 0, 0], visual_tokens=small.TOKENS)  # 60% of visual compute
+    recipe = fitprune.Recipe.from_deletions([0, 0, 90, 0, 0, 40, 0, 0, 0], visual_tokens=small.TOKENS)  # three stages of three layers
+    block = 16 * 4 * 48 * 2 * 4  # bytes: tokens, heads, their size, keys and values, float32
     most = {}
     for pruned in (None, recipe):
-        # in bytes: a block of one group is a layer's with cache groups, and all layers' without
-        with engine(pruned, "last", kv_cache_memory_bytes=32 * 9 * (32 * 4 * 48 * 2 * 4), max_num_seqs=64) as llm:
-            holder, asked = scheduler(llm), mixed(48, seed=2, text_only=0)
-            schedule, running = holder.schedule, []
+        with engine(pruned, "last", kv_cache_memory_bytes=64 * small.LAYERS * block, block_size=16, max_num_seqs=64) as llm:
+            holder, asked, running = scheduler(llm), mixed(48, seed=2, text_only=0), []
+            schedule = holder.schedule
 
             def noted(*args: Any, holder: Any = holder, schedule: Any = schedule, running: list[int] = running, **kwargs: Any) -> Any:
                 result = schedule(*args, **kwargs)
@@ -131,7 +131,7 @@ def test_more_requests_fit_in_the_same_memory() -> None:
                 one.most = 12
             answer(llm, asked, ignore_eos=True)
             most[pruned is not None] = max(running)
-    assert most[True] >= 1.8 * most[False]
+    assert most[True] >= 2 * most[False] > 0
 
 
 def test_a_request_that_is_too_long_is_refused_and_the_engine_lives() -> None:
