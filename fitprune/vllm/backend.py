@@ -3,7 +3,7 @@
 vLLM asks a backend's builder for metadata once per group of layers, from lengths and slots that all layers share. A subclass per stage
 narrows these first. It keeps no state: a stage that lies in several cache groups has a builder in each, with its own block table.
 
-    pytest tests/vllm/test_backend.py
+    pytest tests/vllm/test_batch.py
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 `EngineArgs.create_engine_config` is wrapped, the one place that knows what a user set and what is a default. What it returns travels to all
 processes: the recipe as data, and the names of our worker and scheduler classes, made on top of those that vLLM chose.
 
-    pytest tests/vllm/test_config.py
+    pytest tests/vllm/test_settings.py
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """What a user says in `additional_config={"fitprune": {…}}`, read once and passed on as plain data.
 
-recipe      a file, or the content of one; None (or no "fitprune" at all): vLLM as it is
-score       how tokens are ranked; None: the recipe's own, which is the paper's if it names none
-kv_groups   whether deleted tokens take no cache memory (a cache group per stage); false keeps vLLM's own scheduler class
-seed        for scores that are random
+In it:
 
-pytest tests/vllm/test_settings.py
+    recipe      a file, or the content of one; None (or no "fitprune" at all): vLLM as it is
+    score       how tokens are ranked; None: the recipe's own, which is the paper's if it names none
+    kv_groups   whether deleted tokens take no cache memory (a cache group per stage); false keeps vLLM's own scheduler class
+    seed        for scores that are random
+
+    pytest tests/vllm/test_settings.py
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 vLLM names a worker by a string. Ours is `fitprune.vllm.worker.on__` and the name of vLLM's class with `__` for dots: the subclass is
 made when that name is looked up, so any platform's worker will do.
 
-    python -c "from fitprune.vllm import worker; print(worker.on__vllm__v1__worker__cpu_worker__CPUWorker.__mro__)"
+    pytest tests/vllm/test_answers.py
 """
 
 from __future__ import annotations
