@@ -113,11 +113,11 @@ def test_blocks_come_back_after_answers_and_aborts() -> None:
 
 
 def test_more_requests_fit_in_the_same_memory() -> None:
-    recipe = fitprune.Recipe.from_deletions([0, 0, 90, 0, 0, 40, 0, 0, 0], visual_tokens=small.TOKENS)  # three stages of three layers
-    block = 16 * 4 * 48 * 2 * 4  # bytes: tokens, heads, their size, keys and values, float32
+    recipe = fitprune.Recipe.from_deletions([130] + [0] * (small.LAYERS - 1), visual_tokens=small.TOKENS)
+    block = 32 * 4 * 48 * 2 * 4  # bytes: tokens, heads, their size, keys and values, float32
     most = {}
     for pruned in (None, recipe):
-        with engine(pruned, "last", kv_cache_memory_bytes=64 * small.LAYERS * block, block_size=16, max_num_seqs=64) as llm:
+        with engine(pruned, "last", kv_cache_memory_bytes=64 * small.LAYERS * block, max_num_seqs=64) as llm:
             holder, asked, running = scheduler(llm), mixed(48, seed=2, text_only=0), []
             schedule = holder.schedule
 
@@ -135,9 +135,11 @@ def test_more_requests_fit_in_the_same_memory() -> None:
 
 
 def test_a_request_that_is_too_long_is_refused_and_the_engine_lives() -> None:
+    from vllm.exceptions import VLLMValidationError
+
     with engine(HARSH, "last", max_model_len=256) as llm:
         long = Asked("Which number is written? " * 200, [small.pictures()[0][0]], 4)
-        with pytest.raises(ValueError, match="maximum"):
+        with pytest.raises(VLLMValidationError, match="maximum context length is 256"):
             answer(llm, [long])
         asked = mixed(4, seed=1)
         answer(llm, asked)

@@ -10,7 +10,7 @@ import torch
 
 import fitprune
 from fitprune.kernels import TEXT
-from fitprune.vllm.requests import Stages, read_request
+from fitprune.vllm.requests import Stages, _say, read_request
 
 RECIPE = fitprune.Recipe.from_deletions([0, 4, 0, 3, 1], visual_tokens=10)
 
@@ -60,6 +60,7 @@ def test_what_loses_nothing(features: list[Any]) -> None:
 
 
 def test_what_is_not_pruned_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    _say.cache_clear()  # an engine of another test may have said it
     stages, features = Stages(RECIPE, 5), [image(3, "x" * 10)]
     for _ in range(2):
         assert read_request(stages, features, 13) is None

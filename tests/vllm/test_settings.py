@@ -133,6 +133,7 @@ def test_nothing_heavy_is_imported() -> None:
 
 def test_a_vllm_that_lacks_something_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(__version__="0.1"))
+    monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", None)  # not there, though it may have been imported before
     with pytest.raises(UnsupportedError, match=r"vLLM 0\.1 lacks vllm\.engine.*it ran with vLLM 0\.32") as caught:
         interfaces.check_version()
     assert "\n" not in str(caught.value)
