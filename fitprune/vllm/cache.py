@@ -7,7 +7,7 @@ by scheduler.py when a request arrives.
 All groups have as many layers as the smallest stage, or a part of one: stages whose lengths are multiples of the shortest waste
 nothing.
 
-    pytest tests/vllm/test_answers.py
+    pytest tests/vllm/test_vllm_answers.py
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A layer is cut between its attention and its output projection: rows of the proj
 still uses, which is what its later parts are handed. That this gives what the whole layer gives is tried once, on random rows, when a
 model is loaded; a layer for which it does not is refused by name.
 
-    pytest tests/vllm/test_answers.py
+    pytest tests/vllm/test_vllm_answers.py
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The order of requests, preemption and all else are vLLM's. vLLM warns that scheduler classes are no public interface: without it
 (`"kv_groups": false`, or a vLLM that lacks what is touched) answers are the same and memory is not saved.
 
-    pytest tests/vllm/test_answers.py
+    pytest tests/vllm/test_vllm_answers.py
 """
 
 from __future__ import annotations

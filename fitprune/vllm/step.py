@@ -5,7 +5,7 @@ that layer's attention saw of it; the rows of the others stay. vLLM's own forwar
 hand the layers the positions of the tokens that are left, and take the rows of those that go. Compiled code and graphs are passed by in
 such a step, as its lengths differ from layer to layer; steps that only decode use them as ever.
 
-    pytest tests/vllm/test_answers.py
+    pytest tests/vllm/test_vllm_answers.py
 """
 
 from __future__ import annotations

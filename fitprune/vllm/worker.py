@@ -3,7 +3,7 @@
 vLLM names a worker by a string. Ours is `fitprune.vllm.worker.on__` and the name of vLLM's class with `__` for dots: the subclass is
 made when that name is looked up, so any platform's worker will do.
 
-    pytest tests/vllm/test_answers.py
+    pytest tests/vllm/test_vllm_answers.py
 """
 
 from __future__ import annotations

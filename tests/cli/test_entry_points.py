@@ -126,6 +126,7 @@ def test_textvqa_sh_takes_model_data_and_ratio(place: Place, tmp_path: Path) -> 
     assert dense != pruned
 
 
+@pytest.mark.rest
 @each_family
 def test_the_loader_answers_as_the_original_code(place: Place, tmp_path: Path) -> None:
     """Greedy answers about the recorded pictures, decoded here with the tokenizer as it lies in the folder."""
@@ -151,6 +152,7 @@ def test_the_loader_answers_as_the_original_code(place: Place, tmp_path: Path) -
     assert texts(answers) == expected
 
 
+@pytest.mark.rest
 @new_families
 def test_statistical_analysis_fits_the_checkpoint_that_is_named(place: Place, tmp_path: Path) -> None:
     done = call(
@@ -202,6 +204,7 @@ def test_bad_input_exits_with_2(arguments: list[str], tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.rest
 def test_data_that_is_not_there_is_named_before_anything_runs(tmp_path: Path) -> None:
     said = r"fitprune: error: TextVQA needs nowhere/llava_textvqa_.*docs/evaluation.md.*\n"
     done = call(V15, "bash", V15.script, "some/model", "nowhere", OUTPUT=str(tmp_path))
@@ -213,6 +216,7 @@ def test_data_that_is_not_there_is_named_before_anything_runs(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.rest
 @new_families
 def test_a_checkpoint_that_is_not_there_exits_with_2_and_one_line(place: Place, tmp_path: Path) -> None:
     done = call(place, "bash", place.script, "./missing", embedded().data / "textvqa", OUTPUT=str(tmp_path))

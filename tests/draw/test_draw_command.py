@@ -38,6 +38,7 @@ def drawn(*arguments: str) -> int:
     return cli.main(["draw", *arguments])
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("model", MODELS)
 def test_everything_of_every_family(model, recipe, image, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(draw.style, "DPI", 60)  # quicker
