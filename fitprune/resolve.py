@@ -121,8 +121,9 @@ def _known(vlm: VLM, ratio: float, way: str, calibration: Calibration, kept: str
         try:
             recipe = Recipe.load(kept)
             recipe.check_model(vlm.cost)
-            asked = (ratio, vlm.name, len(calibration.questions()), way == DRIFT, way == DRIFT)
-            if (recipe.reduction_ratio, recipe.model, recipe.samples, recipe.drift is not None, recipe.score is not None) == asked:
+            asked = (ratio, vlm.name, len(calibration.questions()), way == DRIFT, way == DRIFT, None)
+            found = recipe.reduction_ratio, recipe.model, recipe.samples, recipe.drift is not None, recipe.score is not None, recipe.absorb
+            if found == asked:
                 return Choice(name, recipe, f"recipe {DONE[way]} earlier on {recipe.samples} samples, {kept}")
         except FitPruneError:
             pass  # torn, or another model's: it is ours to make again

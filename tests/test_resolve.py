@@ -124,6 +124,10 @@ def test_a_score_goes_to_recipes_that_name_none_and_not_into_what_is_kept(small:
     (plain,) = resolve(small, [0.5], few, keep_at=keep, progress=False)
     assert plain.recipe
     assert (plain.recipe.score, "ranked" in plain.source) == (None, False)
+    replace(plain.recipe, absorb=0.8).save(keep(0.5, "mass"))  # not what a fit without would make
+    (anew,) = resolve(small, [0.5], few, keep_at=keep, progress=False)
+    assert anew.recipe
+    assert ("now" in anew.source, anew.recipe.absorb) == (True, None)
     for own in (None, "last"):  # a file that was named keeps its own, which is the paper's if it names none
         replace(plain.recipe, score=own).save(tmp_path / "named.json")
         (named,) = resolve(small, [0.5], few, recipe_file=tmp_path / "named.json", score=RECOMMENDED)

@@ -106,6 +106,7 @@ def answer(
         settings["template"] = vlm.template
     if recipe:
         settings |= {"reduction_ratio": recipe.reduction_ratio, "score": recipe.ranked_by(score), "recipe": _digest(recipe)}
+        settings |= {} if recipe.absorb is None else {"absorb": recipe.absorb}
     if before:
         settings |= before.settings
     run = AnswerRun(Path(path))

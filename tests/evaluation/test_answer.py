@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,12 @@ def test_a_run_is_not_continued_with_another_recipe(small: VLM, questions: list[
         run(small, questions, tmp_path / "a", recipe=RECIPE)
     assert (tmp_path / "a").read_bytes() == before
     assert run(small, questions, tmp_path / "a", recipe=RECIPE, overwrite=True).answered == 10
+
+
+def test_a_run_is_not_continued_where_survivors_absorb(small: VLM, questions: list[Question], tmp_path: Path) -> None:
+    run(small, questions[:2], tmp_path / "a", recipe=RECIPE)
+    with pytest.raises(FitPruneError, match="overwrite"):
+        run(small, questions, tmp_path / "a", recipe=replace(RECIPE, absorb=0.8))
 
 
 def test_a_damaged_image_stops_the_run_and_loses_nothing(small: VLM, questions: list[Question], tmp_path: Path) -> None:
