@@ -38,6 +38,7 @@ from .tokens import INSTRUCTION
 
 SCORES = ("fitprune", "cross", "last", "random")  # what is compared unless told otherwise
 FASTV_LAYER = 1  # FastV drops after the second layer, from 0 (https://arxiv.org/abs/2403.06764, K = 2)
+MAX_NEW_TOKENS = 8  # the longest answer has fewer
 Asked = tuple[Image.Image, Question]
 
 
@@ -60,12 +61,14 @@ def asked(
     split: Split, pictures: int, families: Sequence[str] = tuple(FAMILIES), size: Size | None = None, draw: Draw = draw
 ) -> list[Asked]:
     """For each picture, on a canvas of that size if one is given, one question of every family that has something to ask."""
-    found: list[Asked] = []
-    for index in range(pictures):
-        scene = draw(split, index)
-        picture = place(scene, size)
-        found += [(picture, question) for question in one_of_each(scene, tuple(families))]
-    return found
+    return [one for index in range(pictures) for one in about(split, index, families, size, draw)]
+
+
+def about(split: Split, index: int, families: Sequence[str] = tuple(FAMILIES), size: Size | None = None, draw: Draw = draw) -> list[Asked]:
+    """`asked` for one picture, by its number."""
+    scene = draw(split, index)
+    picture = place(scene, size)
+    return [(picture, question) for question in one_of_each(scene, tuple(families))]
 
 
 def methods(
@@ -101,7 +104,7 @@ def answers(vlm: VLM, questions: Sequence[Asked], method: Method, batch_size: in
     with applied(vlm, method.made) as model:
         for at in tqdm(range(0, len(questions), batch_size), desc=method.name, unit="batch", leave=False):
             batch = encoded(model, questions[at : at + batch_size], "left")
-            yield from model.generate(batch, max_new_tokens=8)
+            yield from model.generate(batch, max_new_tokens=MAX_NEW_TOKENS)
 
 
 def evaluate(vlm: VLM, questions: Sequence[Asked], tried: Sequence[Method], batch_size: int = 32) -> dict[str, Any]:

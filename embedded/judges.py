@@ -33,7 +33,7 @@ from fitprune.choose import choose
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
 from fitprune.families import VLM
-from fitprune.files import check_writable, file_name
+from fitprune.files import check_writable, file_name, read_journal
 from fitprune.questions import Calibration
 from fitprune.studies.before import Before
 from fitprune.studies.judge import DriftJudge
@@ -41,15 +41,12 @@ from fitprune.studies.methods import Made, applied, cosine, find, recipes
 
 from . import clutter
 from .benchmarks import calibration as calibration_files
-from .canvas import place
-from .evaluate import Asked, encoded
+from .evaluate import MAX_NEW_TOKENS, Asked, about, encoded
 from .judged import DRIFT, Judged, Run, summary, table
 from .models import MODELS, Model
-from .questions import FAMILIES, one_of_each
 
 SHOWN = ("fitprune", "last", "random", "uniform", "fastv", "pyramiddrop", "vtw", "spread", DRIFT)
 RATIOS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
-MAX_NEW_TOKENS = 8
 
 
 def judge(
@@ -144,10 +141,8 @@ def _name(made: Made | None) -> str:
 
 
 def _questions(model: Model, index: int) -> list[Asked]:
-    """One question of every family that has something to ask about a held-out picture."""
-    scene = model.draw("held-out", index)
-    picture = place(scene)
-    return [(picture, question) for question in one_of_each(scene, tuple(FAMILIES))]
+    """What is asked about a held-out picture."""
+    return about("held-out", index, draw=model.draw)
 
 
 def _calibration(model: Model, folder: Path, samples: int) -> Calibration:
@@ -158,7 +153,7 @@ def _calibration(model: Model, folder: Path, samples: int) -> Calibration:
     for name, content in calibration_files.build(draw=model.draw).items():
         (made / name).parent.mkdir(parents=True, exist_ok=True)
         (made / name).write_bytes(content)
-    return Calibration(made / embedded().calibration.name, made / embedded().calibration_images.name, samples, 8)
+    return Calibration(made / calibration_files.QUESTIONS, made / calibration_files.IMAGES, samples, 8)
 
 
 @contextmanager
@@ -185,20 +180,11 @@ def features_once(vlm: VLM) -> Iterator[None]:
 
 
 class _Kept:
-    """Right answers by run and picture, on disk as they come; a torn last line is answered again."""
+    """Right answers by run and picture, on disk as they come."""
 
     def __init__(self, path: Path, about: str) -> None:
         self.path = path
-        self.rows: dict[tuple[str, int], list[bool]] = {}
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-        whole, torn = lines[:-1], bool(lines and lines[-1])
-        if whole and json.loads(whole[0]) != {"weights": about}:
-            raise FitPruneError(f"{path} has answers of another model: name another folder, or remove the file")
-        for line in whole[1:]:
-            name, picture, right = json.loads(line)
-            self.rows[name, picture] = [bool(one) for one in right]
-        if not whole or torn:
-            path.write_text("".join(f"{line}\n" for line in whole or [json.dumps({"weights": about})]), encoding="utf-8")
+        self.rows = {(name, picture): [bool(one) for one in right] for name, picture, right in read_journal(path, {"weights": about})}
 
     def add(self, name: str, picture: int, right: Sequence[bool]) -> None:
         self.rows[name, picture] = list(right)

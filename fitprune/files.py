@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -116,6 +116,37 @@ def read_json_lines(path: str | os.PathLike[str], what: str) -> Iterator[tuple[i
         if not isinstance(entry, dict):
             raise FitPruneError(f"{path} line {number} is not a JSON object: a {what} has one object per line")
         yield number, entry
+
+
+def read_journal(path: Path, about: Mapping[str, Any]) -> list[Any]:
+    """What a journal of JSON lines holds behind its first line, which says what it is about; begins it if there is none.
+
+    A torn last line, of a run that was cut, is dropped.
+
+    Raises:
+        FitPruneError: for a journal about something else, a torn line before the last, and a file that cannot be used.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if not lines:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(about) + "\n", encoding="utf-8")
+            return []
+    except OSError as error:
+        raise FitPruneError(f"cannot use {path} as a journal: {error.strerror or error}") from None
+    rows = []
+    for number, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number == len(lines) - 1:
+                path.write_text("".join(f"{one}\n" for one in lines[:-1]), encoding="utf-8")
+                break
+            raise FitPruneError(f"{path} line {number + 1} is torn: remove the file and run again") from None
+        rows.append(row)
+    if not rows or rows[0] != about:
+        raise FitPruneError(f"{path} is about another model, other questions or settings: name another file, or remove it")
+    return rows[1:]
 
 
 def read_json(path: str | os.PathLike[str], what: str) -> Any:

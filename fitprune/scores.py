@@ -83,6 +83,12 @@ def random(seen: Attended) -> Tensor:
     return torch.rand(seen.token_group.shape, generator=generator).to(seen.token_group.device)
 
 
+def ranks(score: Score, seen: Attended) -> Tensor:
+    """What a score says of each token, [B, n] float32, the same in all processes that share the heads: the first one's counts."""
+    said = score(seen).float()
+    return said if seen.heads is None else seen.heads.broadcast_from_first(said.contiguous())
+
+
 SCORES: dict[str, Score] = {
     "fitprune": product, "cross": cross, "self": intra, "last": last, "spread": spread, "spread-last": spread_last, "random": random,
 }  # fmt: skip

@@ -18,7 +18,7 @@ from ..kernels.absorb import absorb
 from ..kernels.attended import Attended
 from ..kernels.select import ALIVE, DELETED, compact, lowest, most, padded_counts
 from ..recipe import Recipe
-from ..scores import Score
+from ..scores import Score, ranks
 from ..trace import Steps, Trace
 from .state import Prefill, PrefillState
 from .visual_tokens import tokens_of
@@ -83,9 +83,7 @@ class DeletionState(PrefillState):
         layer = seen.layer
         seen.seed = self.policy.seed
         quotas = None if self.quotas is None else self.quotas[layer].to(self.status.device)  # which may be another one
-        score = self.policy.score(seen).float()
-        score = score if seen.heads is None else seen.heads.broadcast_from_first(score.contiguous())
-        marked = lowest(score, self.token_group, self.counts[layer], quotas)
+        marked = lowest(ranks(self.policy.score, seen), self.token_group, self.counts[layer], quotas)
         group = self.token_group
         self.status = self.status.masked_fill(marked, DELETED)
         self.token_group = group.masked_fill(marked, 0)

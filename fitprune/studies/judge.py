@@ -14,14 +14,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from ..distributed.workers import SINGLE, WorkerGroup
 from ..errors import FitPruneError
 from ..families import VLM
-from ..files import file_name
+from ..files import file_name, read_journal
 from ..prune import prune
 from ..questions import Calibration, Question, encode_questions, questions_digest
 from ..recipe import Recipe
@@ -59,7 +58,8 @@ class DriftJudge:
         self._known: dict[tuple[str, int, int], list[float]] = {}
         self._journal = journal
         if journal is not None:
-            rows = workers.first(lambda: _read(journal, _about(vlm, self.questions, max_new_tokens, self.size)))
+            about = {"drift": _about(vlm, self.questions, max_new_tokens, self.size)}
+            rows = workers.first(lambda: read_journal(journal, about))
             self._known = {(name, start, stop): drifts for name, start, stop, drifts in rows}
 
     def __len__(self) -> int:
@@ -105,28 +105,3 @@ def _about(vlm: VLM, questions: Sequence[Question], max_new_tokens: int, size: i
     """What a journal is about."""
     model = vlm.name, vlm.template or vlm.prompt("")
     return hashlib.sha256(repr((model, max_new_tokens, size, questions_digest(questions))).encode()).hexdigest()
-
-
-def _read(journal: Path, about: str) -> list[Any]:
-    """What a journal holds; begins it if there is none."""
-    try:
-        lines = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
-        if not lines:
-            journal.parent.mkdir(parents=True, exist_ok=True)
-            journal.write_text(json.dumps({"drift": about}) + "\n", encoding="utf-8")
-            return []
-    except OSError as error:
-        raise FitPruneError(f"cannot use {journal} as a journal: {error.strerror or error}") from None
-    rows = []
-    for number, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if number == len(lines) - 1:
-                journal.write_text("".join(f"{one}\n" for one in lines[:-1]), encoding="utf-8")  # torn: judged again
-                break
-            raise FitPruneError(f"{journal} line {number + 1} is torn: remove the file and fit again") from None
-        rows.append(row)
-    if not rows or rows[0] != {"drift": about}:
-        raise FitPruneError(f"{journal} is about another model, other questions or settings: name another file, or remove it")
-    return rows[1:]

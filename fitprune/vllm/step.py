@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..distributed.heads import HeadGroup
 from ..kernels.attended import Attended
 from ..kernels.select import ALIVE, DELETED, compact, lowest
-from ..scores import Score
+from ..scores import Score, ranks
 from .batch import Batch, Plan, Row
 from .decoder import CarriedTensors, Layer, hooks, narrow_arguments
 
@@ -146,9 +146,7 @@ class Step:
             query, key, value, attention.impl.scale, None, part.group, part.pruned.images, part.visual, number,
             seed=pruning.seed, heads=pruning.heads,
         )  # fmt: skip
-        score = pruning.score(seen).float()
-        score = score if seen.heads is None else seen.heads.broadcast_from_first(score.contiguous())
-        marked = lowest(score, part.group, [list(counts)])
+        marked = lowest(ranks(pruning.score, seen), part.group, [list(counts)])
         part.here -= sum(counts)
         survivors = compact(torch.where(marked, DELETED, ALIVE), part.here)
         part.group, part.position = part.group.gather(1, survivors), part.position.index_select(0, survivors[0])
