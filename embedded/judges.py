@@ -18,7 +18,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ import fitprune
 from fitprune import arguments, entry
 from fitprune.calibrate import kept_statistics
 from fitprune.choose import choose
+from fitprune.decoder.model_hooks import put
+from fitprune.decoder.upstream import FEATURES
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
 from fitprune.families import VLM
@@ -160,7 +162,7 @@ def _calibration(model: Model, folder: Path, samples: int) -> Calibration:
 def features_once(vlm: VLM) -> Iterator[None]:
     """Image features that were made of the same pixels are not made again in here."""
     base: Any = vlm.model.base_model
-    original: Callable[..., Any] = base.get_image_features
+    original: Callable[..., Any] = getattr(base, FEATURES["image"])
     known: dict[str, Any] = {}
 
     @functools.wraps(original)  # `generate` reads its signature
@@ -172,11 +174,9 @@ def features_once(vlm: VLM) -> Iterator[None]:
             known[name] = original(*args, **kwargs)
         return known[name]
 
-    base.get_image_features = remembered
-    try:
+    with ExitStack() as undo:
+        put(base, FEATURES["image"], remembered, undo)
         yield
-    finally:
-        del base.get_image_features
 
 
 class _Kept:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .cost import CostModel
-from .decoder.attach import Attachment, ImageSpans, Prefill, PrefillPolicy, find_decoder
-from .decoder.state import PrefillState
+from .decoder.attach import Attachment, PrefillPolicy, find_decoder
+from .decoder.model_hooks import ImageSpans
+from .decoder.state import Prefill, PrefillState
 from .decoder.upstream import STATE_KEY, attention_of, forbidden_layers, unwrapped
 from .decoder.visual_tokens import ByTokenId, Located, positions_of, runs_of, tokens_of
 from .errors import FitPruneError, UnsupportedError

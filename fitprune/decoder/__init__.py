@@ -9,7 +9,8 @@
     hidden   = hidden + mlp(norm(hidden))                 # deleted tokens pay for neither, nor for any later layer
     next layer: mask and rotary embeddings [survive]      # state.py: original positions; decoding goes on on shorter caches
 
-    attach.py          hooks and replacements, and how they are taken back;  upstream.py: what they rely on in transformers
+    attach.py          hooks and replacements, and how they are taken back;  model_hooks.py: those on the outer model
+    upstream.py        what they rely on in transformers;  refusals.py: what must not be there
     visual_tokens.py   where the images are in a prompt
     state.py           what a forward carries, and one layer's way through
     layer.py           a layer's forward, as above;  block.py: how layers of any shape are cut there, attention.py: who listens

@@ -2,7 +2,7 @@
 
 Three things are put in place, and every one is taken back by `detach`, also after an exception:
 
-- a pre-hook on the model, which finds the visual tokens in its inputs, and one on its decoder (the module that owns
+- a pre-hook on the model, which finds the visual tokens in its inputs (model_hooks.py), and one on its decoder (the module that owns
   `layers`), which turns them into a `PrefillState`, the state of that one forward;
 - each decoder layer's `forward`, replaced on the instance (layer.py), which carries fewer tokens on than it got;
 - a listening attention function (attention.py).
@@ -19,12 +19,10 @@ their hooks: the replacement goes inside them.
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
@@ -37,12 +35,11 @@ from . import cache as kv
 from .attention import check_implementation, listening
 from .block import Block, read_block
 from .layer import LayerForward
-from .refusals import check_images_are_tokens, check_keys_are_not_chosen, check_positions
+from .model_hooks import ImageSpans, hook_model, put
+from .refusals import check_images_are_tokens, check_keys_are_not_chosen
 from .state import Prefill, PrefillState, take_deepstack
 from .upstream import (
-    FEATURES,
     MASK,
-    PREFILL,
     STATE_KEY,
     DynamicCache,
     argument_names,
@@ -60,24 +57,9 @@ from .upstream import (
     unwrapped,
     use_implementation,
 )
-from .visual_tokens import NO_LENGTHS, ByMask, ByTokenId, Lengths, Located, image_lengths, without_padding
+from .visual_tokens import NO_LENGTHS, ByMask, ByTokenId, Lengths, without_padding
 
 _numbers = itertools.count()  # for names in the attention registry, so that two attachments never share one
-
-
-@dataclass
-class ImageSpans:
-    """What the model's pre-hook sends to its decoder's, and whether it was delivered.
-
-    located: The visual tokens of this call; None where a mask says which they are.
-    padding: The call's own 2-D attention mask [B, past + n], which decoders may be given in another form.
-    logits_to_keep: How many of the last columns the model will look at; 0 for all.
-    """
-
-    located: Located | None
-    padding: Tensor | None = None
-    logits_to_keep: int = 0
-    delivered: bool = False
 
 
 class PrefillPolicy(Protocol):
@@ -121,8 +103,7 @@ class Attachment:
         self.recurrent, self.sharing = recurrent_layers(self.layers), sharing_layers(self.config, len(self.layers))
         self.shares_heads = False  # whether other processes hold some of the heads
         self._blocks: dict[Hashable, Block | None] = {}  # of layers alike
-        # .located: the visual tokens of the call that runs on this thread; .chunk: the size in which `generate` cuts its prefill
-        self._call = threading.local()
+        self._call = threading.local()  # as `hook_model` has it
         if attachment_of(model) is not None:
             raise FitPruneError("this model already has a recipe attached: leave that `with` block, or call detach(model), first")
         check_implementation(self.config._attn_implementation)
@@ -132,7 +113,8 @@ class Attachment:
         self._mask = None if visual_mask is None else ByMask(visual_mask)
         self._undo = ExitStack()
         with ExitStack() as undo:
-            self._hook_model(unwrapped(model), caller_of(model), lengths, undo)
+            locate = ByTokenId(unwrapped(model).config, lengths) if self._mask is None else None
+            hook_model(unwrapped(model), self.decoder, caller_of(model), locate, self._call, undo)
             undo.callback(self.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True).remove)
             undo.callback(self.decoder.register_forward_hook(self._after_decoder, with_kwargs=True).remove)
             for index, layer in enumerate(self.layers):
@@ -151,86 +133,11 @@ class Attachment:
 
     # ---- putting in place ---------------------------------------------------------------------------------------
 
-    def _hook_model(self, model: nn.Module, caller: nn.Module | None, lengths: Lengths, undo: ExitStack) -> None:
-        locate = ByTokenId(model.config, lengths) if self._mask is None else None
-
-        def find(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            if (sent := kwargs.get(STATE_KEY)) is not None:
-                self._call.located = sent.located
-                sent.padding = _two_dimensional(bound(module, args, kwargs).get(MASK)) if sent.padding is None else sent.padding
-                return None
-            module = model if module is caller else module  # which hands on what it gets
-            call = bound(module, args, kwargs)
-            located = None if locate is None else locate(call)
-            visual = located is None or bool(located)
-            if call.get("labels") is not None and visual:
-                raise UnsupportedError(
-                    "training and losses need every token's logits, which pruning does not compute: call the model without labels"
-                )
-            keep = call.get("logits_to_keep")
-            if visual and isinstance(keep, Tensor):
-                raise UnsupportedError(
-                    "logits_to_keep as a tensor names positions that pruning may have removed: give a number of last tokens"
-                )
-            if visual:
-                check_positions(module, call)
-            if visual:
-                kv.make_room(cache_in(call))
-            read = int(keep or 0) if not isinstance(keep, Tensor) and not _shows_hidden_states(module, call) else 0
-            self._call.located = located
-            return args, {**kwargs, STATE_KEY: ImageSpans(located, _two_dimensional(call.get(MASK)), read)}
-
-        def arrived(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            sent = kwargs.get(STATE_KEY)
-            self._call.located = None
-            if not isinstance(sent, ImageSpans) or not sent.located:
-                return
-            if not sent.delivered:
-                raise UnsupportedError(
-                    f"{type(model).__name__} does not hand keyword arguments on to its decoder, so nothing was pruned: "
-                    "pass visual_mask= to prune()"
-                )
-            if getattr(output, "loss", None) is not None:
-                raise UnsupportedError(
-                    "this call made a loss, which pruning does not compute from every token: call the model without labels"
-                )
-
-        def not_for_it(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return args, {name: value for name, value in kwargs.items() if name != STATE_KEY}
-
-        base = getattr(model, "base_model", model)
-        for part in base.children() if base is not self.decoder else ():
-            if all(module is not self.decoder for module in part.modules()):  # a vision tower, a projector
-                undo.callback(part.register_forward_pre_hook(not_for_it, with_kwargs=True).remove)
-        for kind, name in FEATURES.items():
-            if base is not self.decoder and callable(getattr(base, name, None)):
-                record_lengths(self._call, base, kind, name, undo)
-        if callable(getattr(model, PREFILL, None)):
-            self._watch_chunks(model, undo)
-        for module in {id(m): m for m in (caller, model, base) if m is not None and m is not self.decoder}.values():
-            undo.callback(module.register_forward_pre_hook(find, with_kwargs=True).remove)
-            undo.callback(module.register_forward_hook(arrived, with_kwargs=True).remove)
-
-    def _watch_chunks(self, model: nn.Module, undo: ExitStack) -> None:
-        """Has `generate` tell in what pieces it reads a prompt: nothing in the call of one says that there are others."""
-        original = getattr(model, PREFILL)
-
-        @functools.wraps(original)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            sizes = (getattr(value, "prefill_chunk_size", None) for value in (*args, *kwargs.values()))
-            self._call.chunk = next((size for size in sizes if size is not None), None)
-            try:
-                return original(*args, **kwargs)
-            finally:
-                self._call.chunk = None
-
-        _put(model, PREFILL, watched, undo)
-
     def _replace_forward(self, index: int, layer: nn.Module, attention: nn.Module | None, undo: ExitStack) -> None:
         name, block = forward_name(layer), read_block(layer, self._blocks)
         last = index + 1 == len(self.layers)
         replacement = LayerForward(self, index, layer, attention, block, getattr(layer, name), last=last, undo=undo)
-        _put(layer, name, replacement, undo)
+        put(layer, name, replacement, undo)
 
     def _listen(self, attention: nn.Module | None, undo: ExitStack) -> None:
         if attention is None:
@@ -353,49 +260,6 @@ def attachment_of(model: nn.Module) -> Attachment | None:
             if isinstance(own, LayerForward):
                 return own.attachment
     return None
-
-
-def record_lengths(call: threading.local, base: nn.Module, kind: str, name: str, undo: ExitStack) -> None:
-    """Has a model note, in `call.located`, how many tokens it makes of each image or video of the call at hand.
-
-    `generate` makes them outside of a call.
-    """
-    original = getattr(base, name)
-
-    @functools.wraps(original)  # `generate` reads its signature
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        located = getattr(call, "located", None)
-        call.located = None  # some make a video's features by the method for images
-        try:
-            features = original(*args, **kwargs)
-        finally:
-            call.located = located
-        if located is not None:
-            located.made[kind] = image_lengths(features)
-        return features
-
-    _put(base, name, recorded, undo)
-
-
-def _put(module: nn.Module, name: str, method: Callable[..., Any], undo: ExitStack) -> None:
-    """Puts a method in the place of a module's, until `undo`: then what the instance had of its own is back, or its class's."""
-    own = module.__dict__.get(name)
-    setattr(module, name, method)
-    undo.callback(lambda: setattr(module, name, own) if own is not None else delattr(module, name))
-
-
-def _shows_hidden_states(module: nn.Module, call: Mapping[str, Any]) -> bool:
-    """Whether this call returns hidden states or attention beside its logits."""
-    config: Any = module.config
-    return any(
-        call.get(name) or getattr(part, name, False)
-        for name in ("output_hidden_states", "output_attentions")
-        for part in (config, config.get_text_config())
-    )
-
-
-def _two_dimensional(mask: Any) -> Tensor | None:
-    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def _real(mask: Any, length: int) -> Tensor | None:

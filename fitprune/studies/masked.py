@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..decoder.attach import attachment_of, find_decoder, record_lengths
+from ..decoder.attach import attachment_of, find_decoder
+from ..decoder.model_hooks import record_lengths
 from ..decoder.refusals import check_images_are_tokens, check_keys_are_not_chosen, check_positions
 from ..decoder.upstream import FEATURES, MASK, Cache, bound, cache_in, has_windows, recurrent_layers, unwrapped
 from ..decoder.visual_tokens import ByTokenId, Located, groups, positions_of, without_padding
