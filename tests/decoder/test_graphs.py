@@ -223,19 +223,6 @@ def test_a_score_that_asks_the_host_is_refused_in_words(llava):
         llava(**prompt(3, "image", 5, seed=1))
 
 
-@pytest.fixture(scope="module")
-def on_meta():
-    """A decoder and its input on the meta device, where any value that the host asks for is an error."""
-    with torch.device("meta"):
-        model, embeds = tiny.DECODERS["llama"]().eval(), torch.empty(2, 26, tiny.HIDDEN)
-    try:
-        with torch.no_grad():
-            model.model(inputs_embeds=embeds)
-    except RuntimeError as error:
-        pytest.skip(f"this PyTorch does not run the model itself on the meta device: {error}")
-    return model, embeds
-
-
 @pytest.mark.parametrize("recipe", [RECIPE, Recipe.step(layer=1, keep=0.25), Recipe.none(tiny.LAYERS)])
 @pytest.mark.parametrize("score", RECORDED)
 def test_no_layer_has_a_word_with_the_host(on_meta, recipe, score):

@@ -105,10 +105,8 @@ def test_a_recorded_prefill_is_the_prefill(rows):
             assert graphs.recordings
 
 
-def test_no_layer_has_a_word_with_the_host():
-    """On the meta device any value that the host asks for is an error."""
-    with torch.device("meta"):
-        model, embeds = tiny.DECODERS["llama"]().eval(), torch.empty(2, 26, tiny.HIDDEN)
+def test_no_layer_has_a_word_with_the_host(on_meta):
+    model, embeds = on_meta
     _, mask = embedded(26, (3, 19), rows=2)
     with torch.no_grad(), fitprune.prune(model, ABSORB, visual_mask=mask):
         assert model.model(inputs_embeds=embeds).last_hidden_state.shape[1] == 26 - sum(ABSORB.deletions(16))
