@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from fitprune.checkpoints.names import in_file
 from fitprune.families.chat_template import chat_template
 from fitprune.files import write_atomically
 
@@ -30,14 +30,6 @@ from .network import PATCH
 from .tokens import BOS, EOS, IMAGE, PAD, SPECIAL, TEMPLATE, UNKNOWN, tokenizer
 from .train import CHECKPOINT, load_checkpoint
 
-HUB_NAMES = {
-    "model.vision_tower.vision_model.": "vision_tower.vision_model.",
-    "model.vision_tower.": "vision_tower.vision_model.",
-    "model.multi_modal_projector.": "multi_modal_projector.",
-    "model.language_model.": "language_model.model.",
-    "lm_head.": "language_model.lm_head.",
-    "model.image_newline": "image_newline",
-}  # what modules are called in transformers 5.0 (first line) to 5.23, and in the hub's checkpoints; the first that fits
 PIXELS = {"shortest_edge": 112 * 112, "longest_edge": 336 * 336}  # native resolution: what a picture is resized to lies between
 
 
@@ -52,8 +44,9 @@ def export(run: Path, destination: Path) -> Path:
     destination.mkdir(parents=True, exist_ok=True)
     settings = MODELS[state["plan"].get("family", "llava")].settings(state["plan"]["size"])
     native = settings.model_type == "qwen3_vl"
-    names = {"": ""} if native or settings.model_type == "llava_hr" else HUB_NAMES
-    save_file(_named(weights, names), destination / "model.safetensors", metadata={"format": "pt"})
+    as_they_are = native or settings.model_type == "llava_hr"
+    named = {key if as_they_are else in_file(key): value.to(torch.bfloat16).contiguous() for key, value in weights.items()}
+    save_file(named, destination / "model.safetensors", metadata={"format": "pt"})
     files = _native() if native else {"processor_config.json": _processor(settings)}
     kind = next(str(content["processor_class"]) for content in files.values())
     settings.architectures = [kind.replace("Processor", "ForConditionalGeneration")]
@@ -76,17 +69,6 @@ def export(run: Path, destination: Path) -> Path:
         write_atomically(destination / name, json.dumps(content, indent=2).encode())
     write_atomically(destination / "chat_template.jinja", template.encode())
     return destination
-
-
-def _named(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """In bf16, under the names of checkpoints; every weight must have one."""
-    named = {}
-    for key, value in weights.items():
-        here, there = next((pair for pair in names.items() if key.startswith(pair[0])), (None, ""))
-        if here is None:
-            raise ValueError(f"no hub name for {key}: HUB_NAMES does not fit this version of transformers")
-        named[there + key.removeprefix(here)] = value.to(torch.bfloat16).contiguous()
-    return named
 
 
 def _processor(settings: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ its own.
     break_even.py  from which length on pruning pays
     measure.py     one run, as plain numbers
     report.py, plot.py, machine.py     tables, plot, what it was measured on
+    serving.py, serving_shape.py, serving_plot.py     vLLM's server under load, a command of its own
 
     fitprune bench --repeats 5
 """

@@ -2,7 +2,8 @@
 
 The language model, the projector and a plain CLIP tower are named alike in every original LLaVA checkpoint; what a
 family has beyond that is in its module's `RULES`, which go first. Names on the right are those of transformers 5.23 in
-memory; earlier versions of 5 keep CLIP one level deeper, which `in_model` finds out from the model itself.
+memory; earlier versions of 5 keep CLIP one level deeper, which `in_model` finds out from the model itself. `in_file` goes on to the names
+of the hub's checkpoints, which every version of transformers and other engines read: what a version writes by itself, others may not.
 
     python -c "from fitprune.checkpoints.names import rename; print(rename('model.mm_projector.0.bias', ()))"
 """
@@ -28,6 +29,14 @@ CLIP = (  # a tower's own repository
     (r"(text_model|text_projection|visual_projection)\.|logit_scale$", ""),
     (r"(vision_model\.)?(embeddings|encoder|pre_layrnorm|post_layernorm)\.", TOWER + r"\2."),
 )
+HUB = {
+    "model.vision_tower.vision_model.": "vision_tower.vision_model.",
+    TOWER: "vision_tower.vision_model.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+    "model.image_newline": "image_newline",
+}  # in memory, and in the hub's checkpoints; the first that fits
 
 
 def rename(name: str, rules: Sequence[tuple[str, str]], common: Sequence[tuple[str, str]] = COMMON) -> str | None:
@@ -44,3 +53,11 @@ def in_model(name: str | None, names: Collection[str]) -> str | None:
         return None
     deeper = name.replace(TOWER, f"{TOWER}vision_model.", 1)
     return deeper if name not in names and deeper in names else name
+
+
+def in_file(name: str) -> str:
+    """What the hub's checkpoints call a weight of transformers' LLaVA models; a ValueError for one that they do not have."""
+    here = next((prefix for prefix in HUB if name.startswith(prefix)), None)
+    if here is None:
+        raise ValueError(f"no hub name for {name}: HUB does not fit this version of transformers")
+    return HUB[here] + name.removeprefix(here)

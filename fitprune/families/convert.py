@@ -17,6 +17,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from huggingface_hub import save_torch_state_dict
+
+from ..checkpoints.names import in_file
 from ..checkpoints.original import is_original, read_original
 from ..checkpoints.source import Source
 from ..errors import FitPruneError
@@ -56,7 +59,7 @@ def convert(path: str | Path, target: str | Path, *, model_base: str | None = No
         with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as unfinished:
             whole = Path(unfinished) / "whole"
             whole.mkdir()
-            model.save_pretrained(whole)
+            save(model, whole)
             processor.save_pretrained(whole)
             if target.exists():
                 target.rmdir()
@@ -64,3 +67,13 @@ def convert(path: str | Path, target: str | Path, *, model_base: str | None = No
     except OSError as error:
         raise FitPruneError(f"cannot write {target}: {error.strerror or error}") from None
     return target
+
+
+def save(model: Any, folder: Path) -> None:
+    """As `save_pretrained`, but under the hub's names, which transformers 5.0 and vLLM read, whatever the installed version writes."""
+    known = type(model).__module__.partition(".")[0] == "transformers"  # a class of ours is read as it is written
+    weights = {in_file(name) if known else name: value for name, value in model.state_dict().items()}
+    save_torch_state_dict(weights, folder)
+    model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from multimodal import PARITY, Recorded
+from safetensors import safe_open
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import fitprune
@@ -48,6 +49,16 @@ def test_weights_and_precision_are_those_of_the_source(folder: Path) -> None:
         assert ours.dtype == theirs.dtype
 
 
+def test_weights_have_the_names_of_the_hub(folder: Path) -> None:
+    """transformers 5.0 to 5.24 write CLIP in two ways, of which 5.0 and vLLM read one: with the other the tower would be random."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert {name.partition(".")[0] for name in names} == {"language_model", "multi_modal_projector", "vision_tower"}
+    assert {"language_model.model.norm.weight", "language_model.lm_head.weight", "vision_tower.vision_model.pre_layrnorm.bias"} <= names
+    _, report = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values())
+
+
 def test_what_the_original_config_says_besides_sizes_is_kept(tmp_path: Path) -> None:
     shutil.copytree(ORIGINAL, tmp_path / "source")
     text = (tmp_path / "source" / "config.json").read_text()
@@ -77,11 +88,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_nothing_is_left_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: object, folder: str) -> None:
-        (Path(folder) / "half").write_text("")
+    def full(weights: object, folder: Path) -> None:
+        (folder / "half").write_text("")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(LlavaForConditionalGeneration, "save_pretrained", full)
+    monkeypatch.setattr("fitprune.families.convert.save_torch_state_dict", full)
     with pytest.raises(FitPruneError, match=r"cannot write .*target: No space left on device"):
         convert(ORIGINAL, tmp_path / "target")
     assert list(tmp_path.iterdir()) == []

@@ -14,10 +14,11 @@ from transformers import AutoProcessor
 import fitprune
 from embedded import network, train
 from embedded.batches import answering
-from embedded.export import HUB_NAMES, export
+from embedded.export import export
 from embedded.render import render
 from embedded.scene import draw
 from embedded.tokens import INSTRUCTION
+from fitprune.checkpoints.names import HUB
 from fitprune.errors import FitPruneError
 
 
@@ -56,7 +57,7 @@ def test_weights_are_bf16_under_the_hubs_names(made: tuple[Path, Path]) -> None:
     with safe_open(made[1] / "model.safetensors", "pt") as file:
         keys = list(file.keys())
         assert {file.get_tensor(key).dtype for key in keys} == {torch.bfloat16}
-    assert all(key.startswith(tuple(HUB_NAMES.values())) for key in keys)
+    assert all(key.startswith(tuple(HUB.values())) for key in keys)
     assert not any("heads" in key for key in keys)
     assert json.loads((made[1] / "config.json").read_text())["dtype"] == "bfloat16"
 

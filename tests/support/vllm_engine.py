@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import fitprune
-from fitprune.embedded import embedded, model_path
+from fitprune.embedded import MODELS, embedded, model_path
 from fitprune.questions import read_questions
 
 LAYERS, TOKENS = 9, 144
@@ -84,6 +84,11 @@ def prompts(asked: list[Asked], model: str = "embedded") -> list[dict[str, Any]]
     return made
 
 
+def folder(model: str) -> str:
+    """A model that ships, by name, or the folder of another."""
+    return str(model_path(model)) if model in MODELS else model
+
+
 @contextmanager
 def engine(recipe: fitprune.Recipe | None = None, score: str | None = None, *, model: str = "embedded", **more: Any) -> Iterator[Any]:
     """A small vLLM engine in this process (or where `VLLM_ENABLE_V1_MULTIPROCESSING` says)."""
@@ -99,7 +104,7 @@ def engine(recipe: fitprune.Recipe | None = None, score: str | None = None, *, m
         "dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 16, "kv_cache_memory_bytes": 1 << 28,
         "block_size": 32, "limit_mm_per_prompt": {"image": 4}, "seed": 0,
     }  # fmt: skip
-    llm = LLM(str(model_path(model)), **(settings | more))
+    llm = LLM(folder(model), **(settings | more))
     try:
         yield llm
     finally:
@@ -134,7 +139,7 @@ def loaded(model: str = "embedded") -> tuple[Any, Any]:
     """transformers' model, and the processor that vLLM uses as well."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    path = str(model_path(model))
+    path = folder(model)
     return AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval(), AutoProcessor.from_pretrained(path)
 
 

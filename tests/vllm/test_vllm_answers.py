@@ -92,7 +92,7 @@ def test_blocks_come_back_after_answers_and_aborts() -> None:
 
     draw = random.Random(0)
     with engine(HARSH, "last", num_gpu_blocks_override=400) as llm:
-        asked, before = mixed(300, seed=8, images=2), free_blocks(llm)
+        asked, before = mixed(1000, seed=8, images=2), free_blocks(llm)
         waiting = [*enumerate(small.prompts(asked))]
         running: set[str] = set()
         while waiting or llm.llm_engine.has_unfinished_requests():
@@ -184,3 +184,16 @@ def test_other_families(model: str, score: str) -> None:
     found = compare(asked, HARSH, score, model, seen=seen)
     assert (found.answers, found.survivors) == ([], {})
     assert found.as_dense < 16
+
+
+@pytest.mark.parametrize("score", ["last", "fitprune", "spread"])
+def test_heads_of_two_processes(score: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensor parallelism: each process has half of the heads, and ranks by all."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    with engine(HARSH, score, tensor_parallel_size=2) as llm:
+        asked = mixed(48, seed=6, images=2)
+        answer(llm, asked)
+    found = compare(asked, HARSH, score)
+    assert found.answers == []
+    assert found.as_dense < 14
