@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from .. import arguments, entry
 from ..errors import FitPruneError
 from ..files import read_json_lines, write_atomically
-from ..questions import is_question_id
+from ..questions import IMAGE, is_question_id
 from .benchmark import Result
 
 ANSWERS = "answers file (JSON lines)"  # as the help of the tools' flags says
@@ -55,6 +55,50 @@ def read_answers(path: Path, by_prompt: bool = False) -> list[Answer]:
 def said(answers: Iterable[Answer]) -> dict[int | str, str]:
     """What was answered, by question; of two answers to a question the last one counts."""
     return {answer.question_id: answer.text for answer in answers}
+
+
+def words_of(text: str) -> str:
+    """A question as files can be compared by it: without `<image>`, in lower case, one space between words."""
+    return " ".join(text.replace(IMAGE, " ").lower().split())
+
+
+def first_words(text: str) -> str:
+    """The same of the first line alone: without the instruction that LLaVA's question files add."""
+    return words_of(text.replace(IMAGE, " ").strip().partition("\n")[0])
+
+
+def check_asked(answers: Iterable[Answer], asked: Mapping[int | str, str], source: Path) -> None:
+    """Finds answers to other questions than those that the file has under the same ids, as far as they carry their prompt.
+
+    Args:
+        asked: The text of each question; ids that are not in it are not looked at.
+    Raises:
+        FitPruneError: naming the first of them.
+    """
+    for answer in answers:
+        question = first_words(asked.get(answer.question_id, ""))
+        if answer.prompt and question not in words_of(answer.prompt):
+            of = f"question {answer.question_id!r} of {source} is {shortened(question)}"
+            raise FitPruneError(f"{answer.where} answers {shortened(answer.prompt)}, but {of}: give the file that was asked")
+
+
+def check_once(answers: Iterable[Answer]) -> None:
+    """Finds a second answer to the same question, which counts twice where lines are counted one by one.
+
+    Raises:
+        FitPruneError: naming it.
+    """
+    seen: dict[tuple[int | str, str], str] = {}
+    for answer in answers:
+        first = seen.setdefault((answer.question_id, answer.prompt), answer.where)
+        if first != answer.where:
+            line = first.rpartition(" ")[2]
+            raise FitPruneError(f"{answer.where} answers question {answer.question_id!r} again, after line {line}: score one run at a time")
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """A text in a message, in quotation marks, cut where it is long."""
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
 def with_words(result: Result, answers: Sequence[tuple[str, str]]) -> Result:
