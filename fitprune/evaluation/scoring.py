@@ -82,6 +82,34 @@ def check_asked(answers: Iterable[Answer], asked: Mapping[int | str, str], sourc
             raise FitPruneError(f"{answer.where} answers {shortened(answer.prompt)}, but {of}: give the file that was asked")
 
 
+def check_known(answers: Sequence[Answer], asked: Mapping[int | str, str], source: Path, most: str = "") -> list[str]:
+    """Compares answers with what a file asks: `check_asked`, and what is said where ids of answers and questions are not the same.
+
+    Args:
+        most: What a question without an answer is; nothing is said of these without it.
+    Raises:
+        FitPruneError: if no answer is to a question of the file; as `check_asked`.
+    """
+    known, unknown = [one for one in answers if one.question_id in asked], [one for one in answers if one.question_id not in asked]
+    if not known:
+        file = answers[0].where.rpartition(" line ")[0]
+        ids = f"ids like {answers[0].question_id!r}, there like {next(iter(asked))!r}" if asked else "it has none"
+        raise FitPruneError(f"{file} answers no question of {source} ({ids}): give answers to this file")
+    check_asked(known, asked, source)
+    notes, done = [], len({one.question_id for one in known})
+    if unknown:
+        to, counts = ("1 answer is", "counts") if len(unknown) == 1 else (f"{len(unknown)} answers are", "count")
+        notes.append(f"{to} to no question of {source}, {unknown[0].question_id!r} for one, and {counts} for nothing")
+    if most and done < len(asked):
+        notes.append(f"{done} of {len(asked)} questions are answered; {most}")
+    return notes
+
+
+def noted(result: Result, notes: Sequence[str]) -> Result:
+    """A result whose report ends with lines that change no figure."""
+    return replace(result, report="\n".join([result.report, *notes]))
+
+
 def check_once(answers: Iterable[Answer]) -> None:
     """Finds a second answer to the same question, which counts twice where lines are counted one by one.
 
@@ -111,8 +139,7 @@ def with_words(result: Result, answers: Sequence[tuple[str, str]]) -> Result:
         return result
     right = sum(text.strip().rstrip(".").lower() == words.strip().rstrip(".").lower() for text, words in answers)
     are = "1 answer names" if len(answers) == 1 else f"{len(answers)} answers name"
-    note = f"{are} no letter, which is wrong by the official rule; said in words, the right choice: {right}"
-    return replace(result, report=f"{result.report}\n{note}")
+    return noted(result, [f"{are} no letter, which is wrong by the official rule; said in words, the right choice: {right}"])
 
 
 def as_number(question_id: Any) -> int | str:

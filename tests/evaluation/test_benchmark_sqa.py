@@ -116,7 +116,13 @@ def test_every_problem_of_the_split_counts(base: Path) -> None:
         (5, "B", True),  # a number is not the id "5"
     )
     result = score(base, file, base / "out")
-    assert result.report == "Total: 5, Correct: 3, Accuracy: 60.00%, IMG-Accuracy: 66.67%"
+    assert result.report.splitlines() == [
+        "Total: 5, Correct: 3, Accuracy: 60.00%, IMG-Accuracy: 66.67%",
+        f"2 answers are to no question of {base / 'pid_splits.json'}, '9' for one, and count for nothing",
+        "4 of 5 questions are answered; the others count as wrong",
+    ]
+    with pytest.raises(FitPruneError, match=r"b\.jsonl answers no question of .*\(ids like 5, there like '1'\)"):
+        score(base, answers(base / "b.jsonl", (5, "B", True)), base / "out")
     assert result.headline == pytest.approx(200 / 3)
     assert result.details == {"Total": 5, "Correct": 3, "Accuracy": 60.0, "IMG-Accuracy": result.headline}
     assert result.per_answer == [0, 1, 1, 1, 0, 0, 0]
@@ -147,7 +153,7 @@ def test_figures_are_shares_of_what_was_asked(data: st.DataObject, tmp_path_fact
     problems = {str(at): {"choices": ["x", "y"], "answer": right} for at, right in enumerate(rights)}
     (folder / "problems.json").write_text(json.dumps(problems))
     (folder / "pid_splits.json").write_text(json.dumps({"test": list(problems)}))
-    lines = [("unknown", "A", True)]  # counts nowhere
+    lines = [("unknown", "A", True), ("0", "x", False)]  # the first counts nowhere; of two answers the last one counts
     lines += [(str(at), text, picture) for at, (text, picture) in enumerate(zip(said, seen, strict=True)) if text]
     result = score(folder, answers(folder / "a.jsonl", *lines), folder)
     right = [at for at in range(count) if said[at] == "AB"[rights[at]]]
@@ -281,10 +287,10 @@ def test_what_is_no_letter_is_wrong_and_said(base: Path, tmp_path: Path) -> None
     result = BENCHMARK.score(base, file, tmp_path)
     assert result.details["Correct"] == 1
     assert result.report.endswith(
-        "%\n2 answers name no letter, which is wrong by the official rule; said in words, the right choice: 1"
+        "count as wrong\n2 answers name no letter, which is wrong by the official rule; said in words, the right choice: 1"
     )  # those without an answer are not among them
     file = answers(tmp_path / "a.jsonl", ("1", "B", True))
-    assert BENCHMARK.score(base, file, tmp_path).report.endswith("%")
+    assert "name no letter" not in BENCHMARK.score(base, file, tmp_path).report
 
 
 def test_the_embedded_questions_can_be_answered_all_right(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ...errors import FitPruneError
 from ...files import read_json
 from ...questions import Question, is_question_id
 from ..benchmark import Benchmark, Result
-from ..scoring import ANSWERS, printed, read_answers, tool, with_words, write_json
+from ..scoring import ANSWERS, check_known, noted, printed, read_answers, tool, with_words, write_json
 
 PLEASE = "Answer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
@@ -79,9 +79,11 @@ def analyse(
         FitPruneError: for files that are missing, torn or of another kind, an unknown split, an answer beyond `letters`.
     """
     truth = _truth(base, split, len(letters))
+    lines = read_answers(answers)
+    check_known(lines, dict.fromkeys(truth, ""), base / "pid_splits.json")
     given: dict[int | str, tuple[str, str]] = {}  # by question id: answer, saved prompt
     per_answer = []
-    for line in read_answers(answers):
+    for line in lines:
         given[line.question_id] = line.text, line.prompt
         choices, right = truth.get(line.question_id, (0, 0))
         per_answer.append(float(right == _index(letter(line.text, letters, any_start), choices, letters)))
@@ -136,6 +138,8 @@ def score(data: Path, answers: Path, out: Path) -> Result:
     """Scores the test split; writes the two files of `eval_science_qa` to `out`; says how many answers name no letter."""
     result, sides, summary = analyse(data, answers)
     problems = read_json(data / "problems.json", "ScienceQA's problems")
+    asked = dict.fromkeys(summary["results"], "")
+    result = noted(result, check_known(read_answers(answers), asked, data / "pid_splits.json", "the others count as wrong"))
     unparsed = [one for one in sides["incorrect"] if one["parsed_ans"] == FAILED != one["pred"]]
     words = [str(problems[one["question_id"]]["choices"][LETTERS.index(one["ground_truth"])]) for one in unparsed]
     files = {out / f"{answers.stem}_output.jsonl": sides, out / f"{answers.stem}_result.json": summary}
