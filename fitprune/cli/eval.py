@@ -25,6 +25,8 @@ from ..embedded import embedded
 from ..errors import FitPruneError
 from ..evaluation.benchmark import PLAYGROUND, Benchmark
 from ..evaluation.benchmarks import BENCHMARKS, default_data, find
+from ..evaluation.benchmarks.sqa import AS_LLAVA_HR
+from ..evaluation.benchmarks.sqa import BENCHMARK as SCIENCE_QA
 from ..evaluation.benchmarks.textvqa import BENCHMARK as TEXTVQA
 from ..evaluation.benchmarks.textvqa import scored_with
 from ..evaluation.layout import placed
@@ -66,6 +68,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--question-file", default=None, help="other questions than the benchmark's; alone, they are not scored")
     group.add_argument("--image-folder", default=None, help="where the questions' images are, if elsewhere")
     group.add_argument("--annotation-file", default=None, help="TextVQA annotations to score with, if elsewhere")
+    group.add_argument(
+        "--any-start",
+        action="store_true",
+        help="ScienceQA as LLaVA-HR's scripts have it: a first letter counts without a period behind it, 64 new tokens at most",
+    )
     arguments.add_recipe(parser, many=True)
     parser.add_argument("--scores", nargs="+", default=None, type=arguments.score, help="compare several rankings at the same schedule")
     arguments.add_generation(parser)
@@ -157,6 +164,10 @@ def _where(args: argparse.Namespace) -> tuple[Benchmark | None, Path]:
     """
     benchmark = find(args.benchmark or TEXTVQA.name)
     data = Path(args.data) if args.data else default_data(args.model_path, args.playground, benchmark)
+    if args.any_start:
+        if benchmark is not SCIENCE_QA:
+            raise FitPruneError(f"--any-start is how LLaVA-HR reads ScienceQA's answers: leave it out for {benchmark.title}")
+        benchmark = AS_LLAVA_HR
     if args.annotation_file is not None:
         if benchmark is not TEXTVQA:
             raise FitPruneError(f"--annotation-file is for TextVQA: give {benchmark.title}'s folder with --data instead")
