@@ -29,6 +29,7 @@ from .errors import FitPruneError
 from .files import read_json_lines
 from .images.reading import read_image
 from .images.video import FPS, MOST, Video, read_video
+from .official import with_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 128  # calibration questions taken unless told otherwise
 IMAGE, VIDEO = "<image>", "<video>"  # stand for an image and a video in prompts, and so in no question that has one
+OTHER_NAMES = ("images", "image_id", "image_path", "image_file", "image_name", "imageId", "img", "picture")  # not for `image`
 Item = TypeVar("Item")
 
 
@@ -88,9 +90,12 @@ def read_questions(path: str | os.PathLike[str]) -> list[Question]:
 
     Raises:
         FitPruneError: for a missing or unreadable file, a file without questions, and a line that is torn or is not a
-            question (the message names file and line).
+            question (the message names file and line, or what the file is if it is one of a benchmark's own: official.py).
     """
-    questions = [_question(entry, f"{path} line {number}") for number, entry in read_json_lines(path, "question file")]
+    try:
+        questions = [_question(entry, f"{path} line {number}") for number, entry in read_json_lines(path, "question file")]
+    except FitPruneError as error:
+        raise with_hint(error, path) from None
     if not questions:
         raise FitPruneError(f"question file {path} holds no questions: give a file with one JSON object per line")
     return questions
@@ -131,6 +136,10 @@ def _question(entry: dict[str, Any], where: str) -> Question:
         if key not in entry:
             raise FitPruneError(f"{where} has no {key!r}: a question needs question_id, image and text")
     question_id, image, text, category = (entry.get(key) for key in ("question_id", "image", "text", "category"))
+    if "answer_id" in entry:
+        raise FitPruneError(f"{where} is an answer, not a question: give the question file that was asked")
+    if image is None and (other := next((key for key in OTHER_NAMES if key in entry), None)):
+        raise FitPruneError(f"{where} has {other!r} and no 'image': name the picture's path there 'image', or it is asked without")
     if not is_question_id(question_id):
         raise FitPruneError(f"{where}: question_id must be a whole number or a string, not {question_id!r}")
     if not isinstance(text, str):

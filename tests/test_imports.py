@@ -28,6 +28,7 @@ FLOORS = (  # from the ground up; what stands on one floor does not import its n
     ("checkpoints",),
     ("llava_hr",),
     ("families",),
+    ("official",),
     ("questions",),
     ("calibrate",),
     ("resolve",),

@@ -25,8 +25,12 @@ from ..embedded import embedded
 from ..errors import FitPruneError
 from ..evaluation.benchmark import PLAYGROUND, Benchmark
 from ..evaluation.benchmarks import BENCHMARKS, default_data, find
+from ..evaluation.benchmarks.sqa import AS_LLAVA_HR
+from ..evaluation.benchmarks.sqa import BENCHMARK as SCIENCE_QA
 from ..evaluation.benchmarks.textvqa import BENCHMARK as TEXTVQA
 from ..evaluation.benchmarks.textvqa import scored_with
+from ..evaluation.layout import placed
+from ..evaluation.rehearsal import rehearse, with_pictures
 from ..files import check_writable
 from ..questions import read_questions
 
@@ -64,6 +68,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--question-file", default=None, help="other questions than the benchmark's; alone, they are not scored")
     group.add_argument("--image-folder", default=None, help="where the questions' images are, if elsewhere")
     group.add_argument("--annotation-file", default=None, help="TextVQA annotations to score with, if elsewhere")
+    group.add_argument(
+        "--any-start",
+        action="store_true",
+        help="ScienceQA as LLaVA-HR's scripts have it: a first letter counts without a period behind it, 64 new tokens at most",
+    )
     arguments.add_recipe(parser, many=True)
     parser.add_argument("--scores", nargs="+", default=None, type=arguments.score, help="compare several rankings at the same schedule")
     arguments.add_generation(parser)
@@ -90,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
     from ..families import load
     from ..studies.judge import DriftJudge, journal_in
 
+    own_images = args.image_folder is not None
     benchmark, data = _where(args)
     output = _output(args, benchmark)
     workers: WorkerGroup = args.workers
@@ -97,6 +107,13 @@ def run(args: argparse.Namespace) -> int:
     read = benchmark.read if benchmark else read_questions
     given = read(Path(args.question_file))
     questions = benchmark.first(given, args.limit) if benchmark else given[: args.limit]
+    images = Path(args.image_folder)
+    among = images if own_images or benchmark is None else data
+    questions, notes = placed(questions, images, among)
+    if benchmark:
+        workers.first(partial(rehearse, benchmark, data, questions))
+    if workers.leads:
+        print(*notes, sep="\n", end="\n" if notes else "")
     if args.scores and args.score:
         raise FitPruneError("give either --score or --scores, not both")
     by = arguments.ways(args)
@@ -105,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     decoding = arguments.generation(args)
     calibration = arguments.calibration(args)
     if calibration.question_file == args.question_file:  # fitted on the questions themselves: read alike
-        calibration = replace(calibration, read=read)
+        calibration = replace(calibration, read=with_pictures(read, images, among))
     chunked = args.num_chunks > 1 or args.chunk_idx is not None
     if chunked and workers.size > 1:
         raise FitPruneError("--num-chunks is for processes that are started one by one: under torchrun or accelerate leave it out")
@@ -147,6 +164,10 @@ def _where(args: argparse.Namespace) -> tuple[Benchmark | None, Path]:
     """
     benchmark = find(args.benchmark or TEXTVQA.name)
     data = Path(args.data) if args.data else default_data(args.model_path, args.playground, benchmark)
+    if args.any_start:
+        if benchmark is not SCIENCE_QA:
+            raise FitPruneError(f"--any-start is how LLaVA-HR reads ScienceQA's answers: leave it out for {benchmark.title}")
+        benchmark = AS_LLAVA_HR
     if args.annotation_file is not None:
         if benchmark is not TEXTVQA:
             raise FitPruneError(f"--annotation-file is for TextVQA: give {benchmark.title}'s folder with --data instead")
@@ -160,6 +181,8 @@ def _where(args: argparse.Namespace) -> tuple[Benchmark | None, Path]:
     if args.image_folder:
         benchmark = replace(benchmark, images=str(Path(args.image_folder).absolute()))
     benchmark.check(data)
+    if args.image_folder and not Path(args.image_folder).is_dir():
+        raise FitPruneError(f"{benchmark.title} needs the images in {args.image_folder}, which does not exist: check --image-folder")
     args.question_file = args.question_file or str(data / benchmark.questions)
     args.image_folder = args.image_folder or str(data / benchmark.images)
     return benchmark, data

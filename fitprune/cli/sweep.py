@@ -18,8 +18,10 @@ from ..errors import FitPruneError
 from ..evaluation.benchmark import PLAYGROUND, Benchmark
 from ..evaluation.benchmarks import BENCHMARKS, default_data
 from ..evaluation.benchmarks import find as find_benchmark
+from ..evaluation.layout import placed
+from ..evaluation.rehearsal import rehearse, with_pictures
 from ..files import check_writable
-from ..questions import Calibration
+from ..questions import Calibration, Question
 from ..studies import ablate
 from ..studies.methods import CONTROLS, METHODS
 from ..studies.methods import find as find_method
@@ -77,8 +79,14 @@ def run(args: argparse.Namespace) -> int:
         raise FitPruneError(f"no benchmark to run: give --benchmarks some of {', '.join(BENCHMARKS)}")
     benchmarks = {name: find_benchmark(name) for name in args.benchmarks}
     folders = {name: default_data(args.model_path, args.playground, one) for name, one in benchmarks.items()}
+    asked: dict[str, list[Question]] = {}
     for name, benchmark in benchmarks.items():
-        benchmark.check(folders[name])
+        benchmark.check(data := folders[name])
+        given = benchmark.first(benchmark.read(data / benchmark.questions), args.limit)
+        asked[name], notes = placed(given, data / benchmark.images, data)
+        args.workers.first(partial(rehearse, benchmark, data, asked[name]))
+        if args.workers.leads:
+            print(*notes, sep="\n", end="\n" if notes else "")
     decoding = arguments.generation(args)
     args.samples = ablate.most_samples(args.ablate, args.samples)
     calibration = _calibration(args, next(iter(benchmarks.values())), next(iter(folders.values())))
@@ -100,8 +108,7 @@ def run(args: argparse.Namespace) -> int:
     for name, benchmark in benchmarks.items():
         settings = {"batch_size": args.batch_size, "overwrite": args.overwrite, **decoding}
         settings["max_new_tokens"] = args.max_new_tokens or benchmark.max_new_tokens
-        questions = benchmark.first(benchmark.read(folders[name] / benchmark.questions), args.limit)
-        points += run_benchmark(vlm, benchmark, folders[name], questions, runs, output, notes, settings, workers)
+        points += run_benchmark(vlm, benchmark, folders[name], asked[name], runs, output, notes, settings, workers)
         workers.first(partial(write, output, points, notes, about, compared))  # as far as it goes
     if workers.leads:
         print(markdown(points, notes, about, compared))
@@ -137,7 +144,8 @@ def _calibration(args: argparse.Namespace, benchmark: Benchmark, data: Path) -> 
         return Calibration(args.calibration_file, images, args.samples, batch)
     if args.model_path in MODELS:
         return Calibration.shipped(args.samples, batch)
-    return Calibration(data / benchmark.questions, data / benchmark.images, args.samples, batch, benchmark.read)
+    images = data / benchmark.images
+    return Calibration(data / benchmark.questions, images, args.samples, batch, with_pictures(benchmark.read, images, data))
 
 
 def _draw(points: Sequence[Point], output: Path, varied: Mapping[str, Mapping[str, str]]) -> None:

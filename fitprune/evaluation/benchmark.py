@@ -72,11 +72,11 @@ class Benchmark:
         return list(questions if limit is None else questions[: max(limit // self.group, 1) * self.group])
 
     def check(self, data: Path) -> None:
-        """Looks for everything that a run and its scoring need.
+        """Looks for the files that a run and its scoring need; pictures are `layout.placed`'s.
 
         Raises:
             FitPruneError: naming the first that is missing.
         """
-        for name in (self.questions, self.images, *self.needs):
+        for name in (self.questions, *self.needs):
             if not (data / name).exists():
                 raise FitPruneError(f"{self.title} needs {data / name}, which does not exist: docs/evaluation.md says where to get it")

@@ -20,6 +20,8 @@ from ..families import load
 from ..questions import Question, chunk, read_questions
 from ..resolve import resolve
 from .answer import answer
+from .layout import placed
+from .rehearsal import with_pictures
 
 
 def parser(model: str = MODEL_NAME) -> argparse.ArgumentParser:
@@ -41,12 +43,15 @@ def parser(model: str = MODEL_NAME) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_questions) -> int:
     """Answers the questions, reading their file with `read`; returns the exit code."""
-    questions = chunk(read(Path(args.question_file)), args.num_chunks, args.chunk_idx)
+    images = Path(args.image_folder)
+    questions, notes = placed(chunk(read(Path(args.question_file)), args.num_chunks, args.chunk_idx), images, images)
+    if args.workers.leads:
+        print(*notes, sep="\n", end="\n" if notes else "")
     vlm = load(args.model_path, **arguments.load_options(args))
     ratio = args.reduction_ratio if any(question.visual for question in questions) else 0.0  # text has nothing to prune
     calibration = arguments.calibration(args)
     if calibration.question_file == args.question_file:  # fitted on the questions themselves: read alike
-        calibration = replace(calibration, read=read)
+        calibration = replace(calibration, read=with_pictures(read, images, images))
     (choice,) = resolve(
         vlm, [ratio], calibration, recipe_file=args.recipe, refit=args.overwrite, workers=args.workers,
         keep_at=lambda ratio, _: f"{args.answers_file}.r{100 * ratio:.6g}.recipe.json",

@@ -21,9 +21,9 @@ from .benchmark import Benchmark
 from .benchmarks import mmbench, mmbench_cn, sqa
 
 
-def science(argv: Sequence[str] | None = None, model: str = MODEL_NAME) -> int:
-    """`model_vqa_science`, with a family's default model; exit code as `loader.main`."""
-    parser = _parser("model_vqa_science", model, sqa.BENCHMARK)
+def science(argv: Sequence[str] | None = None, model: str = MODEL_NAME, benchmark: Benchmark = sqa.BENCHMARK) -> int:
+    """`model_vqa_science`, with a family's default model and rule; exit code as `loader.main`."""
+    parser = _parser("model_vqa_science", model, benchmark)
     parser.add_argument("--answer-prompter", action="store_true", help="accepted; changes nothing, as in LLaVA")
     data = embedded().data / sqa.BENCHMARK.folder
     parser.set_defaults(question_file=str(data / sqa.BENCHMARK.questions), image_folder=str(data / sqa.BENCHMARK.images))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from .. import arguments, entry
 from ..errors import FitPruneError
 from ..files import read_json_lines, write_atomically
-from ..questions import is_question_id
+from ..questions import IMAGE, is_question_id
 from .benchmark import Result
 
 ANSWERS = "answers file (JSON lines)"  # as the help of the tools' flags says
@@ -57,6 +57,78 @@ def said(answers: Iterable[Answer]) -> dict[int | str, str]:
     return {answer.question_id: answer.text for answer in answers}
 
 
+def words_of(text: str) -> str:
+    """A question as files can be compared by it: without `<image>`, in lower case, one space between words."""
+    return " ".join(text.replace(IMAGE, " ").lower().split())
+
+
+def first_words(text: str) -> str:
+    """The same of the first line alone: without the instruction that LLaVA's question files add."""
+    return words_of(text.replace(IMAGE, " ").strip().partition("\n")[0])
+
+
+def check_asked(answers: Iterable[Answer], asked: Mapping[int | str, str], source: Path) -> None:
+    """Finds answers to other questions than those that the file has under the same ids, as far as they carry their prompt.
+
+    Args:
+        asked: The text of each question; ids that are not in it are not looked at.
+    Raises:
+        FitPruneError: naming the first of them.
+    """
+    for answer in answers:
+        question = first_words(asked.get(answer.question_id, ""))
+        if answer.prompt and question not in words_of(answer.prompt):
+            of = f"question {answer.question_id!r} of {source} is {shortened(question)}"
+            raise FitPruneError(f"{answer.where} answers {shortened(answer.prompt)}, but {of}: give the file that was asked")
+
+
+def check_known(answers: Sequence[Answer], asked: Mapping[int | str, str], source: Path, most: str = "") -> list[str]:
+    """Compares answers with what a file asks: `check_asked`, and what is said where ids of answers and questions are not the same.
+
+    Args:
+        most: What a question without an answer is; nothing is said of these without it.
+    Raises:
+        FitPruneError: if no answer is to a question of the file; as `check_asked`.
+    """
+    known, unknown = [one for one in answers if one.question_id in asked], [one for one in answers if one.question_id not in asked]
+    if not known:
+        file = answers[0].where.rpartition(" line ")[0]
+        ids = f"ids like {answers[0].question_id!r}, there like {next(iter(asked))!r}" if asked else "it has none"
+        raise FitPruneError(f"{file} answers no question of {source} ({ids}): give answers to this file")
+    check_asked(known, asked, source)
+    notes, done = [], len({one.question_id for one in known})
+    if unknown:
+        to, counts = ("1 answer is", "counts") if len(unknown) == 1 else (f"{len(unknown)} answers are", "count")
+        notes.append(f"{to} to no question of {source}, {unknown[0].question_id!r} for one, and {counts} for nothing")
+    if most and done < len(asked):
+        notes.append(f"{done} of {len(asked)} questions are answered; {most}")
+    return notes
+
+
+def noted(result: Result, notes: Sequence[str]) -> Result:
+    """A result whose report ends with lines that change no figure."""
+    return replace(result, report="\n".join([result.report, *notes]))
+
+
+def check_once(answers: Iterable[Answer]) -> None:
+    """Finds a second answer to the same question, which counts twice where lines are counted one by one.
+
+    Raises:
+        FitPruneError: naming it.
+    """
+    seen: dict[tuple[int | str, str], str] = {}
+    for answer in answers:
+        first = seen.setdefault((answer.question_id, answer.prompt), answer.where)
+        if first != answer.where:
+            line = first.rpartition(" ")[2]
+            raise FitPruneError(f"{answer.where} answers question {answer.question_id!r} again, after line {line}: score one run at a time")
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """A text in a message, in quotation marks, cut where it is long."""
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
 def with_words(result: Result, answers: Sequence[tuple[str, str]]) -> Result:
     """A result whose report ends with a line on answers of multiple choice that name no letter; it changes no figure.
 
@@ -67,8 +139,7 @@ def with_words(result: Result, answers: Sequence[tuple[str, str]]) -> Result:
         return result
     right = sum(text.strip().rstrip(".").lower() == words.strip().rstrip(".").lower() for text, words in answers)
     are = "1 answer names" if len(answers) == 1 else f"{len(answers)} answers name"
-    note = f"{are} no letter, which is wrong by the official rule; said in words, the right choice: {right}"
-    return replace(result, report=f"{result.report}\n{note}")
+    return noted(result, [f"{are} no letter, which is wrong by the official rule; said in words, the right choice: {right}"])
 
 
 def as_number(question_id: Any) -> int | str:

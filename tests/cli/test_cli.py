@@ -82,10 +82,16 @@ def test_eval_compares_dense_and_pruned(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_benchmark_is_scored_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    seen: list[tuple[Path, dict[str, int], Path]] = []
+    rehearsed: list[int] = []
 
     def score(data: Path, answers: Path, out: Path) -> Result:
-        seen.append((data, json.loads(answers.read_text())["metadata"], out))
+        line = json.loads(answers.read_text())
+        if "metadata" not in line:  # the rehearsal, before the model is loaded
+            assert (data, line["text"], line["prompt"], out.is_relative_to(tmp_path)) == (folder, "", "what is a star ?", False)
+            rehearsed.append(len(seen))
+            return Result(None)
+        seen.append((data, line["metadata"], out))
         return Result(1.0)
 
     made = Benchmark("made", "Made", "its folder", "q.jsonl", "pictures", "points", ("key.txt",), score, max_new_tokens=2)
@@ -104,6 +110,7 @@ def test_a_benchmark_is_scored_in_its_folder(tmp_path: Path, monkeypatch: pytest
     other.write_text("\n" + (folder / "q.jsonl").read_text())
     assert main([*flags, "--question-file", str(other), "--output", str(tmp_path / "other")]) == 0
     assert seen[2][0] == folder
+    assert rehearsed == [0, 1, 2]  # once before each run
 
 
 def test_textvqa_with_other_annotations(tmp_path: Path) -> None:

@@ -271,6 +271,9 @@ def test_every_benchmark_has_its_script(place: Place, tree: Path) -> None:
         assert os.access(ROOT / place.folder / folder / f"{name}.sh", os.X_OK)
         command = asked(tree, place, "a/model", script=str(folder / f"{name}.sh"))
         assert command[:4] == ["--benchmark", name, "--model-path", "a/model"]
+        assert ("--any-start" in command) == (place is HR and name == "sqa")  # its authors' own rule
+    if place is HR:
+        assert asked(tree, place, script=str(folder / "sqa.sh"), EXTRA="--limit 2")[-3:] == ["--any-start", "--limit", "2"]
 
 
 @each_family

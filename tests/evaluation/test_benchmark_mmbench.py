@@ -45,7 +45,7 @@ def table(path: Path, *rows: dict[str, str], columns: list[str] = COLUMNS) -> Pa
 
 
 def answers(path: Path, *lines: tuple[int | str, str]) -> Path:
-    path.write_text("".join(json.dumps({"question_id": key, "prompt": "q", "text": text}) + "\n" for key, text in lines))
+    path.write_text("".join(json.dumps({"question_id": key, "prompt": "", "text": text}) + "\n" for key, text in lines))
     return path
 
 
@@ -195,6 +195,11 @@ def test_what_is_handed_in(tmp_path: Path) -> None:
     assert answered == 2
     with pytest.raises(FitPruneError, match=r"answers question 5, which .*t\.tsv does not have"):
         sheet(file, answers(tmp_path / "a.jsonl", (5, "A")))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"question_id": 9, "prompt": "A hint.\nWhich?\nA. a", "text": "A"}) + "\n")
+    assert sheet(file, tmp_path / "b.jsonl")[1] == 1
+    (tmp_path / "b.jsonl").write_text(json.dumps({"question_id": 9, "prompt": "Where?\nA. a", "text": "A"}) + "\n")
+    with pytest.raises(FitPruneError, match=r"answers 'Where\?.*, but question 9 of .*t\.tsv is 'which\?'"):
+        sheet(file, tmp_path / "b.jsonl")
     with pytest.raises(FitPruneError, match="'9'"):
         sheet(file, answers(tmp_path / "a.jsonl", ("9", "A")))
 

@@ -1,6 +1,7 @@
 """MME: looking up the truth, the parse of an answer, scores by pairs of lines, and the commands around them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,10 +140,17 @@ def test_prompts_with_and_without_instructions(folder, prompt):
     assert convert_answer_to_mme(folder / RELEASE, path) == [("color", line)]
 
 
-def test_newer_archives_have_one_more_folder(folder):
+@pytest.mark.parametrize("inner", ["MME_Benchmark", RELEASE, "x/MME_Benchmark"])
+def test_newer_archives_have_more_folders(folder, inner):
+    """With the tool, a readme and what a Mac leaves beside; none of these is truth."""
     (folder / RELEASE).rename(folder / "moved")
-    (folder / RELEASE).mkdir()
-    (folder / "moved").rename(folder / RELEASE / "MME_Benchmark")
+    shutil.copytree(folder / "moved", folder / RELEASE / "__MACOSX/MME_Benchmark")
+    shutil.copytree(folder / "moved", folder / RELEASE / "eval_tool/MME_Benchmark")
+    write_lines(folder / RELEASE / "eval_tool/Your_Results/OCR.txt", [])
+    (folder / RELEASE / "readme.txt").write_text("How to use it.")
+    (folder / RELEASE / inner).parent.mkdir(exist_ok=True)
+    (folder / "moved").rename(folder / RELEASE / inner)
+    (folder / RELEASE / inner / "color/._a.txt").write_bytes(b"\0\5")
     assert score(folder, "Yes", "No", "Yes", "No", "Yes", "No").headline == 400
 
 
@@ -168,16 +176,23 @@ def test_prints_the_lines_of_the_original(folder, capsys):
     )
 
 
-def test_pairs_are_by_order(folder):
+def test_the_answers_about_an_image_are_a_pair_in_any_order(folder):
     said = ["Yes", "No", "Yes", "No", "No", "Yes"]
     in_order = score(folder, *said)
     assert (in_order.details["color acc"], in_order.details["color acc+"]) == (50, 50)
-    assert "two images" not in in_order.report
+    assert "brought together" not in in_order.report
     at = [0, 4, 2, 3, 1, 5]  # the same answers to the same questions, their lines in another order
     mixed = score(folder, *[said[i] for i in at], asked=[ASKED[i] for i in at])
-    assert (mixed.details["color acc"], mixed.details["color acc+"]) == (50, 0)
-    assert "color: 2 pairs of lines are about two images" in mixed.report
+    assert {key: mixed.details[key] for key in ("color acc", "color acc+")} == {"color acc": 50, "color acc+": 50}
+    assert mixed.report.endswith("so their lines were brought together")
+    assert (folder / "out/run/color.txt").read_text().count("a.txt") == 2
     assert mixed.per_answer == [1, 0, 1, 1, 1, 0]
+
+
+def test_pairs_of_another_programs_lines_are_by_order(folder, capsys):
+    (folder / "color.txt").write_text("a\tq\tNo\tno\nb\tr\tYes\tno\na\tq\tno\tNo\nb\tr\tyes\tYes\n")
+    assert main(["--results_dir", str(folder)]) == 0
+    assert "color: 2 pairs of lines are about two images" in capsys.readouterr().out
 
 
 def test_an_answer_of_two_lines_is_two_lines_of_the_file(folder):
@@ -220,7 +235,9 @@ def test_scores_are_those_of_their_definitions(tmp_path_factory, outcomes, rando
     ("change", "says"),
     [
         (lambda d: (d / "answers/run.jsonl").unlink(), "does not exist"),
-        (lambda d: write(d, "yes", "no", "yes"), "has 1 lines, two of them for each image"),
+        (lambda d: write(d, "yes", "no", "yes"), "answers one question about posters/tt1.txt, two of them for each image"),
+        (lambda d: write(d, "yes", "no", "no", asked=[ASKED[0], ASKED[1], ASKED[0]]), "line 3 answers .* again, after line 1"),
+        (lambda d: shutil.copytree(d / RELEASE, d / RELEASE / "MME_Benchmark"), "holds MME's categories more than once"),
         (lambda d: write(d, "yes", asked=[("color/c.png", "Is it red?")]), "about color/c.png, which"),
         (lambda d: write(d, "yes", asked=[("count/a.png", "Is it red?")]), "which .* does not ask"),
         (lambda d: write(d, "yes", asked=[(5, "Is it red?")]), "which .* does not ask"),
@@ -243,9 +260,9 @@ def test_bad_files_are_one_line_and_status_2(folder, capsys, change, says):
 def test_only_other_categories(folder):
     own = folder / RELEASE / "mine"
     own.mkdir()
-    (own / "a.txt").write_text(f"Is it? {PLEASE}\tYes\n")
+    (own / "a.txt").write_text(f"Is it? {PLEASE}\tYes\nIs it not? {PLEASE}\tNo\n")
     with pytest.raises(FitPruneError, match="none of MME's categories"):
-        score(folder, "yes", asked=[("mine/a.png", "Is it?")])
+        score(folder, "yes", "no", asked=[("mine/a.png", "Is it?"), ("mine/a.png", "Is it not?")])
 
 
 def test_a_wrong_truth_and_what_is_missing(folder, capsys):

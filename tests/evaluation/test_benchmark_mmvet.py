@@ -32,7 +32,13 @@ def test_the_file_to_the_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "3 answers" in capsys.readouterr().out
     expected = '{\n  "v1_10": "The \\"T-shirt\\", it\'s 2.\\n\\u00c9t\\u00e9",\n  "v1_2": "None",\n  "v1_3": ""\n}'  # no spelling rules
     assert (tmp_path / "up" / "a.json").read_text() == expected
+    asked = [{"question_id": key, "text": text} for key, text in ((2, "Who?"), (10, "Why?"), (5, "How?"))]
+    write(tmp_path / BENCHMARK.questions, *asked)
     result = BENCHMARK.score(tmp_path, answers, tmp_path)
+    assert result.report.splitlines()[1:] == [
+        f"1 answer is to no question of {tmp_path / BENCHMARK.questions}, '3' for one, and counts for nothing",
+        "2 of 3 questions are answered; MM-Vet's notebook needs them all",
+    ]
     assert result.headline is None
     assert result.written[0].read_text() == expected
 
@@ -42,6 +48,9 @@ def test_bad_input_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.Captu
     assert "none.jsonl does not exist" in capsys.readouterr().err
     with pytest.raises(FitPruneError, match="line 1 needs"):
         BENCHMARK.score(tmp_path, write(tmp_path / "a.jsonl", {"question_id": 1, "text": None}), tmp_path)
+    write(tmp_path / BENCHMARK.questions, {"question_id": 1, "text": "Who?"})
+    with pytest.raises(FitPruneError, match=r"line 1 answers 'Why\?', but question 1 of .* is 'who\?'"):
+        BENCHMARK.score(tmp_path, write(tmp_path / "a.jsonl", {"question_id": 1, "prompt": "Why?", "text": "x"}), tmp_path)
     assert not list(tmp_path.glob("*.json"))
 
 

@@ -99,11 +99,94 @@ def test_counts_by_position_in_the_split(folder):
     assert worth == [1, 0, 0, 1, 0, 1]
 
 
-def test_order_of_the_answers_decides_and_ids_do_not(folder):
+def test_an_answer_is_compared_with_the_label_of_its_question(folder):
     popular, said = [10, 12, 13, 15], ["yes", "no", "yes", "no"]
     assert run(folder, *said, ids=popular)[0]["popular"].accuracy == 1
-    assert run(folder, *said, ids=popular[::-1])[0]["popular"].accuracy == 1  # other ids, same positions
-    assert run(folder, *said[::-1], ids=popular[::-1])[0]["popular"].accuracy == 0  # right by id, wrong by position
+    assert run(folder, *said[::-1], ids=popular[::-1])[0]["popular"].accuracy == 1  # in another order
+    assert run(folder, *said[::-1], ids=popular)[0]["popular"].accuracy == 0
+    assert run(folder, "no", ids=[15])[0]["popular"].accuracy == 1  # the fourth label, not the first
+
+
+PINNED = [("1", "a cat", "yes"), ("1", "an ox", "no"), ("2", "a dog", "yes"), ("2", "a cup", "no")]
+
+
+def pictured(folder, labels, questions=PINNED, **fields):
+    """Labels and questions that both say what they are about, and the right answers to the questions."""
+    number = "COCO_val2014_00000000000{}.jpg"
+    write_lines(
+        folder / "coco/coco_pope_popular.json",
+        [{"image": number.format(at), "text": f"Is there {what} in the image?", "label": label, **fields} for at, what, label in labels],
+    )
+    asked = [
+        {"question_id": at, "image": number.format(image), "text": f"Is there {what} in the imange?\nAnswer.", "category": "popular"}
+        for at, (image, what, _) in enumerate(questions)
+    ]
+    write_lines(folder / BENCHMARK.questions, asked)
+    return answered(folder / "answers.jsonl", asked, [label for _, _, label in questions])
+
+
+@pytest.mark.parametrize("labels", [PINNED[::-1], [*PINNED[:1], ("3", "a cat", "no"), *PINNED[1:]], [*PINNED, PINNED[0]]])
+def test_labels_of_another_revision_are_looked_up_and_that_is_said(folder, capsys, labels):
+    file = pictured(folder, labels)
+    result = BENCHMARK.score(folder, file, folder)
+    assert result.headline == 100
+    assert result.per_answer == [1, 1, 1, 1]
+    moved = sum(label != question for label, question in zip(labels, PINNED, strict=False))
+    assert result.report.count("looked up") == bool(moved)
+    assert f"popular: {folder / 'coco/coco_pope_popular.json'} has another order" in result.report or not moved
+    assert f"({moved} of 4 stood elsewhere)" in result.report or not moved
+
+
+def test_labels_in_other_clothes(folder):
+    """A JSON list, a name for JSON lines, pictures without COCO's prefix, the names that other tools give the fields."""
+    file = pictured(folder, PINNED)
+    labels = folder / "coco/coco_pope_popular.json"
+    found = lines(labels)
+    labels.write_text("\n[" + ",\n".join(str(one).replace("'", '"') for one in found) + "]")
+    assert BENCHMARK.score(folder, file, folder).headline == 100
+    write_lines(labels.with_suffix(".jsonl"), found)
+    with pytest.raises(FitPruneError, match=r"popular\.json and .*popular\.jsonl are both labels of 'popular'"):
+        BENCHMARK.score(folder, file, folder)
+    labels.unlink()
+    plain = [{"picture": one["image"][13:].upper(), "question": f"{one['text']} ", "label": one["label"].title()} for one in found[::-1]]
+    write_lines(labels.with_suffix(".jsonl"), plain)
+    result = BENCHMARK.score(folder, file, folder)
+    assert (result.headline, "looked up" in result.report) == (100, True)
+
+
+def test_what_labels_and_answers_are_not_about_is_refused(folder):
+    with pytest.raises(
+        FitPruneError, match=r"question 1, .*an ox.*000001\.jpg: .*popular\.json has no label for it; its line 2 is.*e3e3926"
+    ):
+        BENCHMARK.score(folder, pictured(folder, [PINNED[0], ("2", "an ox", "no"), *PINNED[2:]]), folder)
+    with pytest.raises(FitPruneError, match=r"question 3, .* has no label for it: get"):
+        BENCHMARK.score(folder, pictured(folder, PINNED[:3]), folder)
+    with pytest.raises(FitPruneError, match="labels it both yes and no"):
+        BENCHMARK.score(folder, pictured(folder, [PINNED[1], ("1", "a cat", "no"), PINNED[0]]), folder)
+    with pytest.raises(FitPruneError, match="line 2 has no label, yes or no"):
+        BENCHMARK.score(folder, pictured(folder, [PINNED[0], ("1", "an ox", "maybe")]), folder)
+    file = pictured(folder, PINNED)
+    others = lines(file)
+    others[2]["prompt"] = others[0]["prompt"]
+    with pytest.raises(FitPruneError, match=r"line 3 answers .*a cat.*, but question 2 of .*a dog.*: give the file that was asked"):
+        BENCHMARK.score(folder, write_lines(file, others), folder)
+    with pytest.raises(FitPruneError, match="line 5 answers question 0 again, after line 1: score one run"):
+        BENCHMARK.score(folder, write_lines(file, [*others[:2], *lines(pictured(folder, PINNED))[2:], others[0]]), folder)
+
+
+def test_labels_that_do_not_say_what_they_are_about_must_be_as_many_as_the_questions(folder):
+    run(folder, "yes")
+    write_lines(folder / "coco/coco_pope_popular.json", [{"label": "yes"}] * 5)
+    with pytest.raises(FitPruneError, match=r"popular\.json has 5 labels for 4 questions: get output/coco"):
+        BENCHMARK.score(folder, folder / "answers.jsonl", folder)
+
+
+def test_ids_that_repeat_do_not_tell_splits_apart(folder):
+    questions = lines(folder / BENCHMARK.questions)
+    questions[3]["question_id"] = questions[1]["question_id"]
+    write_lines(folder / BENCHMARK.questions, questions)
+    with pytest.raises(FitPruneError, match="has question 11 twice"):
+        run(folder, "yes", ids=[10])
 
 
 def test_prints_the_lines_of_the_original(folder, capsys):
@@ -153,7 +236,7 @@ def test_figures_are_those_of_their_definitions(pairs):
         (lambda d: (d / "answers.jsonl").write_text(""), "holds no answers"),
         (lambda d: write_lines(d / "answers.jsonl", [answer(99, "yes")]), "line 1 answers question 99, not in"),
         (lambda d: write_lines(d / "answers.jsonl", [{"question_id": 10, "text": None}]), "line 1 needs"),
-        (lambda d: write_lines(d / "answers.jsonl", [answer(10, "yes")] * 5), "more answers to 'popular' than the 4"),
+        (lambda d: write_lines(d / "answers.jsonl", [answer(10, "yes")] * 5), "line 2 answers question 10 again"),
         (lambda d: write_lines(d / "coco/coco_pope_popular.json", [{"text": "q"}]), "line 1 has no label"),
         (lambda d: [file.unlink() for file in (d / "coco").iterdir()], "holds no coco_pope_"),
         (lambda d: [file.rename(d / "coco/coco_pope_x.json") for file in (d / "coco").iterdir()], "answers no question"),

@@ -158,7 +158,11 @@ def test_what_is_no_letter_is_wrong_and_said(tmp_path: Path) -> None:
     assert "\n1 answer names no letter" in BENCHMARK.score(tmp_path / "data", file, tmp_path).report
     file = answers(tmp_path / "a.jsonl", (1, "A"), (2, "A"))
     plain = evaluate(tmp_path / "data" / ANNOTATIONS, file).report
-    assert BENCHMARK.score(tmp_path / "data", file, tmp_path).report == plain
+    said = "2 of 3 questions are answered; the others count as wrong"
+    assert BENCHMARK.score(tmp_path / "data", file, tmp_path).report == f"{plain}\n{said}"
+    file = answers(tmp_path / "a.jsonl", ("1", "A"), ("2", "A"))  # ids as the annotation writes them, not as answers carry them
+    with pytest.raises(FitPruneError, match=r"a\.jsonl answers no question of .*\(ids like '1', there like 1\)"):
+        evaluate(tmp_path / "data" / ANNOTATIONS, file)
 
 
 def test_the_embedded_questions_can_be_answered_all_right(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored import QUICK
 
+from fitprune.cli import main as main_of_eval
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
 from fitprune.evaluation.answers import AnswersFile
-from fitprune.evaluation.benchmarks.sqa import BENCHMARK, FAILED, PLEASE, letter, main, read, score
+from fitprune.evaluation.benchmarks.sqa import AS_LLAVA_HR, BENCHMARK, FAILED, PLEASE, letter, main, read, score
 from fitprune.evaluation.loader_choices import science
 
 PROBLEMS = {  # id: number of choices, index of the right one
@@ -116,7 +117,13 @@ def test_every_problem_of_the_split_counts(base: Path) -> None:
         (5, "B", True),  # a number is not the id "5"
     )
     result = score(base, file, base / "out")
-    assert result.report == "Total: 5, Correct: 3, Accuracy: 60.00%, IMG-Accuracy: 66.67%"
+    assert result.report.splitlines() == [
+        "Total: 5, Correct: 3, Accuracy: 60.00%, IMG-Accuracy: 66.67%",
+        f"2 answers are to no question of {base / 'pid_splits.json'}, '9' for one, and count for nothing",
+        "4 of 5 questions are answered; the others count as wrong",
+    ]
+    with pytest.raises(FitPruneError, match=r"b\.jsonl answers no question of .*\(ids like 5, there like '1'\)"):
+        score(base, answers(base / "b.jsonl", (5, "B", True)), base / "out")
     assert result.headline == pytest.approx(200 / 3)
     assert result.details == {"Total": 5, "Correct": 3, "Accuracy": 60.0, "IMG-Accuracy": result.headline}
     assert result.per_answer == [0, 1, 1, 1, 0, 0, 0]
@@ -147,7 +154,7 @@ def test_figures_are_shares_of_what_was_asked(data: st.DataObject, tmp_path_fact
     problems = {str(at): {"choices": ["x", "y"], "answer": right} for at, right in enumerate(rights)}
     (folder / "problems.json").write_text(json.dumps(problems))
     (folder / "pid_splits.json").write_text(json.dumps({"test": list(problems)}))
-    lines = [("unknown", "A", True)]  # counts nowhere
+    lines = [("unknown", "A", True), ("0", "x", False)]  # the first counts nowhere; of two answers the last one counts
     lines += [(str(at), text, picture) for at, (text, picture) in enumerate(zip(said, seen, strict=True)) if text]
     result = score(folder, answers(folder / "a.jsonl", *lines), folder)
     right = [at for at in range(count) if said[at] == "AB"[rights[at]]]
@@ -195,6 +202,10 @@ def test_each_familys_scripts(package: str, base: Path, monkeypatch: pytest.Monk
         assert f"usage: {name}" in shown
         model = {"LLaVA_1.5/llava": "embedded", "LLaVA_NEXT/llava": "embedded-next"}.get(package, "embedded-hr")
         assert f"(default: {model})" in " ".join(shown.split())
+    most: list[int] = []
+    monkeypatch.setattr("fitprune.evaluation.loader.run", lambda args, read: most.append(args.max_new_tokens) or 0)
+    call(place / "eval" / "model_vqa_science.py")
+    assert most == [64 if right else 1024]  # LLaVA-HR's own limit
     for name in ("convert_mmbench_for_submission", "convert_seed_for_submission"):
         assert f"usage: {name}" in call(place.parent / "scripts" / f"{name}.py", "--help")
 
@@ -276,15 +287,34 @@ def test_a_bad_question_file_is_named(tmp_path: Path, content: str, said: str) -
     assert "q.json" in str(caught.value)
 
 
+def test_llava_hrs_rule_in_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own `sqa.sh`: 64 new tokens, and the first letter of any word; the answers are there, so none is asked."""
+    data = embedded().data / BENCHMARK.folder
+    questions = BENCHMARK.read(data / BENCHMARK.questions)[:8]
+    truth = json.loads((data / "problems.json").read_text())
+    file = tmp_path / "embedded-hr-dense-first8.jsonl"
+    with AnswersFile(file, questions, "embedded-hr", metadata={"max_new_tokens": AS_LLAVA_HR.max_new_tokens}) as answers:
+        answers.write(["ABCDE"[truth[q.question_id]["answer"]] + " it is" for q in questions])
+    flags = ["--model-path", "embedded-hr", "--limit", "8", "--reduction-ratio", "0", "--output", str(tmp_path)]
+    assert (AS_LLAVA_HR.max_new_tokens, BENCHMARK.max_new_tokens) == (64, 1024)
+    assert main_of_eval(["eval", "--benchmark", "sqa", "--any-start", *flags]) == 0
+    assert "read as LLaVA-HR does" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "results.json").read_text())
+    assert (row["headline"], row["details"]["Correct"]) == (100, 8)
+    assert BENCHMARK.score(data, file, tmp_path).details["Correct"] == 0  # by LLaVA's rule none says a letter
+    assert main_of_eval(["eval", "--benchmark", "gqa", "--any-start", *flags]) == 2
+    assert "leave it out for GQA" in capsys.readouterr().err
+
+
 def test_what_is_no_letter_is_wrong_and_said(base: Path, tmp_path: Path) -> None:
     file = answers(tmp_path / "a.jsonl", ("1", "X.", True), ("2", "the second", True), ("3", "E", True))
     result = BENCHMARK.score(base, file, tmp_path)
     assert result.details["Correct"] == 1
     assert result.report.endswith(
-        "%\n2 answers name no letter, which is wrong by the official rule; said in words, the right choice: 1"
+        "count as wrong\n2 answers name no letter, which is wrong by the official rule; said in words, the right choice: 1"
     )  # those without an answer are not among them
     file = answers(tmp_path / "a.jsonl", ("1", "B", True))
-    assert BENCHMARK.score(base, file, tmp_path).report.endswith("%")
+    assert "name no letter" not in BENCHMARK.score(base, file, tmp_path).report
 
 
 def test_the_embedded_questions_can_be_answered_all_right(tmp_path: Path) -> None:

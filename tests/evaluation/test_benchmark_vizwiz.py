@@ -83,9 +83,17 @@ def test_bad_answers(data: Path, lines: str, says: str) -> None:
 
 
 def test_a_question_without_an_image(data: Path) -> None:
-    write(data / "llava_test.jsonl", {"question_id": 0, "text": "What's this?"})
+    write(data / "llava_test.jsonl", {"question_id": 0, "text": question(0)["text"]})
     with pytest.raises(FitPruneError, match="question 0 has no image"):
         BENCHMARK.score(data, write(data / "a.jsonl", answer(0, "a")), data)
+
+
+def test_answers_to_other_questions_of_the_same_numbers(data: Path) -> None:
+    others = [{**answer(number, "a"), "prompt": f"Is it {number}?\nAnswer."} for number in range(2)]
+    with pytest.raises(FitPruneError, match=r"line 1 answers 'Is it 0\?.*, but question 0 of .*llava_test\.jsonl is .*: give the file"):
+        BENCHMARK.score(data, write(data / "a.jsonl", *others), data)
+    with pytest.raises(FitPruneError, match=r"a\.jsonl answers no question of .*\(ids like 'x', there like \d\)"):
+        BENCHMARK.score(data, write(data / "a.jsonl", {**answer(0, "a"), "question_id": "x"}), data)
 
 
 @settings(deadline=None)

@@ -26,7 +26,7 @@ from ...errors import FitPruneError
 from ...files import read_json
 from ...questions import is_question_id
 from ..benchmark import Benchmark, Result
-from ..scoring import ANSWERS, printed, read_answers, share, tool, write_json
+from ..scoring import ANSWERS, check_known, noted, printed, read_answers, share, tool, write_json
 
 TRUTH = "data/testdev_balanced_questions.json"
 TABLES = ("structural type", "semantic type", "steps number", "words number")
@@ -37,6 +37,7 @@ NO_STEPS = ("exist", "query: name", "choose name")  # operations that only ask f
 class Asked:
     """One annotated question; `kinds` are its rows in the tables, `entailed` the other questions that follow from it."""
 
+    text: str
     answer: str
     balanced: bool
     group: str | None
@@ -92,7 +93,7 @@ def _asked(question_id: str, item: Any) -> Asked:
     types, words = item["types"], item["question"].split()
     kinds = (str(types["structural"]), str(types["semantic"]), effective, len(words))
     entailed = tuple(other for other in item.get("entailed") or () if other != question_id)
-    return Asked(item["answer"], bool(item["isBalanced"]), item["groups"]["global"], kinds, entailed)
+    return Asked(item["question"], item["answer"], bool(item["isBalanced"]), item["groups"]["global"], kinds, entailed)
 
 
 def evaluate(asked: Mapping[str, Asked], said: Mapping[int | str, str], consistency: bool = False) -> Scores:
@@ -176,6 +177,7 @@ def score(data: Path, answers: Path, out: Path) -> Result:
         FitPruneError: for files that are missing, torn or of another kind; no answer to a balanced question.
     """
     asked, predictions = read_questions(data / TRUTH), convert(answers)
+    notes = check_known(read_answers(answers), {key: one.text for key, one in asked.items()}, data / TRUTH)
     said: dict[int | str, str] = {one["questionId"]: one["prediction"] for one in predictions}
     answered = {key: one for key, one in asked.items() if key in said}
     balanced = {key: one for key, one in answered.items() if one.balanced}
@@ -190,7 +192,7 @@ def score(data: Path, answers: Path, out: Path) -> Result:
     done, total = len(balanced), sum(one.balanced for one in asked.values())
     note = "" if done == total else f"{done} of {total} questions are answered; the figures are over these\n"
     per_answer = worth if len(worth) == len(predictions) else None
-    return Result(scores.metrics["Accuracy"], details, note + scores.report, per_answer, (path,))
+    return noted(Result(scores.metrics["Accuracy"], details, note + scores.report, per_answer, (path,)), notes)
 
 
 def report(args: argparse.Namespace) -> Iterator[str]:

@@ -27,7 +27,7 @@ from ...errors import FitPruneError
 from ...files import read_bytes, write_atomically
 from ...questions import Question
 from ..benchmark import Benchmark, Result
-from ..scoring import as_number, printed, read_answers, said, tool
+from ..scoring import as_number, check_asked, printed, read_answers, said, tool
 from .sqa import PLEASE
 
 QUESTIONS = "mmbench_dev_20230712.tsv"
@@ -120,9 +120,10 @@ def sheet(table: Path, answers: Path) -> tuple[list[list[str | int | None]], int
     """
     rows = read_table(table)
     ids = [as_number(str(row["index"])) for row in rows]
-    given = said(read_answers(answers))
+    given = said(lines := read_answers(answers))
     if unknown := given.keys() - set(ids):
         raise FitPruneError(f"{answers} answers question {min(unknown, key=str)!r}, which {table} does not have")
+    check_asked(lines, {one: row["question"] or "" for one, row in zip(ids, rows, strict=True)}, table)
     columns = [column for column in rows[0] if column not in DROPPED]
     made: list[list[str | int | None]] = [[*columns]]
     made += [[one if column == "index" else row[column] for column in columns] for one, row in zip(ids, rows, strict=True)]

@@ -1,13 +1,15 @@
 """MME: two yes/no questions about each image, in ten categories of perception and four of cognition.
 
 Two steps, as with LLaVA and MME's own tool. `convert_answer_to_mme` looks up the truth in the release folder and writes a
-text file per category. `calculation` takes its lines in consecutive pairs, one image each, so order decides. A
+text file per category. `calculation` takes its lines in consecutive pairs, one image each, so the two lines of an image are
+written together whatever the order of the answers, and an image with one answer or three is refused. A
 category's score is the share of right answers plus the share of images with both right, times 100 each. An answer is
 read from its first four characters, lower-cased: yes if they hold "yes", else no if they hold "no" (as in "not" and
 "know"), else other, which is wrong. What papers call MME is the total of perception.
 
 Departures: categories that were not answered are left out of the totals and named (the tool stops), so part of the
-questions and the embedded benchmark can be scored; pairs of lines about two images count as in the tool, and are said.
+questions and the embedded benchmark can be scored; pairs of lines about two images, in files that another program made,
+count as in the tool, and are said. The release folder is found as people unpack it (`release_in`).
 Left out: precision, recall and the counts behind them, which the tool computes and does not print.
 
     cd playground/data/eval/MME && python -m fitprune.evaluation.benchmarks.mme --experiment llava-v1.5-7b
@@ -24,7 +26,8 @@ from pathlib import Path
 from ...errors import FitPruneError
 from ...files import read_bytes, write_atomically
 from ..benchmark import Benchmark, Result
-from ..scoring import printed, read_answers, share, tool
+from ..layout import folders_below, is_litter
+from ..scoring import check_once, printed, read_answers, share, tool
 
 RELEASE, QUESTIONS = "MME_Benchmark_release_version", "llava_mme.jsonl"
 SECTIONS = {
@@ -86,27 +89,41 @@ def parse(answer: str) -> str:
     return next((word for word in ("yes", "no") if word in start), "other")
 
 
+def release_in(folder: Path) -> Path:
+    """The folder of MME's categories in or below a folder: newer archives hold `MME_Benchmark/` beside `eval_tool/` and a readme.
+
+    Raises:
+        FitPruneError: if there is none, or several.
+    """
+    found = sorted({path.parent for path in folders_below(folder) if path.name in CATEGORIES and _text_files(path)})
+    if not found:
+        raise FitPruneError(f"{folder} holds no questions of MME: docs/evaluation.md says where to get its release folder")
+    if len(found) > 1:
+        raise FitPruneError(f"{folder} holds MME's categories more than once, in {found[0]} and {found[1]}: leave one of them there")
+    return found[0]
+
+
+def _text_files(category: Path) -> list[Path]:
+    own = category / "questions_answers_YN"
+    return sorted(file for file in (own if own.is_dir() else category).glob("*.txt") if not is_litter(file.name))
+
+
 def read_truth(release: Path) -> Truth:
     """All questions of a release folder with their answers; text files lie beside the images or in a folder of their own.
 
     Raises:
         FitPruneError: for a folder that is missing or without questions, and a line that is no question with its answer.
     """
-    nested = release / "MME_Benchmark"  # where newer archives keep the categories
-    root = nested if nested.is_dir() else release
     truth = {}
-    for folder in sorted(path for path in root.glob("*") if path.is_dir()):
-        own = folder / "questions_answers_YN"
-        for file in sorted((own if own.is_dir() else folder).glob("*.txt")):
+    for category in sorted(path for path in release_in(release).glob("*") if path.is_dir() and not is_litter(path.name)):
+        for file in _text_files(category):
             for line in read_bytes(file, "MME's questions").decode("utf-8", "replace").split("\n"):
                 if not line.strip():
                     continue
                 question, _, answer = line.strip().partition("\t")
                 if answer.lower() not in ("yes", "no"):
                     raise FitPruneError(f"{file}: a line is not a question, a tab and Yes or No: get the release again")
-                truth[folder.name, file.name, question] = answer
-    if not truth:
-        raise FitPruneError(f"{release} holds no questions of MME: docs/evaluation.md says where to get its release folder")
+                truth[category.name, file.name, question] = answer
     return truth
 
 
@@ -116,11 +133,14 @@ def convert_answer_to_mme(release: Path, answers: Path) -> list[tuple[str, Line]
     Args:
         answers: Answers file; `question_id` is the image, `prompt` the question with or without an instruction line.
     Raises:
-        FitPruneError: for files that are missing, torn or of another kind, and a question that the release does not have.
+        FitPruneError: for files that are missing, torn or of another kind, a question that the release does not have, and one that
+            is answered twice.
     """
     truth = read_truth(release)
     lines = []
-    for answer in read_answers(answers):
+    found = read_answers(answers)
+    check_once(found)
+    for answer in found:
         parts = str(answer.question_id).split("/")
         category, file = parts[0], f"{parts[-1].split('.')[0]}.txt"
         question = answer.prompt
@@ -134,6 +154,25 @@ def convert_answer_to_mme(release: Path, answers: Path) -> list[tuple[str, Line]
             raise FitPruneError(f"{answer.where} is to {answer.prompt!r} about {answer.question_id}, which {release} does not ask")
         lines.append((category, Line(file, question, truth[category, file, question], answer.text)))
     return lines
+
+
+def paired(lines: Sequence[tuple[str, Line]], answers: Path) -> tuple[list[tuple[str, Line]], list[str]]:
+    """The lines with those of an image together, otherwise in their order; and a note if they were apart.
+
+    Raises:
+        FitPruneError: for an image of which not two questions are answered.
+    """
+    images: dict[tuple[str, str], list[tuple[str, Line]]] = {}
+    for category, line in lines:
+        images.setdefault((category, line.file), []).append((category, line))
+    for (category, file), pair in images.items():
+        if len(pair) != PAIR:
+            said = "one question" if len(pair) == 1 else f"{len(pair)} questions"
+            raise FitPruneError(f"{answers} answers {said} about {category}/{file}, two of them for each image: answer both")
+    together = [line for pair in images.values() for line in pair]
+    apart = sum(one != two for one, two in zip(lines, together, strict=True))
+    note = f"{apart} of {len(lines)} answers were not beside the other one about their image, so their lines were brought together"
+    return together, [note] if apart else []
 
 
 def write_categories(lines: Sequence[tuple[str, Line]], folder: Path) -> dict[str, Path]:
@@ -209,7 +248,7 @@ def report(scored: Mapping[str, Category]) -> str:
 
 def score(data: Path, answers: Path, out: Path) -> Result:
     """Scores an answers file; writes the categories' files into a folder of its name in `out`."""
-    lines = convert_answer_to_mme(data / RELEASE, answers)
+    lines, notes = paired(in_order := convert_answer_to_mme(data / RELEASE, answers), answers)
     files = write_categories(lines, out / answers.stem)
     scored = calculation(files)
     found = totals(scored)
@@ -220,8 +259,8 @@ def score(data: Path, answers: Path, out: Path) -> Result:
     return Result(
         headline=found.get("Perception"),
         details=details,
-        report=report(scored),
-        per_answer=[float(line.is_right) for _, line in lines] if whole else None,
+        report="\n".join([report(scored), *notes]),
+        per_answer=[float(line.is_right) for _, line in in_order] if whole else None,
         written=tuple(files.values()),
     )
 
@@ -231,7 +270,9 @@ def work(args: argparse.Namespace) -> Iterator[str]:
     if args.experiment is None and args.results_dir is None:
         raise FitPruneError("nothing to do: give --experiment to convert its answers, --results_dir to score converted ones")
     if args.experiment is not None:
-        lines = convert_answer_to_mme(args.data / RELEASE, args.data / "answers" / f"{args.experiment}.jsonl")
+        answers = args.data / "answers" / f"{args.experiment}.jsonl"
+        lines, notes = paired(convert_answer_to_mme(args.data / RELEASE, answers), answers)
+        yield from notes
         write_categories(lines, args.data / "eval_tool" / "answers" / args.experiment)
     if args.results_dir is not None:
         files = {name: args.results_dir / f"{name}.txt" for name in CATEGORIES}

@@ -13,20 +13,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...questions import read_questions
 from ..benchmark import Benchmark, Result
-from ..scoring import ANSWERS, printed, read_answers, said, tool, write_json
+from ..scoring import ANSWERS, check_known, noted, printed, read_answers, said, tool, write_json
+
+QUESTIONS = "llava-mm-vet.jsonl"
 
 
-def submission(answers: Path, path: Path) -> Result:
-    """Writes what is handed in; errors as `read_answers`."""
-    named = {f"v1_{question_id}": text for question_id, text in said(read_answers(answers)).items()}
+def submission(answers: Path, path: Path, questions: Path | None = None) -> Result:
+    """Writes what is handed in; errors as `read_answers`, and with the question file as `check_known`."""
+    lines, notes = read_answers(answers), []
+    if questions:
+        asked = {question.question_id: question.text for question in read_questions(questions)}
+        notes = check_known(lines, asked, questions, "MM-Vet's notebook needs them all")
+    named = {f"v1_{question_id}": text for question_id, text in said(lines).items()}
     write_json(path, named, indent=2)
-    return Result(None, {"answered": len(named)}, f"{path}: {len(named)} answers; MM-Vet's notebook scores them", written=(path,))
+    report = f"{path}: {len(named)} answers; MM-Vet's notebook scores them"
+    return noted(Result(None, {"answered": len(named)}, report, written=(path,)), notes)
 
 
 def score(data: Path, answers: Path, out: Path) -> Result:
     """Writes the file for the notebook to `out`."""
-    return submission(answers, out / f"{answers.stem}.json")
+    return submission(answers, out / f"{answers.stem}.json", data / QUESTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 BENCHMARK = Benchmark(
-    name="mmvet", title="MM-Vet", folder="mm-vet", questions="llava-mm-vet.jsonl", images="images",
+    name="mmvet", title="MM-Vet", folder="mm-vet", questions=QUESTIONS, images="images",
     metric="JSON for MM-Vet's notebook", needs=(), score=score, max_new_tokens=1024,
 )  # fmt: skip
 

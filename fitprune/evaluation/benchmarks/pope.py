@@ -2,8 +2,13 @@
 
 Scored as LLaVA's `eval_pope.py` does, with its flags and printed lines. An answer is "no" if its first sentence has the
 word No, no or not (spelled so, between single spaces, commas aside) and "yes" in every other case, "NO" and nothing
-included. A split's answers are those whose question has its category; the i-th is compared with the i-th label, so order
-decides and ids are not looked at. "Yes" counts as positive; what LLaVA reports is the mean F1 of the splits.
+included. A split's answers are those whose question has its category. "Yes" counts as positive; what LLaVA reports is the
+mean F1 of the splits.
+
+Which label is an answer's: the original compares the i-th answer with the i-th label and looks at nothing else. The label
+files exist in several revisions, so here the i-th label is that of the i-th *question* of the split, and only if both are
+about the same picture and question; else the label is looked up by these, which the report says, and a question that no
+label is about is refused. With the files that belong together (docs/evaluation.md) this is the original's figure.
 
 Departures: a share of nothing is 0.0 (a model that always says no has no precision), where the original stops; splits
 come sorted by name, not in the folder's order, which is chance; other files in the label folder are passed over. A split
@@ -16,23 +21,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import FitPruneError
-from ...files import read_json_lines
-from ...questions import read_questions
+from ...questions import Question, read_questions
 from ..benchmark import Benchmark, Result
-from ..scoring import ANSWERS, printed, read_answers, share, tool
+from ..scoring import ANSWERS, check_asked, check_once, printed, read_answers, share, tool
+from .pope_labels import PREFIX, SUFFIX, Labels, read_labels
 
 QUESTIONS, LABELS = "llava_pope_test.jsonl", "coco"
-PREFIX, SUFFIX = "coco_pope_", ".json"
 NO = frozenset(["No", "no", "not"])
 
 
 @dataclass(frozen=True)
 class Split:
-    """What the answers to one split came to: right and wrong ones by what was said, and how many said yes."""
+    """What the answers to one split came to: right and wrong ones by what was said, and how many said yes.
+
+    `note` says that labels were looked up.
+    """
 
     category: str
     samples: int
@@ -41,6 +48,7 @@ class Split:
     true_no: int
     false_no: int
     said_yes: int
+    note: str = ""
 
     @property
     def accuracy(self) -> float:
@@ -90,23 +98,18 @@ def says_yes(text: str) -> bool:
     return NO.isdisjoint(first_sentence.split(" "))
 
 
-def read_labels(folder: Path) -> dict[str, list[bool]]:
-    """Whether yes is right, question by question, of every `coco_pope_<split>.json` in a folder, sorted by split.
-
-    Raises:
-        FitPruneError: for a folder without such a file, and a line without label.
-    """
-    files = sorted(folder.glob(f"{PREFIX}*{SUFFIX}"))
-    if not files:
-        raise FitPruneError(f"{folder} holds no {PREFIX}<split>{SUFFIX}: name the folder of POPE's label files")
-    labels: dict[str, list[bool]] = {}
-    for file in files:
-        split = labels[file.name.removeprefix(PREFIX).removesuffix(SUFFIX)] = []
-        for number, item in read_json_lines(file, "label file"):
-            if not isinstance(item.get("label"), str):
-                raise FitPruneError(f"label file {file} line {number} has no label, yes or no: get the file again")
-            split.append(item["label"] != "no")
-    return labels
+def _placed(path: Path) -> tuple[dict[int | str, tuple[Question, int]], Counter[str | None]]:
+    """The questions of a file by id, each with its place in its split, and how many every split has."""
+    placed: dict[int | str, tuple[Question, int]] = {}
+    sizes: Counter[str | None] = Counter()
+    for question in read_questions(path):
+        if question.question_id in placed:
+            raise FitPruneError(
+                f"{path} has question {question.question_id!r} twice, so answers do not tell their split: number questions through"
+            )
+        placed[question.question_id] = question, sizes[question.category]
+        sizes[question.category] += 1
+    return placed, sizes
 
 
 def evaluate(labels: Path, questions: Path, answers: Path) -> tuple[list[Split], list[float] | None]:
@@ -118,40 +121,47 @@ def evaluate(labels: Path, questions: Path, answers: Path) -> tuple[list[Split],
     Returns:
         The splits; what each answer is worth, None if there are answers to splits without labels (they do not count).
     Raises:
-        FitPruneError: for files that are missing, torn or of another kind, an answer to an unknown question, more answers
-            than labels, and no answer to any split.
+        FitPruneError: for files that are missing, torn or of another kind; an answer to an unknown or another question, or the
+            second to one; a question without label; no answer to any split.
     """
-    truth = read_labels(labels)
-    category = {question.question_id: question.category for question in read_questions(questions)}
-    said: dict[str, list[bool]] = {split: [] for split in truth}
+    truth, (asked, sizes) = read_labels(labels), _placed(questions)
+    pairs: dict[str, list[tuple[bool, bool]]] = {split: [] for split in truth}  # (said yes, yes is right)
     worth: list[float] = []
+    elsewhere: Counter[str] = Counter()
     lines = read_answers(answers)
+    check_once(replace(line, prompt="") for line in lines)
+    check_asked(lines, {key: question.text for key, (question, _) in asked.items()}, questions)
     for answer in lines:
-        if answer.question_id not in category:
+        if answer.question_id not in asked:
             raise FitPruneError(f"{answer.where} answers question {answer.question_id!r}, not in {questions}")
-        split = category[answer.question_id]
-        if split is None or split not in said:
+        question, place = asked[answer.question_id]
+        split = question.category
+        if split is None or split not in truth:
             continue
-        yes, right = says_yes(answer.text), truth[split]
-        if len(said[split]) == len(right):
-            raise FitPruneError(f"{answers} has more answers to {split!r} than the {len(right)} labels: score one run")
-        worth.append(float(yes == right[len(said[split])]))
-        said[split].append(yes)
+        right, moved = truth[split].of(question, place, sizes[split])
+        yes = says_yes(answer.text)
+        pairs[split].append((yes, right))
+        worth.append(float(yes == right))
+        elsewhere[split] += moved
     if not worth:
         raise FitPruneError(f"{answers} answers no question of {', '.join(truth)}: give {QUESTIONS} and its answers")
-    splits = [_count(split, said[split], truth[split]) for split in truth]
+    splits = [_count(split, found, truth[split], elsewhere[split]) for split, found in pairs.items()]
     return splits, worth if len(worth) == len(lines) else None
 
 
-def _count(category: str, said: list[bool], truth: list[bool]) -> Split:
-    pairs = Counter(zip(said, truth, strict=False))
+def _count(category: str, pairs: Sequence[tuple[bool, bool]], labels: Labels, elsewhere: int) -> Split:
+    found = Counter(pairs)
     counts = {"true_yes": (True, True), "false_yes": (True, False), "true_no": (False, False), "false_no": (False, True)}
-    return Split(category, len(said), **{name: pairs[pair] for name, pair in counts.items()}, said_yes=said.count(True))
+    note = f"{category}: {labels.file} has another order than the question file, so labels were looked up by picture and question"
+    return Split(
+        category, len(pairs), **{name: found[pair] for name, pair in counts.items()}, said_yes=sum(yes for yes, _ in pairs),
+        note=f"{note} ({elsewhere} of {len(pairs)} stood elsewhere)" if elsewhere else "",
+    )  # fmt: skip
 
 
 def report(splits: Sequence[Split]) -> str:
-    """What the original prints."""
-    return "\n".join(split.report for split in splits)
+    """What the original prints, then notes on labels that were looked up."""
+    return "\n".join([*(split.report for split in splits), *(split.note for split in splits if split.note)])
 
 
 def score(data: Path, answers: Path, out: Path) -> Result:

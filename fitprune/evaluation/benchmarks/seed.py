@@ -19,7 +19,7 @@ from pathlib import Path
 from ...errors import FitPruneError
 from ...files import read_json, write_atomically
 from ..benchmark import Benchmark, Result
-from ..scoring import ANSWERS, as_number, printed, read_answers, said, tool, with_words
+from ..scoring import ANSWERS, as_number, check_known, noted, printed, read_answers, said, tool, with_words
 
 ANNOTATIONS = "SEED-Bench.json"
 LETTERS = ("A", "B", "C", "D")
@@ -27,10 +27,11 @@ LETTERS = ("A", "B", "C", "D")
 
 @dataclass(frozen=True)
 class Asked:
-    """One annotated question: its id as written and as answers carry it, kind, "image" or "video", right letter and choice."""
+    """One annotated question: its id as written and as answers carry it, text, kind, "image" or "video", right letter and choice."""
 
     written: int | str
     question_id: int | str
+    text: str
     kind: int
     data_type: str
     answer: str
@@ -48,7 +49,8 @@ def read_annotations(path: Path) -> tuple[dict[int, str], list[Asked]]:
         names = {number: name for name, number in content["question_type"].items()}
         for one in content["questions"]:
             written, answer, choice = one["question_id"], one["answer"], one.get(f"choice_{str(one['answer']).lower()}", "")
-            asked.append(Asked(written, as_number(written), one["question_type_id"], one["data_type"], answer, str(choice)))
+            text = str(one.get("question", ""))
+            asked.append(Asked(written, as_number(written), text, one["question_type_id"], one["data_type"], answer, str(choice)))
     except (TypeError, KeyError, AttributeError):
         asked = []  # of another kind of file
     if not asked:
@@ -59,9 +61,10 @@ def read_annotations(path: Path) -> tuple[dict[int, str], list[Asked]]:
 
 
 def evaluate(annotations: Path, answers: Path) -> Result:
-    """Accuracy by kind, by data type and in total; errors as `read_annotations` and `read_answers`."""
+    """Accuracy by kind, by data type and in total; errors as `read_annotations`, `read_answers` and `check_known`."""
     names, asked = read_annotations(annotations)
     lines = read_answers(answers)
+    check_known(lines, {one.question_id: one.text for one in asked}, annotations)
     given = said(lines)
     right = [float(given.get(one.question_id) == one.answer) for one in asked]
     kinds: dict[int, list[float]] = {}
@@ -105,7 +108,9 @@ def score(data: Path, answers: Path, out: Path) -> Result:
     """Scores, and writes the upload file to `out` if every question is answered; says how many answers are no letter."""
     result = evaluate(data / ANNOTATIONS, answers)
     asked = {one.question_id: one for one in read_annotations(data / ANNOTATIONS)[1]}
-    given = said(read_answers(answers))
+    given = said(lines := read_answers(answers))
+    texts = {key: one.text for key, one in asked.items()}
+    result = noted(result, check_known(lines, texts, data / ANNOTATIONS, "the others count as wrong"))
     result = with_words(result, [(text, asked[key].choice) for key, text in given.items() if key in asked and text not in LETTERS])
     try:
         content = upload(data / ANNOTATIONS, answers)

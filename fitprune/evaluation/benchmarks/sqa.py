@@ -3,7 +3,8 @@
 Questions are LLaVA's list of conversations (`llava_test_CQM-A.json`), truth is ScienceQA's own `problems.json` and
 `pid_splits.json`. The letter is read out of the answer as LLaVA's `eval_science_qa` does: the answer is a letter; begins
 with a letter, a period and a space; or says "The answer is X" once, with a further character behind (not a line break).
-LLaVA-HR's copy takes any answer of three characters that begins with a letter ("Because": B); `--any-start` does so too.
+LLaVA-HR's copy takes any answer of three characters that begins with a letter ("Because": B) and lets the model say 64 tokens
+instead of 1024; `--any-start` does so too, in `fitprune eval` as well (`AS_LLAVA_HR`, what LLaVA_HR's `sqa.sh` runs).
 Every problem of the split counts, so one without an answer is wrong. What LLaVA reports is the accuracy on the questions
 with an image, which scoring knows by the `<image>` in the saved prompt.
 
@@ -16,14 +17,16 @@ import argparse
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...errors import FitPruneError
 from ...files import read_json
+from ...official import with_hint
 from ...questions import Question, is_question_id
 from ..benchmark import Benchmark, Result
-from ..scoring import ANSWERS, printed, read_answers, tool, with_words, write_json
+from ..scoring import ANSWERS, check_known, noted, printed, read_answers, tool, with_words, write_json
 
 PLEASE = "Answer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
@@ -39,7 +42,8 @@ def read(path: Path, single_pred_prompt: bool = True) -> list[Question]:
     """
     items = read_json(path, "question file")
     if not isinstance(items, list) or not items:
-        raise FitPruneError(f"question file {path} is not a list of conversations: give one like llava_test_CQM-A.json")
+        error = FitPruneError(f"question file {path} is not a list of conversations: give one like llava_test_CQM-A.json")
+        raise with_hint(error, path)
     return [_question(item, f"{path} entry {at}", single_pred_prompt) for at, item in enumerate(items, start=1)]
 
 
@@ -79,9 +83,11 @@ def analyse(
         FitPruneError: for files that are missing, torn or of another kind, an unknown split, an answer beyond `letters`.
     """
     truth = _truth(base, split, len(letters))
+    lines = read_answers(answers)
+    check_known(lines, dict.fromkeys(truth, ""), base / "pid_splits.json")
     given: dict[int | str, tuple[str, str]] = {}  # by question id: answer, saved prompt
     per_answer = []
-    for line in read_answers(answers):
+    for line in lines:
         given[line.question_id] = line.text, line.prompt
         choices, right = truth.get(line.question_id, (0, 0))
         per_answer.append(float(right == _index(letter(line.text, letters, any_start), choices, letters)))
@@ -132,10 +138,12 @@ def _index(parsed: str, choices: int, letters: str) -> int:
     return letters[:choices].find(parsed) if len(parsed) == 1 else -1
 
 
-def score(data: Path, answers: Path, out: Path) -> Result:
+def score(data: Path, answers: Path, out: Path, any_start: bool = False) -> Result:
     """Scores the test split; writes the two files of `eval_science_qa` to `out`; says how many answers name no letter."""
-    result, sides, summary = analyse(data, answers)
+    result, sides, summary = analyse(data, answers, any_start=any_start)
     problems = read_json(data / "problems.json", "ScienceQA's problems")
+    asked = dict.fromkeys(summary["results"], "")
+    result = noted(result, check_known(read_answers(answers), asked, data / "pid_splits.json", "the others count as wrong"))
     unparsed = [one for one in sides["incorrect"] if one["parsed_ans"] == FAILED != one["pred"]]
     words = [str(problems[one["question_id"]]["choices"][LETTERS.index(one["ground_truth"])]) for one in unparsed]
     files = {out / f"{answers.stem}_output.jsonl": sides, out / f"{answers.stem}_result.json": summary}
@@ -172,6 +180,10 @@ BENCHMARK = Benchmark(
     name="sqa", title="ScienceQA", folder="scienceqa", questions="llava_test_CQM-A.json", images="images/test",
     metric="accuracy on questions with an image, %", needs=("pid_splits.json", "problems.json"), score=score,
     read=read, max_new_tokens=1024,
+)  # fmt: skip
+AS_LLAVA_HR = replace(
+    BENCHMARK, metric="accuracy on questions with an image, %, read as LLaVA-HR does",
+    score=partial(score, any_start=True), max_new_tokens=64,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from ...files import read_json
 from ...questions import is_question_id
 from ..benchmark import Benchmark, Result
 from ..normalise import normalise
-from ..scoring import ANSWERS, printed, read_answers, tool
+from ..scoring import ANSWERS, printed, read_answers, shortened, tool
 
 ANNOTATIONS = "TextVQA_0.5.1_val.json"
 ANSWERS_PER_QUESTION = 10  # people asked; the measure is defined for ten
@@ -67,7 +67,7 @@ def question_of(prompt: str) -> str:
         return lines[1 if prompt.startswith("Reference OCR token:") else 0].lower()
     elif len(lines) in (1, 2):
         return lines[0].lower()
-    raise FitPruneError(f"no TextVQA question can be found in the prompt {_shorten(prompt)}: expected a question and an instruction line")
+    raise FitPruneError(f"no TextVQA question can be found in the prompt {shortened(prompt)}: expected a question and an instruction line")
 
 
 def read_annotations(path: Path) -> Annotations:
@@ -100,7 +100,7 @@ def evaluate(annotations: Annotations, answers: Path) -> Result:
         try:
             asked = answer.question_id, question_of(answer.prompt)
             if asked not in annotations:
-                raise FitPruneError(f"image {asked[0]!r} with question {_shorten(asked[1])} is not in the annotation file")
+                raise FitPruneError(f"image {asked[0]!r} with question {shortened(asked[1])} is not in the annotation file")
             worth.append(soft_accuracy(answer.text, annotations[asked]))
         except FitPruneError as problem:
             raise FitPruneError(f"{answer.where}: {problem}") from None
@@ -145,10 +145,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _are_strings(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _shorten(text: str, limit: int = 80) -> str:
-    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
 BENCHMARK = Benchmark(

@@ -18,7 +18,7 @@ from ...errors import FitPruneError
 from ...questions import read_questions
 from ..benchmark import Benchmark, Result
 from ..normalise import normalise
-from ..scoring import ANSWERS, printed, read_answers, said, tool, write_json
+from ..scoring import ANSWERS, check_known, noted, printed, read_answers, said, tool, write_json
 
 QUESTIONS = "llava_test.jsonl"
 
@@ -31,18 +31,20 @@ def submission(questions: Path, answers: Path, path: Path, partial: bool = False
     Raises:
         FitPruneError: for files that are missing or torn, a question without an image or without an answer.
     """
-    asked, text = read_questions(questions), said(read_answers(answers))
+    asked, lines = read_questions(questions), read_answers(answers)
+    notes = check_known(lines, {question.question_id: question.text for question in asked}, questions)
+    text = said(lines)
     answered = sum(question.question_id in text for question in asked)
     details: dict[str, float] = {"questions": len(asked), "answered": answered}
     if answered < len(asked):
         short = f"{answered} of {len(asked)} questions of {questions} are answered; VizWiz takes a file of them all"
         if partial:
-            return Result(None, details, f"{short}, so none was written")
+            return noted(Result(None, details, f"{short}, so none was written"), notes)
         raise FitPruneError(f"{answers}: {short}: answer the rest first")
     if bare := next((question for question in asked if not question.image), None):
         raise FitPruneError(f"{questions}: question {bare.question_id!r} has no image: give {QUESTIONS}")
     write_json(path, [{"image": question.image, "answer": normalise(text[question.question_id])} for question in asked])
-    return Result(None, details, f"{path}: {len(asked)} answers; VizWiz's server scores them", written=(path,))
+    return noted(Result(None, details, f"{path}: {len(asked)} answers; VizWiz's server scores them", written=(path,)), notes)
 
 
 def score(data: Path, answers: Path, out: Path) -> Result:

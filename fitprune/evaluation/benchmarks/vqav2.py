@@ -22,45 +22,47 @@ from ...files import read_bytes
 from ...questions import is_question_id, read_questions
 from ..benchmark import Benchmark, Result
 from ..normalise import normalise
-from ..scoring import printed, tool, write_json
+from ..scoring import Answer, check_known, noted, printed, said, tool, write_json
 
 ASKED = "llava_vqav2_mscoco_test-dev2015.jsonl"
 LISTED = "llava_vqav2_mscoco_test2015.jsonl"
 
 
-def read_whole_lines(path: Path) -> tuple[dict[int | str, str], int]:
-    """Answers by question, and the number of lines that are not JSON.
+def read_whole_lines(path: Path) -> tuple[list[Answer], int]:
+    """The answers of a file, and the number of lines that are not JSON.
 
     Raises:
         FitPruneError: for a file that cannot be read, and a line that is JSON but no answer.
     """
-    said: dict[int | str, str] = {}
-    malformed = 0
+    answers, malformed = [], 0
     for number, line in enumerate(read_bytes(path, "answers file").removesuffix(b"\n").split(b"\n"), start=1):
         try:
             found = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError):
             malformed += 1
             continue
-        question_id, text = (found.get(key) if isinstance(found, dict) else None for key in ("question_id", "text"))
+        question_id, prompt, text = (found.get(key) if isinstance(found, dict) else None for key in ("question_id", "prompt", "text"))
         if not (is_question_id(question_id) and isinstance(text, str)):
             raise FitPruneError(f"answers file {path} line {number} needs question_id and text: give an answers file")
-        said[question_id] = text
-    return said, malformed
+        where = f"answers file {path} line {number}"
+        answers.append(Answer(question_id, prompt if isinstance(prompt, str) else "", text, where))
+    return answers, malformed
 
 
 def submission(listed: Path, answers: Path, path: Path) -> Result:
-    """Writes what is handed in; errors as `read_whole_lines` and `read_questions`, and where no question of the list is answered."""
+    """Writes what is handed in; errors as `read_whole_lines`, `read_questions` and `check_known`."""
     questions = read_questions(listed)
-    said, malformed = read_whole_lines(answers)
-    answered = sum(one.question_id in said for one in questions)
-    if not answered:
+    lines, malformed = read_whole_lines(answers)
+    if not lines:
         raise FitPruneError(f"{answers} answers no question of {listed}: give answers to VQAv2's test questions")
-    write_json(path, [{"question_id": one.question_id, "answer": normalise(said.get(one.question_id, ""))} for one in questions])
+    notes = check_known(lines, {one.question_id: one.text for one in questions}, listed)
+    text = said(lines)
+    answered = sum(one.question_id in text for one in questions)
+    write_json(path, [{"question_id": one.question_id, "answer": normalise(text.get(one.question_id, ""))} for one in questions])
     details: dict[str, float] = {"questions": len(questions), "answered": answered, "malformed lines": malformed}
     torn = f", {malformed} malformed lines passed over" if malformed else ""
     report = f"{path}: {answered} of {len(questions)} questions answered{torn}; VQA's server scores them"
-    return Result(None, details, report, written=(path,))
+    return noted(Result(None, details, report, written=(path,)), notes)
 
 
 def score(data: Path, answers: Path, out: Path) -> Result:

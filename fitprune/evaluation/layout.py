@@ -1,0 +1,126 @@
+"""Benchmark folders as people unpack them: which of their folders count, and where a question's picture is.
+
+Archives are unpacked into a folder of their name (`val2014/val2014`), beside the folder that is expected (`coco/val2014`), by a
+Mac (`__MACOSX`, `._a.jpg`) or with other spellings of a file's ending (`.JPG`, `.jpeg`). `placed` finds the pictures all the
+same, if only one place has them, says so, and names what is missing before a model is loaded.
+
+Left out: pictures of other names or formats, and archives that are not unpacked.
+
+    python -c "from fitprune.evaluation.layout import *; print(*folders_below(Path('playground/data/eval/MME')))"
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+from ..errors import FitPruneError
+from ..questions import Question
+
+DEPTH = 4  # folders below the benchmark's that are looked into
+OURS = ("answers", "answers_upload", "upload", "eval_tool")  # what runs and tools write, never what was unpacked
+SAME = {".jpeg": ".jpg"}  # endings of one format
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of that name was left by an operating system: `__MACOSX`, `.DS_Store`, `._a.txt`."""
+    return name.startswith((".", "__MACOSX"))
+
+
+def folders_below(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """The folder and those in it, nearest first, without litter and what runs write."""
+    level = [folder]
+    for _ in range(depth + 1):
+        yield from level
+        level = [below for one in level for below in _folders(one)]
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError:
+        return []
+    return [folder / name for name in names if name not in OURS and not is_litter(name)]
+
+
+def placed(questions: Sequence[Question], images: Path, data: Path, strict: bool = True) -> tuple[list[Question], list[str]]:
+    """The questions with their pictures where these are, and a line on each folder that was not the expected one.
+
+    Args:
+        images: The image folder, below which the pictures are looked for first.
+        data: The folder below which else they may lie.
+        strict: Else a picture that is not there is left to whoever opens it.
+    Raises:
+        FitPruneError: for pictures that are not there, or in several places; names the first.
+    """
+
+    @cache
+    def names(folder: Path) -> dict[str, list[str]]:
+        """The files of a folder by their comparable names."""
+        found: dict[str, list[str]] = {}
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if not is_litter(entry.name):
+                        found.setdefault(_spelling(entry.name), []).append(entry.name)
+        except OSError:
+            pass
+        return found
+
+    def there(root: Path, image: PurePosixPath) -> str | None:
+        """The picture's path below a root, in the spelling it has there."""
+        same = names(root / image.parent).get(_spelling(image.name), [])
+        name = image.name if image.name in same else same[0] if len(same) == 1 else None
+        return None if name is None else str(image.parent / name)
+
+    @cache
+    def root_of(parent: PurePosixPath, example: PurePosixPath) -> Path:
+        """Where the pictures are that the question file has in a folder, going by the first of them."""
+        if there(images, example):
+            return images
+        found = [root for root in _roots(images, data) if there(root, example)]
+        if len(found) > 1:
+            raise FitPruneError(f"image {example} is in {found[0] / parent} and in {found[1] / parent}: leave one of them there")
+        return found[0] if found else images
+
+    result, missing = [], []
+    examples: dict[PurePosixPath, PurePosixPath] = {}
+    elsewhere: dict[Path, int] = {}
+    respelled = 0
+    for question in questions:
+        if not question.image or question.content is not None:
+            result.append(question)
+            continue
+        image = PurePosixPath(question.image)
+        root = root_of(image.parent, examples.setdefault(image.parent, image))
+        path = there(root, image)
+        if path is None:
+            missing.append(question.image)
+            result.append(question)
+            continue
+        respelled += PurePosixPath(path).name != image.name
+        if root != images:
+            elsewhere[root] = elsewhere.get(root, 0) + 1
+            path = str((root / path).absolute())
+        result.append(replace(question, image=path) if path != str(image) else question)
+    if missing and strict:
+        count = f"{len(missing)} of {len(questions)} questions have no picture"
+        raise FitPruneError(
+            f"no image {images / missing[0]}: {count}; check the image folder (--image-folder), docs/evaluation.md lists it"
+        )
+    notes = [f"{count} images are in {root}, not in {images}" for root, count in elsewhere.items()]
+    return result, notes + ([f"{respelled} images have another spelling of their ending than in the question file"] if respelled else [])
+
+
+def _roots(images: Path, data: Path) -> list[Path]:
+    """Folders that may take the place of the image folder, each once."""
+    return list({path.resolve(): path for folder in (images, data) for path in folders_below(folder)}.values())
+
+
+def _spelling(name: str) -> str:
+    stem, ending = os.path.splitext(name.lower())
+    return stem + SAME.get(ending, ending)
