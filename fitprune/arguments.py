@@ -18,7 +18,7 @@ from .distributed.launch import own_device, started
 from .embedded import MODEL_NAME, embedded
 from .errors import FitPruneError
 from .families import conversation
-from .questions import SAMPLES, Calibration
+from .questions import SAMPLES, Calibration, as_stored, read_questions
 from .recipe import PAPER, RECOMMENDED
 from .schedule.ratio import parse_ratio
 from .schedule.validation import WAYS
@@ -236,4 +236,5 @@ def calibration(args: argparse.Namespace) -> Calibration:
         source = args.question_file
         if data.data.resolve() in Path(source).resolve().parents:
             source, images = data.calibration, data.calibration_images
-    return Calibration(source, images, args.samples, max(getattr(args, "batch_size", 1), 8))
+    read = as_stored(read_questions) if getattr(args, "stored", False) else read_questions
+    return Calibration(source, images, args.samples, max(getattr(args, "batch_size", 1), 8), read)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
@@ -52,6 +52,7 @@ class Question:
         category: The file's free label, if it has one.
         prompt: What the answers file keeps as `prompt`, where that is not the text (`saved` is either).
         content: The image file itself, where the question file holds it; `image` then only names it in messages.
+        stored: Its picture is read as it is stored, not turned upright, as LLaVA's loader reads a benchmark's.
         more: Further fields of its answer line, (name, JSON value) each.
         video: Path of a video relative to the image folder, or None. fps, max_frames: As `read_video`.
     """
@@ -66,6 +67,7 @@ class Question:
     video: str | None = None
     fps: float = FPS
     max_frames: int = MOST
+    stored: bool = False
 
     @property
     def visual(self) -> bool:
@@ -94,6 +96,11 @@ def read_questions(path: str | os.PathLike[str]) -> list[Question]:
     if not questions:
         raise FitPruneError(f"question file {path} holds no questions: give a file with one JSON object per line")
     return questions
+
+
+def as_stored(read: Callable[[Path], list[Question]]) -> Callable[[Path], list[Question]]:
+    """The same way to read questions, with pictures as they are stored: for benchmarks and the paper's scripts."""
+    return lambda path: [replace(question, stored=True) for question in read(path)]
 
 
 def is_question_id(value: object) -> TypeGuard[int | str]:
@@ -205,8 +212,8 @@ def open_image(question: Question, image_folder: str | Path, pixels: bool = True
         FitPruneError: unreadable image.
     """
     if question.content is not None:
-        return read_image(str(question.image), pixels, question.content)
-    return read_image(Path(image_folder) / str(question.image), pixels)
+        return read_image(str(question.image), pixels, question.content, question.stored)
+    return read_image(Path(image_folder) / str(question.image), pixels, stored=question.stored)
 
 
 def shown(question: Question, image_folder: str | Path, pixels: bool = True) -> list[Visual]:

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     output = _output(args, benchmark)
     workers: WorkerGroup = args.workers
     workers.first(partial(check_writable, output))
-    read = benchmark.read if benchmark else read_questions
+    read = benchmark.asked if benchmark else read_questions
     given = read(Path(args.question_file))
     questions = benchmark.first(given, args.limit) if benchmark else given[: args.limit]
     if args.scores and args.score:

@@ -205,4 +205,5 @@ def statistical_analysis(argv: Sequence[str] | None = None, model: str = MODEL_N
     add_options(made, model, WAYS[0])
     made.add_argument("--num-chunks", type=arguments.positive, default=1, help="kept for compatibility; fitting uses all of --samples")
     made.add_argument("--chunk-idx", type=int, default=0, help="kept for compatibility")
+    made.set_defaults(stored=True)  # pictures, as the original reads them
     return entry.guarded(run, made, argv, together=entry.always)

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     for name, benchmark in benchmarks.items():
         settings = {"batch_size": args.batch_size, "overwrite": args.overwrite, **decoding}
         settings["max_new_tokens"] = args.max_new_tokens or benchmark.max_new_tokens
-        questions = benchmark.first(benchmark.read(folders[name] / benchmark.questions), args.limit)
+        questions = benchmark.first(benchmark.asked(folders[name] / benchmark.questions), args.limit)
         points += run_benchmark(vlm, benchmark, folders[name], questions, runs, output, notes, settings, workers)
         workers.first(partial(write, output, points, notes, about, compared))  # as far as it goes
     if workers.leads:
@@ -137,7 +137,7 @@ def _calibration(args: argparse.Namespace, benchmark: Benchmark, data: Path) -> 
         return Calibration(args.calibration_file, images, args.samples, batch)
     if args.model_path in MODELS:
         return Calibration.shipped(args.samples, batch)
-    return Calibration(data / benchmark.questions, data / benchmark.images, args.samples, batch, benchmark.read)
+    return Calibration(data / benchmark.questions, data / benchmark.images, args.samples, batch, benchmark.asked)
 
 
 def _draw(points: Sequence[Point], output: Path, varied: Mapping[str, Mapping[str, str]]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from .. import arguments, entry
 from ..embedded import MODEL_NAME
 from ..families import load
-from ..questions import Question, chunk, read_questions
+from ..questions import Question, as_stored, chunk, read_questions
 from ..resolve import resolve
 from .answer import answer
 
@@ -36,11 +36,13 @@ def parser(model: str = MODEL_NAME) -> argparse.ArgumentParser:
     parser.add_argument("--num-chunks", type=int, default=1, help="split the questions into this many consecutive parts")
     parser.add_argument("--chunk-idx", type=int, default=0, help="which part to answer, from 0")
     parser.add_argument("--overwrite", action="store_true", help="start the answers file anew")
+    parser.set_defaults(stored=True)  # pictures, as the original reads them
     return parser
 
 
 def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_questions) -> int:
     """Answers the questions, reading their file with `read`; returns the exit code."""
+    read = as_stored(read)
     questions = chunk(read(Path(args.question_file)), args.num_chunks, args.chunk_idx)
     vlm = load(args.model_path, **arguments.load_options(args))
     ratio = args.reduction_ratio if any(question.visual for question in questions) else 0.0  # text has nothing to prune
