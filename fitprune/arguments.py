@@ -176,6 +176,11 @@ def add_calibration(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--samples", type=positive, default=SAMPLES, help="how many of them to observe")
 
 
+def add_strict(container: argparse._ActionsContainer) -> None:
+    """What becomes of questions whose pictures cannot be used (evaluation/usable.py)."""
+    container.add_argument("--strict", action="store_true", help="stop at a picture that cannot be used, instead of skipping its question")
+
+
 def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
     group.add_argument("--temperature", type=number(0, 100), default=DEFAULTS["temperature"], help="0 is greedy")

@@ -53,6 +53,7 @@ class Question:
         prompt: What the answers file keeps as `prompt`, where that is not the text (`saved` is either).
         content: The image file itself, where the question file holds it; `image` then only names it in messages.
         stored: Its picture is read as it is stored, not turned upright, as LLaVA's loader reads a benchmark's.
+        unusable: Why its picture cannot be used, so that it is not asked (evaluation/usable.py).
         more: Further fields of its answer line, (name, JSON value) each.
         video: Path of a video relative to the image folder, or None. fps, max_frames: As `read_video`.
     """
@@ -68,11 +69,12 @@ class Question:
     fps: float = FPS
     max_frames: int = MOST
     stored: bool = False
+    unusable: str = ""
 
     @property
     def visual(self) -> bool:
         """Whether there is anything to look at, and so to prune."""
-        return bool(self.image or self.video)
+        return bool(self.image or self.video) and not self.unusable
 
     @property
     def saved(self) -> str:
@@ -82,7 +84,11 @@ class Question:
 
 def questions_digest(questions: Sequence[Question]) -> bytes:
     """What tells lists of questions apart: ids, images, videos and texts."""
-    return json.dumps([(q.question_id, q.image, q.text, *([q.video, q.fps, q.max_frames] if q.video else [])) for q in questions]).encode()
+
+    def told(q: Question) -> list[Any]:
+        return [q.question_id, q.image, q.text, *([q.video, q.fps, q.max_frames] if q.video else []), *(["skipped"] if q.unusable else [])]
+
+    return json.dumps([told(question) for question in questions]).encode()
 
 
 def read_questions(path: str | os.PathLike[str]) -> list[Question]:

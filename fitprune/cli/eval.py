@@ -41,6 +41,7 @@ EXAMPLES = """examples:
   fitprune eval --benchmark gqa --scores fitprune cross random
   fitprune eval --benchmark mme --model-path llava-hf/llava-1.5-7b-hf --reduction-ratio 60 --data playground/data/eval/MME
 """
+COUNTED = "answered with nothing, which counts as wrong"
 SHARED = True  # the processes of torchrun or accelerate launch share the work
 
 
@@ -75,6 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--playground answers/ in the benchmark's folder there",
     )
     parser.add_argument("--limit", type=arguments.positive, default=None, help="only the first so many questions")
+    arguments.add_strict(parser)
     parser.add_argument("--no-dense", action="store_true", help="leave the dense run out")
     parser.add_argument("--overwrite", action="store_true", help="answer anew instead of continuing")
     group = parser.add_argument_group("several processes")
@@ -87,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     """Answers, scores and prints; returns the exit code."""
     from ..evaluation.compare import answer_chunk, compare, plan
     from ..evaluation.rows import table
+    from ..evaluation.usable import screen, screened, skipped_line
     from ..families import load
     from ..studies.judge import DriftJudge, journal_in
 
@@ -110,6 +113,8 @@ def run(args: argparse.Namespace) -> int:
     if chunked and workers.size > 1:
         raise FitPruneError("--num-chunks is for processes that are started one by one: under torchrun or accelerate leave it out")
     vlm = load(args.model_path, **arguments.load_options(args))
+    questions = screen(vlm, questions, args.image_folder, args.strict, workers.leads)
+    calibration = screened(vlm, calibration, args.strict, workers.leads)
 
     def judge() -> DriftJudge:
         return DriftJudge(vlm, calibration, journal=journal_in(output, vlm, calibration), workers=workers)
@@ -136,6 +141,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"{row.name}:", row.report.rstrip(), sep="\n", end="\n\n")
     print(f"{vlm.name} on {len(questions)} questions of {args.question_file}")
     print(table(rows))
+    if skipped := skipped_line(questions, COUNTED):
+        print(skipped)
     return 0
 
 

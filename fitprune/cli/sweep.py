@@ -65,6 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--calibration-images", default=None, help="where the calibration file's images are")
     arguments.add_generation(parser)
     parser.set_defaults(batch_size=8, max_new_tokens=None)
+    arguments.add_strict(parser)
     parser.add_argument("--output", default="runs/sweep", help="folder for everything; a rerun continues there")
     parser.add_argument("--overwrite", action="store_true", help="observe and answer anew instead of continuing")
 
@@ -84,12 +85,14 @@ def run(args: argparse.Namespace) -> int:
     calibration = _calibration(args, next(iter(benchmarks.values())), next(iter(folders.values())))
     methods = _methods(args, calibration)
     from ..calibrate import kept_statistics
+    from ..evaluation.usable import screen, screened, skipped_line
     from ..families import load
     from ..studies.sweep import run_benchmark, schedule_runs
     from ..studies.sweep_table import markdown, write
 
     vlm = load(args.model_path, **arguments.load_options(args))
     workers: WorkerGroup = args.workers
+    calibration = screened(vlm, calibration, args.strict, workers.leads)
     pruned = [ratio for ratio in dict.fromkeys(args.ratios) if ratio]
     stats = kept_statistics(vlm, calibration, output, args.overwrite, workers) if pruned else None
     suffix = f"-first{args.limit}" if args.limit else ""
@@ -101,6 +104,9 @@ def run(args: argparse.Namespace) -> int:
         settings = {"batch_size": args.batch_size, "overwrite": args.overwrite, **decoding}
         settings["max_new_tokens"] = args.max_new_tokens or benchmark.max_new_tokens
         questions = benchmark.first(benchmark.asked(folders[name] / benchmark.questions), args.limit)
+        questions = screen(vlm, questions, folders[name] / benchmark.images, args.strict, workers.leads)
+        if skipped := skipped_line(questions, "answered with nothing, which counts as wrong"):
+            notes.append(f"{name}: {skipped}")
         points += run_benchmark(vlm, benchmark, folders[name], questions, runs, output, notes, settings, workers)
         workers.first(partial(write, output, points, notes, about, compared))  # as far as it goes
     if workers.leads:

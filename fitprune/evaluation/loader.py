@@ -20,6 +20,7 @@ from ..families import load
 from ..questions import Question, as_stored, chunk, read_questions
 from ..resolve import resolve
 from .answer import answer
+from .usable import screen, screened, skipped_line
 
 
 def parser(model: str = MODEL_NAME) -> argparse.ArgumentParser:
@@ -36,6 +37,7 @@ def parser(model: str = MODEL_NAME) -> argparse.ArgumentParser:
     parser.add_argument("--num-chunks", type=int, default=1, help="split the questions into this many consecutive parts")
     parser.add_argument("--chunk-idx", type=int, default=0, help="which part to answer, from 0")
     parser.add_argument("--overwrite", action="store_true", help="start the answers file anew")
+    arguments.add_strict(parser)
     parser.set_defaults(stored=True)  # pictures, as the original reads them
     return parser
 
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_
     calibration = arguments.calibration(args)
     if calibration.question_file == args.question_file:  # fitted on the questions themselves: read alike
         calibration = replace(calibration, read=read)
+    questions = screen(vlm, questions, args.image_folder, args.strict, args.workers.leads)
+    calibration = screened(vlm, calibration, args.strict, args.workers.leads)
     (choice,) = resolve(
         vlm, [ratio], calibration, recipe_file=args.recipe, refit=args.overwrite, workers=args.workers,
         keep_at=lambda ratio, _: f"{args.answers_file}.r{100 * ratio:.6g}.recipe.json",
@@ -60,6 +64,8 @@ def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_
     )  # fmt: skip
     again = f", {done.resumed} were there already" if done.resumed else ""
     print(f"{done.path}: {done.answered} answers written{again}")
+    if skipped := skipped_line(questions, "answered with nothing"):
+        print(skipped)
     return 0
 
 

@@ -132,9 +132,12 @@ def evaluate(labels: Path, questions: Path, answers: Path) -> tuple[list[Split],
         split = category[answer.question_id]
         if split is None or split not in said:
             continue
-        yes, right = says_yes(answer.text), truth[split]
+        right = truth[split]
         if len(said[split]) == len(right):
             raise FitPruneError(f"{answers} has more answers to {split!r} than the {len(right)} labels: score one run")
+        yes = says_yes(answer.text)
+        if answer.skipped:  # the official rule would take nothing for yes
+            yes = not right[len(said[split])]
         worth.append(float(yes == right[len(said[split])]))
         said[split].append(yes)
     if not worth:
