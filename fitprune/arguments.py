@@ -18,7 +18,7 @@ from .distributed.launch import own_device, started
 from .embedded import MODEL_NAME, embedded
 from .errors import FitPruneError
 from .families import conversation
-from .questions import SAMPLES, Calibration
+from .questions import SAMPLES, Calibration, as_stored, read_questions
 from .recipe import PAPER, RECOMMENDED
 from .schedule.ratio import parse_ratio
 from .schedule.validation import WAYS
@@ -176,6 +176,11 @@ def add_calibration(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--samples", type=positive, default=SAMPLES, help="how many of them to observe")
 
 
+def add_strict(container: argparse._ActionsContainer) -> None:
+    """What becomes of questions whose pictures cannot be used (evaluation/usable.py)."""
+    container.add_argument("--strict", action="store_true", help="stop at a picture that cannot be used, instead of skipping its question")
+
+
 def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
     group.add_argument("--temperature", type=number(0, 100), default=DEFAULTS["temperature"], help="0 is greedy")
@@ -236,4 +241,5 @@ def calibration(args: argparse.Namespace) -> Calibration:
         source = args.question_file
         if data.data.resolve() in Path(source).resolve().parents:
             source, images = data.calibration, data.calibration_images
-    return Calibration(source, images, args.samples, max(getattr(args, "batch_size", 1), 8))
+    read = as_stored(read_questions) if getattr(args, "stored", False) else read_questions
+    return Calibration(source, images, args.samples, max(getattr(args, "batch_size", 1), 8), read)

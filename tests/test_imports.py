@@ -28,7 +28,6 @@ FLOORS = (  # from the ground up; what stands on one floor does not import its n
     ("checkpoints",),
     ("llava_hr",),
     ("families",),
-    ("official",),
     ("questions",),
     ("calibrate",),
     ("resolve",),
@@ -37,7 +36,7 @@ FLOORS = (  # from the ground up; what stands on one floor does not import its n
     ("studies",),
     ("bench",),
     ("web",),
-    ("lmms", "vllm"),
+    ("lmms", "vllm", "serve"),
     ("cli",),
 )
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

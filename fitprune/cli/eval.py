@@ -45,6 +45,7 @@ EXAMPLES = """examples:
   fitprune eval --benchmark gqa --scores fitprune cross random
   fitprune eval --benchmark mme --model-path llava-hf/llava-1.5-7b-hf --reduction-ratio 60 --data playground/data/eval/MME
 """
+COUNTED = "answered with nothing, which counts as wrong"
 SHARED = True  # the processes of torchrun or accelerate launch share the work
 
 
@@ -84,6 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--playground answers/ in the benchmark's folder there",
     )
     parser.add_argument("--limit", type=arguments.positive, default=None, help="only the first so many questions")
+    arguments.add_strict(parser)
     parser.add_argument("--no-dense", action="store_true", help="leave the dense run out")
     parser.add_argument("--overwrite", action="store_true", help="answer anew instead of continuing")
     group = parser.add_argument_group("several processes")
@@ -96,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     """Answers, scores and prints; returns the exit code."""
     from ..evaluation.compare import answer_chunk, compare, plan
     from ..evaluation.rows import table
+    from ..evaluation.usable import screen, screened, skipped_line
     from ..families import load
     from ..studies.judge import DriftJudge, journal_in
 
@@ -104,12 +107,12 @@ def run(args: argparse.Namespace) -> int:
     output = _output(args, benchmark)
     workers: WorkerGroup = args.workers
     workers.first(partial(check_writable, output))
-    read = benchmark.read if benchmark else read_questions
+    read = benchmark.asked if benchmark else read_questions
     given = read(Path(args.question_file))
     questions = benchmark.first(given, args.limit) if benchmark else given[: args.limit]
     images = Path(args.image_folder)
     among = images if own_images or benchmark is None else data
-    questions, notes = placed(questions, images, among)
+    questions, notes = placed(questions, images, among, "any" if args.strict else "folders")
     if benchmark:
         workers.first(partial(rehearse, benchmark, data, questions))
     if workers.leads:
@@ -127,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
     if chunked and workers.size > 1:
         raise FitPruneError("--num-chunks is for processes that are started one by one: under torchrun or accelerate leave it out")
     vlm = load(args.model_path, **arguments.load_options(args))
+    questions = screen(vlm, questions, args.image_folder, args.strict, workers.leads)
+    calibration = screened(vlm, calibration, args.strict, workers.leads)
 
     def judge() -> DriftJudge:
         return DriftJudge(vlm, calibration, journal=journal_in(output, vlm, calibration), workers=workers)
@@ -153,6 +158,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"{row.name}:", row.report.rstrip(), sep="\n", end="\n\n")
     print(f"{vlm.name} on {len(questions)} questions of {args.question_file}")
     print(table(rows))
+    if skipped := skipped_line(questions, COUNTED):
+        print(skipped)
     return 0
 
 

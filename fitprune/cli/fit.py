@@ -68,12 +68,14 @@ def add_options(fit: argparse.ArgumentParser, model: str = MODEL_NAME, way: str 
         "--absorb", type=arguments.number(0, 1), default=None, metavar="COSINE",
         help="let deleted tokens live on in survivors whose values are as like theirs, 0.8 (not with flash attention)",
     )  # fmt: skip
+    arguments.add_strict(fit)
     fit.add_argument("--replay", action="store_true", help="the released script's search, which runs the model again at every step")
 
 
 def run(args: argparse.Namespace) -> int:
     """Fits, prints and keeps the recipes; returns the exit code."""
     from ..calibrate import observe_timed
+    from ..evaluation.usable import screened
     from ..families import load
     from ..fit import fit_all
     from ..stats import AttentionStats
@@ -94,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         if by == "drift":
             check_enough(len(calibration.questions()))  # before the model is loaded
         vlm = load(args.model_path, **arguments.load_options(args))
+        calibration = screened(vlm, calibration, args.strict, workers.leads)
         stats, seconds = observe_timed(vlm, calibration, workers=workers)
         recipes = fit_all(stats, None, args.reduction_ratio, args.criterion or CRITERIA[0], absorb=args.absorb)
     chosen: dict[float, Chosen] = {}
@@ -146,6 +149,7 @@ def _way(args: argparse.Namespace) -> str:
 
 
 def _replay(args: argparse.Namespace) -> int:
+    from ..evaluation.usable import screened
     from ..families import load
     from ..studies.replay import replay
 
@@ -160,7 +164,7 @@ def _replay(args: argparse.Namespace) -> int:
         if given:
             raise FitPruneError(f"--replay is the released script's search, which has no {flag}: leave one of them out")
     vlm = load(args.model_path, **arguments.load_options(args))
-    calibration = arguments.calibration(args)
+    calibration = screened(vlm, arguments.calibration(args), args.strict)
     samples = [encode_questions(vlm, [q], calibration.image_folder) for q in calibration.questions()]
     for ratio in args.reduction_ratio:
         recipe, _ = replay(vlm.model, samples, ratio)
@@ -205,4 +209,5 @@ def statistical_analysis(argv: Sequence[str] | None = None, model: str = MODEL_N
     add_options(made, model, WAYS[0])
     made.add_argument("--num-chunks", type=arguments.positive, default=1, help="kept for compatibility; fitting uses all of --samples")
     made.add_argument("--chunk-idx", type=int, default=0, help="kept for compatibility")
+    made.set_defaults(stored=True)  # pictures, as the original reads them
     return entry.guarded(run, made, argv, together=entry.always)

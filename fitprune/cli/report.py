@@ -58,11 +58,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=arguments.positive, default=None, help="only the first so many questions")
     parser.add_argument("--max_new_tokens", "--max-new-tokens", type=arguments.positive, default=arguments.DEFAULTS["max_new_tokens"])
     parser.add_argument("--batch-size", type=arguments.positive, default=8, help="questions at a time")
+    arguments.add_strict(parser)
     parser.add_argument("--json", default=None, metavar="FILE", help="also write all figures and the changed answers there")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; returns the exit code."""
+    from ..evaluation.usable import screen, screened, skipped_line
     from ..families import load
     from ..resolve import resolve
     from ..studies.against_dense import compare_to_dense
@@ -78,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
     if not questions:
         raise FitPruneError(f"{args.question_file} has no question with an image, so there is nothing to prune: give others")
     vlm = load(args.model_path, **arguments.load_options(args))
-    calibration = arguments.calibration(args)
+    screening = screen(vlm, questions, args.image_folder, args.strict, workers.leads)
+    questions = [question for question in screening if question.visual]
+    calibration = screened(vlm, arguments.calibration(args), args.strict, workers.leads)
     choices = resolve(
         vlm, sorted(args.reduction_ratio), calibration, recipe_file=args.recipe, by=by, score=None if args.score else RECOMMENDED,
         judge=lambda: DriftJudge(vlm, calibration, workers=workers), workers=workers,
@@ -93,15 +97,18 @@ def run(args: argparse.Namespace) -> int:
     if args.json and workers.leads:
         figures = {
             "model": vlm.name, "question_file": str(args.question_file), "questions": len(questions),
-            "without_picture": len(given) - len(questions), "score": scores, "max_new_tokens": args.max_new_tokens,
+            "without_picture": len(given) - len(screening), "skipped": len(screening) - len(questions),
+            "score": scores, "max_new_tokens": args.max_new_tokens,
             "confidence": CONFIDENCE, "at_most": args.at_most, "advice": advised.name if advised else None,
             "rows": [asdict(row) for row in rows],
         }  # fmt: skip
         write_atomically(args.json, json.dumps(figures, indent=1).encode())
     print(f"{vlm.name} on {len(questions)} questions of {args.question_file}, pruned by score {scores}")
-    if len(given) > len(questions):
-        print(f"left out: {len(given) - len(questions)} without an image")
+    if len(given) > len(screening):
+        print(f"left out: {len(given) - len(screening)} without an image")
     print(*(f"{row.name}: {row.source}" for row in rows), "", table(rows), "", advice(advised, args.at_most), sep="\n")
+    if skipped := skipped_line(screening, "all figures are of the others"):
+        print(skipped)
     return 0
 
 

@@ -67,6 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--calibration-images", default=None, help="where the calibration file's images are")
     arguments.add_generation(parser)
     parser.set_defaults(batch_size=8, max_new_tokens=None)
+    arguments.add_strict(parser)
     parser.add_argument("--output", default="runs/sweep", help="folder for everything; a rerun continues there")
     parser.add_argument("--overwrite", action="store_true", help="observe and answer anew instead of continuing")
 
@@ -82,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
     asked: dict[str, list[Question]] = {}
     for name, benchmark in benchmarks.items():
         benchmark.check(data := folders[name])
-        given = benchmark.first(benchmark.read(data / benchmark.questions), args.limit)
-        asked[name], notes = placed(given, data / benchmark.images, data)
+        given = benchmark.first(benchmark.asked(data / benchmark.questions), args.limit)
+        asked[name], notes = placed(given, data / benchmark.images, data, "any" if args.strict else "folders")
         args.workers.first(partial(rehearse, benchmark, data, asked[name]))
         if args.workers.leads:
             print(*notes, sep="\n", end="\n" if notes else "")
@@ -92,12 +93,14 @@ def run(args: argparse.Namespace) -> int:
     calibration = _calibration(args, next(iter(benchmarks.values())), next(iter(folders.values())))
     methods = _methods(args, calibration)
     from ..calibrate import kept_statistics
+    from ..evaluation.usable import screen, screened, skipped_line
     from ..families import load
     from ..studies.sweep import run_benchmark, schedule_runs
     from ..studies.sweep_table import markdown, write
 
     vlm = load(args.model_path, **arguments.load_options(args))
     workers: WorkerGroup = args.workers
+    calibration = screened(vlm, calibration, args.strict, workers.leads)
     pruned = [ratio for ratio in dict.fromkeys(args.ratios) if ratio]
     stats = kept_statistics(vlm, calibration, output, args.overwrite, workers) if pruned else None
     suffix = f"-first{args.limit}" if args.limit else ""
@@ -108,7 +111,10 @@ def run(args: argparse.Namespace) -> int:
     for name, benchmark in benchmarks.items():
         settings = {"batch_size": args.batch_size, "overwrite": args.overwrite, **decoding}
         settings["max_new_tokens"] = args.max_new_tokens or benchmark.max_new_tokens
-        points += run_benchmark(vlm, benchmark, folders[name], asked[name], runs, output, notes, settings, workers)
+        questions = screen(vlm, asked[name], folders[name] / benchmark.images, args.strict, workers.leads)
+        if skipped := skipped_line(questions, "answered with nothing, which counts as wrong"):
+            notes.append(f"{name}: {skipped}")
+        points += run_benchmark(vlm, benchmark, folders[name], questions, runs, output, notes, settings, workers)
         workers.first(partial(write, output, points, notes, about, compared))  # as far as it goes
     if workers.leads:
         print(markdown(points, notes, about, compared))
@@ -145,7 +151,7 @@ def _calibration(args: argparse.Namespace, benchmark: Benchmark, data: Path) -> 
     if args.model_path in MODELS:
         return Calibration.shipped(args.samples, batch)
     images = data / benchmark.images
-    return Calibration(data / benchmark.questions, images, args.samples, batch, with_pictures(benchmark.read, images, data))
+    return Calibration(data / benchmark.questions, images, args.samples, batch, with_pictures(benchmark.asked, images, data))
 
 
 def _draw(points: Sequence[Point], output: Path, varied: Mapping[str, Mapping[str, str]]) -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ..families import VLM
+from ..images.reading import as_rgb
 from ..observe import observe
 from ..prune import prune
 from ..recipe import Recipe
@@ -55,6 +56,7 @@ class Asked:
 
 def ask(vlm: VLM, image: Image.Image, question: str, recipe: Recipe, score: str | None = None, max_new_tokens: int = 128) -> Asked:
     """Asks twice, greedily: all that the user says, instructions included, without `<image>`. FitPruneError for another model's recipe."""
+    image = as_rgb(image)
     where = places(vlm, image)  # where nothing can be drawn, nothing need be asked
     inputs = vlm.encode([(vlm.prompt(question), [image])])
     dense = vlm.generate(inputs, max_new_tokens=max_new_tokens)[0]
@@ -68,4 +70,4 @@ def ask(vlm: VLM, image: Image.Image, question: str, recipe: Recipe, score: str 
 @torch.inference_mode()
 def watch(vlm: VLM, image: Image.Image, question: str) -> AttentionStats:
     """The attention that the image's tokens receive from the question and from each other in the dense model; one sample."""
-    return observe(vlm.model, [vlm.encode([(vlm.prompt(question), [image])], "right")], name=vlm.name, progress=False)
+    return observe(vlm.model, [vlm.encode([(vlm.prompt(question), [as_rgb(image)])], "right")], name=vlm.name, progress=False)

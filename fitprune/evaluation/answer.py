@@ -1,8 +1,9 @@
 """questions → answers file: ask a loaded checkpoint every question, in batches, pruned or not.
 
-Answers are written batch by batch in question order and a rerun continues where the file ends (answers.py). A damaged
-image stops the run with its name; what was answered before stays. Per batch the surviving visual tokens of each
-layer are counted from the trace, so that what was really kept is reported, not what the recipe promised.
+Answers are written batch by batch in question order and a rerun continues where the file ends (answers.py). A question that was found
+unusable (usable.py) is answered with nothing; any other damaged image stops the run with its name, and what was answered stays. Per
+batch the surviving visual tokens of each layer are counted from the trace, so that what was really kept is reported, not what the
+recipe promised.
 
     python -m fitprune.evaluation.loader --help
 """
@@ -51,7 +52,7 @@ class Reduction(Protocol):
 
 @dataclass
 class AnswerRun:
-    """What a run did: `answered` now, `resumed` from before; seconds of generation only.
+    """What a run did: `answered` now, `skipped` now, `resumed` from before; seconds of generation only.
 
     `visual_tokens` and `alive` (after each layer) are averages over the questions that have an image or a video.
     """
@@ -62,6 +63,7 @@ class AnswerRun:
     seconds: float = 0.0
     visual_tokens: float = 0.0
     alive: list[float] = field(default_factory=list)
+    skipped: int = 0
 
     @property
     def milliseconds(self) -> float | None:
@@ -120,6 +122,8 @@ def answer(
         def opened() -> int:
             files.append(AnswersFile(path, questions, model_id(vlm.name), overwrite, metadata=settings))
             stack.enter_context(files[0])
+            if files[0].mended:
+                print(f"{path}: {files[0].mended} questions were skipped earlier whose pictures can be used now: --overwrite asks them")
             return files[0].done
 
         def ask(inputs: dict[str, Tensor]) -> dict[str, Any]:
@@ -135,7 +139,20 @@ def answer(
         workers.check_same("options", repr((batch_size, settings)).encode())
         run.resumed = workers.first(opened)
         left = list(questions[run.resumed :])
-        batches = [left[at : at + batch_size] for at in range(0, len(left), batch_size)]
+        run.skipped = sum(bool(question.unusable) for question in left)
+        asked_of = [question for question in left if not question.unusable]
+        batches = [asked_of[at : at + batch_size] for at in range(0, len(asked_of), batch_size)]
+
+        def write(texts: Sequence[str]) -> None:
+            """Answers to the next questions that are asked, after those that are skipped on the way."""
+            for file in files:
+                lines: list[str | None] = []
+                for text in texts:
+                    lines += [None] * _skipped(file.questions[file.done + len(lines) :])
+                    lines.append(text)
+                file.write(lines + [None] * _skipped(file.questions[file.done + len(lines) :]))
+
+        write([])
         bar = stack.enter_context(
             tqdm(
                 total=len(questions), initial=run.resumed, desc=f"answering {run.path.name}", unit="q",
@@ -143,8 +160,7 @@ def answer(
             )
         )  # fmt: skip
         for found in workers.in_order(batches, partial(encode_questions, asked, image_folder=image_folder), ask):
-            for file in files:
-                file.write(found["texts"])
+            write(found["texts"])
             if kept := found["kept"]:
                 sums = [a + b for a, b in zip(sums or [0.0] * len(kept), kept, strict=True)]
             run.visual_tokens += found["visual"]
@@ -156,6 +172,11 @@ def answer(
         run.alive = [value / illustrated for value in sums]
         run.visual_tokens /= illustrated
     return run
+
+
+def _skipped(questions: Sequence[Question]) -> int:
+    """How many questions are skipped before the first that is asked."""
+    return next((number for number, question in enumerate(questions) if not question.unusable), len(questions))
 
 
 def _digest(recipe: Recipe) -> str:

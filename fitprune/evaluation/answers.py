@@ -29,6 +29,8 @@ from ..errors import FitPruneError
 from ..files import lock
 from ..questions import Question
 
+SKIPPED = "skipped"  # in the metadata of a line without an answer: why its question was not asked
+
 
 def model_id(model_path: str) -> str:
     """The name that answer lines carry for a model: the last part of its path, or `parent_checkpoint-N`."""
@@ -45,6 +47,7 @@ class AnswersFile:
         path: The file. Missing folders above it are created.
         questions: All questions that the finished file answers.
         done: How many of them are answered; the next `write` answers `questions[done]`.
+        mended: How many of these were skipped although their pictures can be used now.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class AnswersFile:
         """
         self.path = Path(path)
         self.questions = list(questions)
-        self.done = 0
+        self.done = self.mended = 0
         self._model_id = model_id
         self._metadata: dict[str, Any] = json.loads(json.dumps(dict(metadata or {})))
         self._file: BinaryIO | None = None
@@ -95,8 +98,8 @@ class AnswersFile:
         """The questions that are still to be answered, in order."""
         return self.questions[self.done :]
 
-    def write(self, texts: Sequence[str]) -> None:
-        """Append the answers to the next `len(texts)` questions; they are on disk when this returns.
+    def write(self, texts: Sequence[str | None]) -> None:
+        """Append the answers to the next `len(texts)` questions, None for one that is skipped; they are on disk when this returns.
 
         Raises:
             ValueError: for more answers than there are questions left, or a closed file (a caller's mistake).
@@ -137,15 +140,15 @@ class AnswersFile:
             data = data[self._file.write(data) :]
         os.fsync(self._file.fileno())
 
-    def _line(self, question: Question, text: str) -> bytes:
+    def _line(self, question: Question, text: str | None) -> bytes:
         entry = {
             "question_id": question.question_id,
             "prompt": question.saved,
-            "text": text,
+            "text": text or "",
             **dict(question.more),
             "answer_id": shortuuid.uuid(),
             "model_id": self._model_id,
-            "metadata": self._metadata,
+            "metadata": self._metadata if text is not None else {**self._metadata, SKIPPED: question.unusable},
         }
         return json.dumps(entry).encode() + b"\n"
 
@@ -181,8 +184,10 @@ class AnswersFile:
             raise self._refusal(f"has another {' or '.join(key for key, _ in question.more)} than the question")
         if entry.get("model_id") != self._model_id:
             raise self._refusal(f"comes from model {entry.get('model_id')!r}, not {self._model_id!r}")
-        if (entry.get("metadata") or {}) != self._metadata:
+        metadata = entry.get("metadata") or {}
+        if (dict(metadata, **{SKIPPED: ""}) if isinstance(metadata, dict) else metadata) != {**self._metadata, SKIPPED: ""}:
             raise self._refusal(f"comes from a run with metadata {entry.get('metadata')!r}, not {self._metadata!r}")
+        self.mended += SKIPPED in metadata and not question.unusable
 
     def _is_torn_answer(self, tail: bytes) -> bool:
         """Whether an unfinished last line can be the beginning of the next answer (else it is somebody's data)."""

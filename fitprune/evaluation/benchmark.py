@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import FitPruneError
-from ..questions import Question, read_questions
+from ..questions import Question, as_stored, read_questions
 
 PLAYGROUND = "playground/data/eval"  # where LLaVA's scripts look for benchmarks
 
@@ -66,6 +66,10 @@ class Benchmark:
     read: Callable[[Path], list[Question]] = read_questions
     max_new_tokens: int = 128
     group: int = 1
+
+    def asked(self, path: Path) -> list[Question]:
+        """The questions of a file, with pictures as LLaVA's loader reads them."""
+        return as_stored(self.read)(path)
 
     def first(self, questions: Sequence[Question], limit: int | None) -> list[Question]:
         """About so many of the questions, the first ones, with none that needs another left alone; None for all."""

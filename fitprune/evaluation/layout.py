@@ -16,12 +16,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from ..errors import FitPruneError
 from ..questions import Question
 
 DEPTH = 4  # folders below the benchmark's that are looked into
 OURS = ("answers", "answers_upload", "upload", "eval_tool")  # what runs and tools write, never what was unpacked
+Missing = Literal["any", "folders", "nothing"]  # pictures that are not there: what is refused
 SAME = {".jpeg": ".jpg"}  # endings of one format
 
 
@@ -47,15 +49,16 @@ def _folders(folder: Path) -> list[Path]:
     return [folder / name for name in names if name not in OURS and not is_litter(name)]
 
 
-def placed(questions: Sequence[Question], images: Path, data: Path, strict: bool = True) -> tuple[list[Question], list[str]]:
+def placed(questions: Sequence[Question], images: Path, data: Path, refuse: Missing = "any") -> tuple[list[Question], list[str]]:
     """The questions with their pictures where these are, and a line on each folder that was not the expected one.
 
     Args:
         images: The image folder, below which the pictures are looked for first.
         data: The folder below which else they may lie.
-        strict: Else a picture that is not there is left to whoever opens it.
+        refuse: Whether any picture that is not there is an error; or only a folder none of whose pictures is there, as a wrong layout
+            has it (a lone one may have been lost, and skips its question later: usable.py); or nothing, left to whoever opens it.
     Raises:
-        FitPruneError: for pictures that are not there, or in several places; names the first.
+        FitPruneError: for such pictures, and those that are in several places; names the first.
     """
 
     @cache
@@ -87,7 +90,9 @@ def placed(questions: Sequence[Question], images: Path, data: Path, strict: bool
             raise FitPruneError(f"image {example} is in {found[0] / parent} and in {found[1] / parent}: leave one of them there")
         return found[0] if found else images
 
-    result, missing = [], []
+    result: list[Question] = []
+    missing: dict[PurePosixPath, list[str]] = {}  # by the question file's folder
+    found: set[PurePosixPath] = set()
     examples: dict[PurePosixPath, PurePosixPath] = {}
     elsewhere: dict[Path, int] = {}
     respelled = 0
@@ -99,18 +104,20 @@ def placed(questions: Sequence[Question], images: Path, data: Path, strict: bool
         root = root_of(image.parent, examples.setdefault(image.parent, image))
         path = there(root, image)
         if path is None:
-            missing.append(question.image)
+            missing.setdefault(image.parent, []).append(question.image)
             result.append(question)
             continue
+        found.add(image.parent)
         respelled += PurePosixPath(path).name != image.name
         if root != images:
             elsewhere[root] = elsewhere.get(root, 0) + 1
             path = str((root / path).absolute())
         result.append(replace(question, image=path) if path != str(image) else question)
-    if missing and strict:
-        count = f"{len(missing)} of {len(questions)} questions have no picture"
+    whole = [names for parent, names in missing.items() if parent not in found and (len({*names}) > 1 or not found)]
+    if refused := list(missing.values()) if refuse == "any" else whole if refuse == "folders" else []:
+        count = f"{sum(map(len, missing.values()))} of {len(questions)} questions have no picture"
         raise FitPruneError(
-            f"no image {images / missing[0]}: {count}; check the image folder (--image-folder), docs/evaluation.md lists it"
+            f"no image {images / refused[0][0]}: {count}; check the image folder (--image-folder), docs/evaluation.md lists it"
         )
     notes = [f"{count} images are in {root}, not in {images}" for root, count in elsewhere.items()]
     return result, notes + ([f"{respelled} images have another spelling of their ending than in the question file"] if respelled else [])

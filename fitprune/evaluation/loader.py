@@ -17,11 +17,12 @@ from pathlib import Path
 from .. import arguments, entry
 from ..embedded import MODEL_NAME
 from ..families import load
-from ..questions import Question, chunk, read_questions
+from ..questions import Question, as_stored, chunk, read_questions
 from ..resolve import resolve
 from .answer import answer
-from .layout import placed
+from .layout import Missing, placed
 from .rehearsal import with_pictures
+from .usable import screen, screened, skipped_line
 
 
 def parser(model: str = MODEL_NAME) -> argparse.ArgumentParser:
@@ -38,13 +39,17 @@ def parser(model: str = MODEL_NAME) -> argparse.ArgumentParser:
     parser.add_argument("--num-chunks", type=int, default=1, help="split the questions into this many consecutive parts")
     parser.add_argument("--chunk-idx", type=int, default=0, help="which part to answer, from 0")
     parser.add_argument("--overwrite", action="store_true", help="start the answers file anew")
+    arguments.add_strict(parser)
+    parser.set_defaults(stored=True)  # pictures, as the original reads them
     return parser
 
 
 def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_questions) -> int:
     """Answers the questions, reading their file with `read`; returns the exit code."""
+    read = as_stored(read)
     images = Path(args.image_folder)
-    questions, notes = placed(chunk(read(Path(args.question_file)), args.num_chunks, args.chunk_idx), images, images)
+    missing: Missing = "any" if args.strict else "folders"
+    questions, notes = placed(chunk(read(Path(args.question_file)), args.num_chunks, args.chunk_idx), images, images, missing)
     if args.workers.leads:
         print(*notes, sep="\n", end="\n" if notes else "")
     vlm = load(args.model_path, **arguments.load_options(args))
@@ -52,6 +57,8 @@ def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_
     calibration = arguments.calibration(args)
     if calibration.question_file == args.question_file:  # fitted on the questions themselves: read alike
         calibration = replace(calibration, read=with_pictures(read, images, images))
+    questions = screen(vlm, questions, args.image_folder, args.strict, args.workers.leads)
+    calibration = screened(vlm, calibration, args.strict, args.workers.leads)
     (choice,) = resolve(
         vlm, [ratio], calibration, recipe_file=args.recipe, refit=args.overwrite, workers=args.workers,
         keep_at=lambda ratio, _: f"{args.answers_file}.r{100 * ratio:.6g}.recipe.json",
@@ -63,6 +70,8 @@ def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_
     )  # fmt: skip
     again = f", {done.resumed} were there already" if done.resumed else ""
     print(f"{done.path}: {done.answered} answers written{again}")
+    if skipped := skipped_line(questions, "answered with nothing"):
+        print(skipped)
     return 0
 
 

@@ -40,4 +40,4 @@ def rehearse(benchmark: Benchmark, data: Path, questions: Sequence[Question]) ->
 
 def with_pictures(read: Callable[[Path], list[Question]], images: Path, data: Path) -> Callable[[Path], list[Question]]:
     """How a question file is read, with its pictures where they are (`placed`); those that are nowhere stay as they are."""
-    return lambda path: placed(read(path), images, data, strict=False)[0]
+    return lambda path: placed(read(path), images, data, refuse="nothing")[0]

@@ -93,7 +93,7 @@ def row_of(
         metric=benchmark.metric if benchmark else None,
         headline=result.headline,
         standard_error=standard_error(result),
-        questions=run.answered + run.resumed,
+        questions=run.answered + run.skipped + run.resumed,
         details=result.details,
         visual_reduction=1 - macs[1] / macs[0] if macs[0] else 0.0,
         prefill_gflops=flops[1] / count / 1e9,

@@ -16,6 +16,7 @@ from .. import arguments, entry
 from ..errors import FitPruneError
 from ..files import read_json_lines, write_atomically
 from ..questions import IMAGE, is_question_id
+from .answers import SKIPPED
 from .benchmark import Result
 
 ANSWERS = "answers file (JSON lines)"  # as the help of the tools' flags says
@@ -23,12 +24,14 @@ ANSWERS = "answers file (JSON lines)"  # as the help of the tools' flags says
 
 @dataclass(frozen=True)
 class Answer:
-    """One line of an answers file: which question, the text that was asked, what was said, and where that stands, for messages."""
+    """One line of an answers file: which question, the text that was asked, what was said, where that stands, for messages, and whether
+    nothing was said because the question was skipped: such an answer is wrong."""
 
     question_id: int | str
     prompt: str
     text: str
     where: str
+    skipped: bool = False
 
 
 def read_answers(path: Path, by_prompt: bool = False) -> list[Answer]:
@@ -46,7 +49,7 @@ def read_answers(path: Path, by_prompt: bool = False) -> list[Answer]:
         where = f"answers file {path} line {number}"
         if not (is_question_id(question_id) and isinstance(prompt, str) and isinstance(text, str)):
             raise FitPruneError(f"{where} needs {needs}: score a file that model_vqa_loader wrote")
-        answers.append(Answer(question_id, prompt, text, where))
+        answers.append(Answer(question_id, prompt, text, where, isinstance(metadata := line.get("metadata"), dict) and SKIPPED in metadata))
     if not answers:
         raise FitPruneError(f"answers file {path} holds no answers: there is nothing to score")
     return answers

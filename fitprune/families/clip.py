@@ -18,6 +18,7 @@ from ..errors import FitPruneError
 from .protocols import Images, View
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+LARGE, BAND = 4096, 256  # pixels: longer sides whose square is not made, and rows of it that are made at a time
 ASPECTS = (None, "square", "pad")  # image_aspect_ratio of one image that is cropped, cropped, squared
 STRATEGIES = {"patch": "default", "cls_patch": "full"}  # mm_vision_select_feature → vision_feature_select_strategy
 
@@ -109,6 +110,22 @@ def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     return square
 
 
+def square_and_shrink(image: Image.Image, colour: tuple[int, ...], side: int, resample: Any) -> Image.Image:
+    """`pad_to_square(image, colour).resize((side, side), resample)`, bit by bit, without the square, which is large for a panorama.
+
+    Pillow resizes across and then down, rounding in between, so that rows may be resized across band by band.
+    """
+    longest = max(image.size)
+    left, top = ((longest - edge) // 2 for edge in image.size)
+    across = Image.new(image.mode, (side, longest), colour)
+    for start in range(0, image.height, BAND):
+        rows = min(BAND, image.height - start)
+        band = Image.new(image.mode, (longest, rows), colour)
+        band.paste(image.crop((0, start, image.width, start + rows)), (left, 0))
+        across.paste(band.resize((side, rows), resample), (0, top + start))
+    return across.resize((side, side), resample)
+
+
 def as_read(pixels: Tensor, image_processor: Any) -> Image.Image:
     """A prepared square, pixels [3, height, width], as the image that it was before it was normalised."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (image_processor.image_mean, image_processor.image_std))
@@ -126,6 +143,9 @@ def square_images(image_processor: Any, side: int, before: int = 0, pad: Callabl
     """
 
     def prepare(image: Image.Image) -> dict[str, Tensor]:
+        if max(image.size) > LARGE and min(image.size) < max(image.size) and (pad or getattr(image_processor, "do_pad", False)):
+            colour = tuple(int(255 * mean) for mean in image_processor.image_mean)
+            image = square_and_shrink(image, colour, image_processor.size["shortest_edge"], image_processor.resample)
         return {"pixel_values": image_processor(pad(image) if pad else image, return_tensors="pt")["pixel_values"]}
 
     def views(image: Image.Image) -> list[View]:

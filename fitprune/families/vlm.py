@@ -21,7 +21,7 @@ from ..checkpoints.tokenize import IMAGE
 from ..cost import CostModel
 from ..decoder.attach import find_decoder
 from ..decoder.visual_tokens import visual_ids
-from ..images.reading import read_image
+from ..images.reading import as_rgb, read_image
 from ..images.video import FPS, MOST, Video, read_video
 from .chat import VIDEO
 from .conversation import answer_ends, stop_string
@@ -120,14 +120,14 @@ class VLM:
         max_frames: int = MOST,
         **generation: Any,
     ) -> str:
-        """Answers one question about images (files or loaded ones) and a video; generation as `generate`.
+        """Answers one question about images (files or open ones, turned upright) and a video; generation as `generate`.
 
         Args:
             video: A file, a folder of frame images, or a list of them; fps and max_frames of it are looked at, as `read_video`.
         Raises:
             FitPruneError: unreadable image or video, a video for a model that knows none.
         """
-        shown: list[Visual] = [image if isinstance(image, Image.Image) else read_image(image) for image in images]
+        shown: list[Visual] = [as_rgb(image) if isinstance(image, Image.Image) else read_image(image) for image in images]
         marks = [IMAGE] * len(shown)
         if video is not None:
             shown.append(video if isinstance(video, Video) else read_video(video, fps, max_frames))

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import FitPruneError, first_line
-from .reading import read_image
+from .reading import as_rgb, read_image
 
 FPS, MOST = 2.0, 32  # frames a second, and of a whole video
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of frames in a folder
@@ -76,7 +76,7 @@ def read_video(
     rate = rate or fps
     indices = chosen(len(source), rate, fps, most)
     opened = [source[index] for index in indices]
-    frames = [one.convert("RGB") if isinstance(one, Image.Image) else read_image(one) for one in opened]
+    frames = [as_rgb(one) if isinstance(one, Image.Image) else read_image(one) for one in opened]
     if len({frame.size for frame in frames}) > 1:
         raise FitPruneError("the frames of a video have one size: these have several")
     return Video(frames, indices, len(source), rate)

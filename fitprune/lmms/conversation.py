@@ -19,7 +19,7 @@ from ..checkpoints.tokenize import IMAGE
 from ..errors import FitPruneError
 from ..families.chat import VIDEO
 from ..families.protocols import Visual
-from ..images.reading import read_image
+from ..images.reading import as_rgb, read_image
 from ..images.video import read_video
 
 MARKS = {"image": f"{IMAGE}\n", "video": f"{VIDEO}\n"}
@@ -72,7 +72,7 @@ def _shown(part: Mapping[str, Any]) -> Visual:
     """The image or video of a message's part: an image that is open, or a file."""
     found = part.get("url") if part["type"] in MARKS else None
     if isinstance(found, Image.Image) and part["type"] == "image":
-        return found
+        return as_rgb(found)
     if isinstance(found, str):
         return read_image(found) if part["type"] == "image" else read_video(found)
     other = part["type"] if part["type"] not in MARKS else type(part.get("url")).__name__

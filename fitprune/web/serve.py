@@ -3,38 +3,43 @@
 The server is transformers' own (`pip install 'fitprune[serve]'`), with one model that has a recipe attached and with prompts made
 as everywhere here: by the checkpoint's template, tokenised in pieces, so that checkpoints of the original layout and those
 without a chat template are served as well. It runs one `generate` at a time. Images of earlier turns come again with every
-request and are pruned again. Images are taken as `data:` URLs only, so that no client makes the server fetch or open anything,
-and read as untrusted (untrusted.py); requests are checked first (guard.py).
+request and are pruned again. Requests are let in by guard.py, their settings read by fields.py and followed by sampling.py, their
+messages read by turns.py. Whatever is sent is answered, or refused with status 422 and a line in `detail`; once a stream runs, with an
+`error` event.
 
-Left out: continuous batching, which needs paged attention, and `--compile`, which needs a static cache: neither can be pruned.
-System messages are refused, since the template has the system text that the checkpoint was trained with.
+Left out: continuous batching, which needs paged attention, and `--compile`, which needs a static cache: neither can be pruned. Routes of
+transformers' server that are not in `ROUTES`.
 
     fitprune serve --reduction-ratio 0.6 --port 8000
 """
 
 from __future__ import annotations
 
-import base64
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
-from PIL import Image
-
-from ..checkpoints.tokenize import IMAGE
-from ..errors import FitPruneError, explained
+from ..errors import FitPruneError, explained, first_line
 from ..families import VLM
 from ..files import file_name
 from ..prune import attach
 from ..recipe import Recipe
+from .fields import checked
 from .guard import guard
-from .untrusted import MAX_BYTES, check_bytes, read_untrusted_image
+from .sampling import CutQueue, Sampling
+from .turns import conversation, of_input
+from .untrusted import MAX_BYTES
 
-CLOSED_ROUTES = ("/v1/audio/transcriptions",)  # no model here hears, and untrusted sound would be decoded first
-MAX_IMAGES = 8  # of one request: more of LLaVA-1.5's than its 4096 positions hold
+ROUTES = (  # one is closed until what it does with a request was looked at: later ones decode sound, or open what a client names
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/health", "/load_model", "/reset"),
+)
 MAX_REQUEST_BYTES = 3 * MAX_BYTES  # two of the largest images in base64 (4 bytes for 3), and some around them
-
-Messages = Sequence[Mapping[str, Any]]  # `role`, and `content`: parts of `type` "text" (`text`) and "image" (`url`)
+MAX_LINE = 400  # characters of an error
+UNUSABLE = "these generation settings cannot be used"
+MAX_CONTEXT = 2**31 - 1  # tokens, of a model that says nothing
+MAX_TOKENS = 1024  # of an answer, where neither the request nor the checkpoint says
 
 
 def needed() -> None:
@@ -65,62 +70,131 @@ def server(vlm: VLM, recipe: Recipe | None, *, score: str | None = None, host: s
 
     model: Any = vlm.model
     name, prompts = file_name(vlm.name), Prompts(vlm)
+
+    def the_one(asked: Any) -> str:
+        if asked != name:
+            raise FitPruneError(f"{name} is served here: ask for that model, or for none")
+        return name
+
     model.generation_config.eos_token_id = vlm.ends() or None
     if recipe is not None:
         attach(model, recipe, score=score)
     serving = Unstarted(host=host, port=port, non_blocking=True)
     manager = serving._model_manager
-    manager.force_model = name  # what is served if a request names no model; another one is refused
+    manager.force_model = name
+    manager.process_model_name = the_one
     manager.load_model_and_processor = lambda *_, **__: (model, prompts)
     manager.get_model_modality = lambda *_, **__: Modality.VLM
     known = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "fitprune"}
     manager.get_gen_models = lambda *_, **__: [known]
-    _explain_errors(serving._chat_handler, "messages")
-    _explain_errors(serving._completion_handler, "prompt")
-    _explain_errors(serving._response_handler, "input")
+    generating = _generation(getattr(decoder_config(vlm), "max_position_embeddings", None) or MAX_CONTEXT)
+    serving._generation_state.get_manager = lambda *_, **__: generating
+    for handler, required in (
+        (serving._chat_handler, "messages"),
+        (serving._completion_handler, "prompt"),
+        (serving._response_handler, "input"),
+    ):
+        _check_requests(handler, required, vlm, the_one)
     config = serving.server.config
-    config.app.router.routes[:] = [one for one in config.app.router.routes if getattr(one, "path", "") not in CLOSED_ROUTES]
-    config.app.add_exception_handler(FitPruneError, _unprocessable)
+    config.app.router.routes[:] = [one for one in config.app.router.routes if getattr(one, "path", "") in ROUTES]
+    _answer_errors(config.app)
     config.app = guard(config.app, host, lambda _: MAX_REQUEST_BYTES)
     return serving.server
 
 
-def _explain_errors(handler: Any, required: str) -> None:
-    """Makes FitPruneErrors of what transformers raises over parts of a request; `required` is the field that must be there."""
+def _check_requests(handler: Any, required: str, vlm: VLM, the_one: Any) -> None:
+    """Makes a handler of transformers' server check its requests; `required` is the field that must be there."""
+    handle, configure = handler.handle_request, handler._build_generation_config
+    text = decoder_config(vlm)
 
-    def explain(method: str, what: str, called: Callable[..., Any]) -> None:
-        def explaining(*args: Any, **kwargs: Any) -> Any:
-            with explained(what):
-                return called(*args, **kwargs)
+    async def handled(body: Mapping[str, Any], request_id: str) -> Any:
+        found = checked(body, required)
+        the_one(found.setdefault("model", file_name(vlm.name)))
+        return await handle({"stream": False, **found}, request_id)
 
-        setattr(handler, method, explaining)
-
-    validate, configure = handler._validate_request, handler._build_generation_config
-
-    def validated(body: dict[str, Any]) -> None:
-        validate(body)
-        with explained("chat_template_kwargs must be an object"):
-            dict(body.get("chat_template_kwargs") or {})
-        if not body.get(required):
-            raise FitPruneError(f"this request asks nothing: send {required}")
-
-    def configured(*args: Any, **kwargs: Any) -> Any:
-        made = configure(*args, **kwargs)
-        made.validate()
-        "".join(made.stop_strings or "")  # raises for what is neither a text nor texts
+    def configured(body: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        sampling = Sampling.of(body, partial(vlm.tokenizer.decode, skip_special_tokens=True), text.vocab_size)
+        ours = ("logit_bias", "frequency_penalty", "stop")  # which transformers' own handler would take for something else
+        with explained(UNUSABLE):
+            made = configure({name: value for name, value in body.items() if name not in ours}, *args, **kwargs)
+            if "temperature" in body:
+                made.do_sample = body["temperature"] > 0
+            made.validate()
+        made.sampling, made.custom = sampling, "generation_config" in body
         return made
 
-    handler._validate_request = validated
-    explain("_build_generation_config", "these generation settings cannot be used", configured)
-    for method in ("_normalize_input", "get_processor_inputs_from_messages"):
-        if hasattr(handler, method):
-            explain(method, f"these {required} are not what OpenAI's API takes", getattr(handler, method))
+    handler.handle_request, handler._build_generation_config = handled, configured
+    handler._validate_request = lambda body: None  # `checked` knows the fields, and more of them
+    handler.get_processor_inputs_from_messages = lambda messages, _: [{"asked": conversation(messages)}]  # for `Prompts`
+    handler._normalize_input = lambda body: of_input(body["input"], body.get("instructions"))
 
 
-async def _unprocessable(_: Any, error: Exception) -> Any:
+def decoder_config(vlm: VLM) -> Any:
+    """The config of a model's text decoder."""
+    return vlm.model.config.get_text_config()  # type: ignore[union-attr, operator]
+
+
+def _generation(context: int) -> Any:
+    """transformers' way to generate, which follows a request's `Sampling` and ends where the model's `context` does."""
+    from transformers.cli.serving.utils import GenerateManager, _StreamError
+
+    def prepared(inputs: Mapping[str, Any], config: Any) -> tuple[Sampling, dict[str, Any]]:
+        sampling, prompt = config.sampling, inputs["input_ids"].shape[-1]
+        if prompt >= context:
+            raise FitPruneError(f"the prompt takes {prompt} tokens and the model holds {context}: ask less, or about fewer images")
+        if config.max_new_tokens is not None or config.max_length is None:
+            config.max_new_tokens = min(config.max_new_tokens or MAX_TOKENS, context - prompt)
+        return sampling, {**inputs, **sampling.arguments(prompt)}
+
+    def passed(item: Any) -> Any:
+        if isinstance(item, _StreamError):  # transformers puts its text between quotes and escapes nothing
+            return _StreamError(_one_line(item.msg).replace("\\", "/").replace('"', "'"))
+        return item
+
+    class Generation(GenerateManager):
+        def generate_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, *args: Any, **kwargs: Any) -> Any:
+            sampling, given = prepared(inputs, gen_config)
+            queue, streamer = super().generate_streaming(model, processor, given, gen_config, *args, **kwargs)
+            return CutQueue(queue, sampling.stops, passed), streamer
+
+        async def generate_non_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, *args: Any, **kwargs: Any) -> Any:
+            sampling, given = prepared(inputs, gen_config)
+            with explained(UNUSABLE) if gen_config.custom else nullcontext():
+                text, prompt, ids = await super().generate_non_streaming(model, processor, given, gen_config, *args, **kwargs)
+            return sampling.cut(text), prompt, ids
+
+    return Generation()
+
+
+def _answer_errors(app: Any) -> None:
+    """Makes a line of JSON of whatever is raised over a request; what nobody foresaw is in the server's log, too."""
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
 
-    return JSONResponse({"detail": str(error)}, 422)
+    def answered(said: object, status: int = 422, headers: Any = None) -> Any:
+        return JSONResponse({"detail": _one_line(str(said))}, status, headers)
+
+    async def refused(_: Any, error: FitPruneError) -> Any:
+        return answered(error)
+
+    async def no_object(_: Any, error: Exception) -> Any:
+        return answered("send a JSON object, with Content-Type: application/json")
+
+    async def other(_: Any, error: HTTPException) -> Any:
+        return answered(error.detail, 422 if error.status_code == 400 else error.status_code, error.headers)
+
+    async def unforeseen(_: Any, error: Exception) -> Any:
+        return answered(f"this request could not be answered ({type(error).__name__}: {first_line(error)})")
+
+    for kind, answer in ((FitPruneError, refused), (RequestValidationError, no_object), (HTTPException, other), (Exception, unforeseen)):
+        app.add_exception_handler(kind, answer)
+
+
+def _one_line(said: str) -> str:
+    """A message as one short line, of characters that can be sent."""
+    line = " ".join(said.split()).encode("utf-8", "replace").decode()
+    return line if len(line) <= MAX_LINE else line[:MAX_LINE] + "..."
 
 
 class Prompts:
@@ -129,11 +203,11 @@ class Prompts:
     def __init__(self, vlm: VLM) -> None:
         self.vlm, self.tokenizer = vlm, vlm.tokenizer
 
-    def apply_chat_template(self, messages: Messages, **_: Any) -> Any:
-        """Model inputs of a conversation, [1, …]; errors as `conversation`, and for a prompt that is too long."""
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **_: Any) -> Any:
+        """Model inputs [1, …] of what was read of a conversation; a FitPruneError for a prompt that is too long."""
         from transformers import BatchFeature
 
-        turns, images = conversation(messages)
+        turns, images = messages[0]["asked"]
         return BatchFeature(self.vlm.encode([(self.vlm.write(turns), images)]))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -141,44 +215,3 @@ class Prompts:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
-
-
-def conversation(messages: Messages) -> tuple[list[tuple[str, str | None]], list[Image.Image]]:
-    """(user, assistant) turns with an `<image>` line per image before each user text, and the images in order.
-
-    Raises:
-        FitPruneError: roles other than user, assistant, …, user; a part or image that cannot be taken; more than `MAX_IMAGES`.
-    """
-    turns: list[tuple[str, str | None]] = []
-    images: list[Image.Image] = []
-    for number, message in enumerate(messages):
-        if message["role"] != ("user", "assistant")[number % 2]:
-            raise FitPruneError("messages must be user, assistant, …, user in turn; the system text is the template's")
-        unknown = {part["type"] for part in message["content"]} - {"text", "image"}
-        if unknown:
-            raise FitPruneError(f"only text and images can be asked about, not {', '.join(sorted(unknown))}")
-        text = "\n".join(str(part["text"]) for part in message["content"] if part["type"] == "text")
-        urls = [str(part["url"]) for part in message["content"] if part["type"] == "image"]
-        if len(images) + len(urls) > MAX_IMAGES:
-            raise FitPruneError(f"at most {MAX_IMAGES} images are taken in a request, those of earlier turns included")
-        images += map(image_of, urls)
-        if number % 2:
-            turns[-1] = turns[-1][0], text
-        else:
-            turns.append(("\n".join([*[IMAGE] * len(urls), text]), None))
-    if len(messages) % 2 == 0:
-        raise FitPruneError("the last message must be the user's")
-    return turns, images
-
-
-def image_of(url: str) -> Image.Image:
-    """The image in a `data:image/…;base64,…` URL; a FitPruneError for any other URL and for what is damaged or too large."""
-    head, comma, data = url.partition(",")
-    if not (head.startswith("data:image/") and head.endswith(";base64") and comma):
-        raise FitPruneError("images must come within the request, as data:image/png;base64,… URLs")
-    check_bytes(3 * (len(data) // 4 - 1))  # before it is decoded; `read_untrusted_image` counts to the byte
-    try:
-        content = base64.b64decode(data, validate=True)
-    except ValueError:  # not base64, or not ASCII
-        raise FitPruneError("this image's base64 is damaged") from None
-    return read_untrusted_image(content)

@@ -2,7 +2,7 @@
 
 A file is judged by its content, never by its name, and only by Pillow's own decoders of a few formats (Pillow hands an EPS to
 another program). Its bytes are bounded before it is opened, and its size in pixels before anything is decoded, as a few
-kilobytes can unpack to gigabytes. That bound is on the longer side, since LLaVA-1.5 pads to a square of it; the largest square
+kilobytes can unpack to gigabytes. That bound is on the longer side; the largest square
 takes some 200 MB to read. Files of the machine's own user are read by `images.reading.read_image` instead.
 
     python -c "from fitprune.web.untrusted import read_untrusted_image as r; from fitprune.embedded import embedded as e; \
@@ -15,9 +15,10 @@ import io
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import FitPruneError, explained
+from ..images.reading import as_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_BYTES = 20 * 2**20
@@ -25,7 +26,7 @@ MAX_SIDE = 4096  # pixels
 
 
 def read_untrusted_image(sent: Path | bytes) -> Image.Image:
-    """An RGB image, turned upright by its EXIF orientation; of an animation the first frame.
+    """An RGB image, turned upright, as `images.reading.as_rgb` makes it.
 
     Args:
         sent: The file, or its content.
@@ -39,7 +40,8 @@ def read_untrusted_image(sent: Path | bytes) -> Image.Image:
             with Image.open(io.BytesIO(sent) if isinstance(sent, bytes) else sent, formats=FORMATS) as image:
                 if max(image.size) > MAX_SIDE:
                     raise _too_large(f"has {image.width} × {image.height} pixels")
-                return ImageOps.exif_transpose(image).convert("RGB")
+                image.load()
+                return as_rgb(image)
     except FitPruneError as error:
         if isinstance(error.__cause__, UnidentifiedImageError):
             said = f"This file is not an image, whatever its name says: send a {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fitprune.errors import FitPruneError
-from fitprune.evaluation.layout import folders_below, placed
+from fitprune.evaluation.layout import Missing, folders_below, placed
 from fitprune.questions import Question
 
 
@@ -21,9 +21,9 @@ def make(*files: Path) -> None:
         file.write_bytes(b"x")
 
 
-def found(data: Path, *images: str | None, folder: str = "val2014", strict: bool = True) -> tuple[list[str | None], list[str]]:
+def found(data: Path, *images: str | None, folder: str = "val2014", refuse: Missing = "any") -> tuple[list[str | None], list[str]]:
     """Pictures of the questions, and notes."""
-    questions, notes = placed(asked(*images), data / folder, data, strict)
+    questions, notes = placed(asked(*images), data / folder, data, refuse)
     return [question.image for question in questions], notes
 
 
@@ -64,12 +64,23 @@ def test_what_is_missing_or_there_twice_is_named(tmp_path: Path) -> None:
     make(tmp_path / "val2014/a.jpg", tmp_path / "val2014/b.JPG", tmp_path / "val2014/b.jpeg", tmp_path / "val2014/c.png")
     with pytest.raises(FitPruneError, match=r"no image .*val2014/b\.jpg: 2 of 3 questions have no picture; .*docs/evaluation\.md"):
         found(tmp_path, "a.jpg", "b.jpg", "c.jpg")
-    assert found(tmp_path, "a.jpg", "b.jpg", strict=False) == (["a.jpg", "b.jpg"], [])
+    assert found(tmp_path, "a.jpg", "b.jpg", refuse="nothing") == (["a.jpg", "b.jpg"], [])
     make(tmp_path / "x/d.jpg", tmp_path / "y/d.jpg")
     with pytest.raises(FitPruneError, match=r"image d\.jpg is in .*/x and in .*/y: leave one"):
         found(tmp_path, "d.jpg")
     with pytest.raises(FitPruneError, match="no image"):
         found(tmp_path / "nowhere", "a.jpg")
+
+
+def test_lone_pictures_may_be_lost_but_not_whole_folders(tmp_path: Path) -> None:
+    make(tmp_path / "a/1.jpg", tmp_path / "b/1.jpg")
+    lone = ["a/1.jpg", "a/2.jpg", "b/1.jpg", "c/1.jpg"]
+    assert found(tmp_path, *lone, folder=".", refuse="folders") == (lone, [])
+    for images in ([*lone, "c/2.jpg"], ["c/1.jpg"]):
+        with pytest.raises(FitPruneError, match=r"no image .*c/1\.jpg"):
+            found(tmp_path, *images, folder=".", refuse="folders")
+    with pytest.raises(FitPruneError, match=r"no image .*a/2\.jpg"):
+        found(tmp_path, *lone, folder=".")
 
 
 def test_folders_come_nearest_first_and_only_so_deep(tmp_path: Path) -> None:

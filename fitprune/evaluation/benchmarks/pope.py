@@ -139,7 +139,7 @@ def evaluate(labels: Path, questions: Path, answers: Path) -> tuple[list[Split],
         if split is None or split not in truth:
             continue
         right, moved = truth[split].of(question, place, sizes[split])
-        yes = says_yes(answer.text)
+        yes = not right if answer.skipped else says_yes(answer.text)  # the official rule would take nothing for yes
         pairs[split].append((yes, right))
         worth.append(float(yes == right))
         elsewhere[split] += moved

@@ -5,7 +5,8 @@ LLaVA's `eval_pope.py` compares the i-th answer with the i-th label. The label f
 question's picture and text, and is looked up by these otherwise. Files that do not say what a line is about are trusted to
 have the question file's order if they have as many lines.
 
-    python -c "from fitprune.evaluation.benchmarks.pope_labels import *; print(*read_labels(Path('coco')))"
+    python -c "from fitprune.embedded import embedded; from fitprune.evaluation.benchmarks.pope_labels import read_labels; \\
+        print(*read_labels(embedded().data / 'pope' / 'coco'))"
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from typing import Any
 
 from ...errors import FitPruneError
 from ...files import read_json
-from ...official import with_hint
 from ...questions import Question, is_question_id
+from ...questions.official import with_hint
 from ..benchmark import Benchmark, Result
 from ..scoring import ANSWERS, check_known, noted, printed, read_answers, tool, with_words, write_json
 

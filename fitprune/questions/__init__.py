@@ -18,24 +18,24 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from PIL import Image
 
-from .embedded import embedded
-from .errors import FitPruneError
-from .files import read_json_lines
-from .images.reading import read_image
-from .images.video import FPS, MOST, Video, read_video
+from ..embedded import embedded
+from ..errors import FitPruneError
+from ..files import read_json_lines
+from ..images.reading import read_image
+from ..images.video import FPS, MOST, Video, read_video
 from .official import with_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .families import VLM
-    from .families.protocols import Visual
+    from ..families import VLM
+    from ..families.protocols import Visual
 
 SAMPLES = 128  # calibration questions taken unless told otherwise
 IMAGE, VIDEO = "<image>", "<video>"  # stand for an image and a video in prompts, and so in no question that has one
@@ -54,6 +54,8 @@ class Question:
         category: The file's free label, if it has one.
         prompt: What the answers file keeps as `prompt`, where that is not the text (`saved` is either).
         content: The image file itself, where the question file holds it; `image` then only names it in messages.
+        stored: Its picture is read as it is stored, not turned upright, as LLaVA's loader reads a benchmark's.
+        unusable: Why its picture cannot be used, so that it is not asked (evaluation/usable.py).
         more: Further fields of its answer line, (name, JSON value) each.
         video: Path of a video relative to the image folder, or None. fps, max_frames: As `read_video`.
     """
@@ -68,11 +70,13 @@ class Question:
     video: str | None = None
     fps: float = FPS
     max_frames: int = MOST
+    stored: bool = False
+    unusable: str = ""
 
     @property
     def visual(self) -> bool:
         """Whether there is anything to look at, and so to prune."""
-        return bool(self.image or self.video)
+        return bool(self.image or self.video) and not self.unusable
 
     @property
     def saved(self) -> str:
@@ -82,7 +86,11 @@ class Question:
 
 def questions_digest(questions: Sequence[Question]) -> bytes:
     """What tells lists of questions apart: ids, images, videos and texts."""
-    return json.dumps([(q.question_id, q.image, q.text, *([q.video, q.fps, q.max_frames] if q.video else [])) for q in questions]).encode()
+
+    def told(q: Question) -> list[Any]:
+        return [q.question_id, q.image, q.text, *([q.video, q.fps, q.max_frames] if q.video else []), *(["skipped"] if q.unusable else [])]
+
+    return json.dumps([told(question) for question in questions]).encode()
 
 
 def read_questions(path: str | os.PathLike[str]) -> list[Question]:
@@ -99,6 +107,11 @@ def read_questions(path: str | os.PathLike[str]) -> list[Question]:
     if not questions:
         raise FitPruneError(f"question file {path} holds no questions: give a file with one JSON object per line")
     return questions
+
+
+def as_stored(read: Callable[[Path], list[Question]]) -> Callable[[Path], list[Question]]:
+    """The same way to read questions, with pictures as they are stored: for benchmarks and the paper's scripts."""
+    return lambda path: [replace(question, stored=True) for question in read(path)]
 
 
 def is_question_id(value: object) -> TypeGuard[int | str]:
@@ -214,8 +227,8 @@ def open_image(question: Question, image_folder: str | Path, pixels: bool = True
         FitPruneError: unreadable image.
     """
     if question.content is not None:
-        return read_image(str(question.image), pixels, question.content)
-    return read_image(Path(image_folder) / str(question.image), pixels)
+        return read_image(str(question.image), pixels, question.content, question.stored)
+    return read_image(Path(image_folder) / str(question.image), pixels, stored=question.stored)
 
 
 def shown(question: Question, image_folder: str | Path, pixels: bool = True) -> list[Visual]:

@@ -10,8 +10,8 @@ import pytest
 
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
-from fitprune.official import hint
 from fitprune.questions import read_questions
+from fitprune.questions.official import hint
 
 DATA = embedded().data
 LABEL = {"image": "a.jpg", "text": "Is there a cat in the image?", "label": "yes"}

@@ -4,7 +4,7 @@ LLaVA asks question files of its own, which come in its `eval.zip`; people give 
 the benchmarks publish. `hint` says which file that is and which is meant. Left out: converting them, since the text that is
 asked (instruction, choices, OCR tokens) is part of what a published figure stands for.
 
-    python -c "from fitprune.official import hint; print(hint('pid_splits.json'))"
+    python -c "from fitprune.questions.official import hint; print(hint('answers.jsonl'))"
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import json
 import os
 from typing import Any
 
-from .errors import FitPruneError
-from .files import read_bytes
+from ..errors import FitPruneError
+from ..files import read_bytes
 
 ZIP = "from LLaVA's eval.zip (docs/evaluation.md)"
 START = 4096  # bytes of a line that are looked at where the file is no JSON
