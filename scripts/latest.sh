@@ -3,7 +3,7 @@
 #
 #   bash scripts/latest.sh .venv [pytest arguments]        (make test-latest)
 #
-# 1. The wheel alone, in an empty environment, with what it asks for (tests/release/test_wheel.py). This has to pass.
+# 1. The wheel alone, in an empty environment, with what it asks for: it works, every extra resolves (tests/release/test_wheel.py). This has to pass.
 # 2. There, the newest transformers, torch, accelerate and numpy that resolve today, whatever the wheel allows, and the tests of the
 #    method and of the families. They have to pass on a transformers that pyproject.toml claims. On one that came out since, a
 #    failure is a canary: it is shown, with its version, and blocks nothing.

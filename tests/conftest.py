@@ -25,6 +25,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent.name in REST:
             item.add_marker("rest")
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @pytest.fixture(autouse=True)

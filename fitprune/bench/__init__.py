@@ -10,6 +10,7 @@ its own.
     variants.py    the prefills that are compared: dense, flash, compiled, pruned, bare, the authors' way (eager_maps.py)
     clock.py       alternating rounds, medians and quartiles, peak memory
     breakdown.py   vision tower, scoring and selection, decoding, the cache's bytes
+    scoring.py     one layer's scoring alone, against its bytes and FLOPs
     break_even.py  from which length on pruning pays
     measure.py     one run, as plain numbers
     report.py, plot.py, machine.py     tables, plot, what it was measured on

@@ -55,11 +55,16 @@ def received_attention(query: Tensor, key: Tensor, *args: Any, heads: HeadGroup 
     """As `reference.received_attention`, with the hints of `chunked.received_attention`, by the best kernel there is."""
     if heads is not None:  # the maximum leaves the device before the sums: not what one kernel can do
         return chunked(query, key, *args, heads=heads, **hints)
-    if query.is_cuda and (kernel := _triton()) is not None and kernel.applies(query):
-        kind = "the Triton kernel", str(query.device), query.dtype, query.shape[-1]
-        if trusted(kind, lambda: matches_formula(kernel.received_attention, query)):
-            return kernel.received_attention(query, key, *args, **hints)
-    return chunked(query, key, *args, **hints)
+    kernel = on_gpu(query)
+    return chunked(query, key, *args, **hints) if kernel is None else kernel.received_attention(query, key, *args, **hints)
+
+
+def on_gpu(query: Tensor) -> ModuleType | None:
+    """triton.py where it serves queries like these and was found right on their device, else None: `chunked` serves."""
+    if not query.is_cuda or (kernel := _triton()) is None or not kernel.applies(query):
+        return None
+    kind = "the Triton kernel", str(query.device), query.dtype, query.shape[-1]
+    return kernel if trusted(kind, lambda: matches_formula(kernel.received_attention, query)) else None
 
 
 @cache

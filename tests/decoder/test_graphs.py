@@ -66,7 +66,7 @@ def real_columns(layer, padding):
     keys, found = layer.keys, []
     columns, valid = layer.entries(keys.shape[2]) if hasattr(layer, "entries") else (None, None)
     for row, missing in enumerate(padding):
-        held = torch.arange(keys.shape[2]) if columns is None else columns[row]
+        held = torch.arange(keys.shape[2], device=keys.device) if columns is None else columns[row]
         good = held >= missing
         found.append(keys[row][:, good if valid is None else good & valid[row]])
     return found
@@ -248,15 +248,45 @@ def test_a_number_of_graphs_that_is_none_is_an_error(llava):
             fitprune.attach(llava, RECIPE, graphs=wrong)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("rows", [[0], [0, 3]])
 @pytest.mark.parametrize("score", RECORDED)
-def test_on_a_gpu(llava, rows, score):
+def test_on_a_gpu(rows, score):
+    """What a real recording leaves: survivors, caches and tokens of the prefill that runs as it is."""
     model = tiny.llava().cuda()
     inputs = {name: tensor.cuda() for name, tensor in batch([ROWS[row] for row in rows]).items()}
+    padding = (inputs["attention_mask"] == 0).sum(1).tolist()
+
+    def caches(output):
+        return [real_columns(layer, padding) for layer in cache_in(output).layers]
+
     with torch.no_grad():
-        with fitprune.prune(model, RECIPE, score=score):
-            wanted = model.generate(**inputs, **GREEDY)
-        with fitprune.prune(model, RECIPE, graphs=2, score=score):
+        with fitprune.prune(model, RECIPE, score=score) as trace:
+            output = model(**inputs)
+            wanted, wanted_alive = caches(output), alive(trace)
+            tokens = model.generate(**inputs, **GREEDY)
+        with fitprune.prune(model, RECIPE, graphs=2, score=score) as trace:
+            for _ in range(3):  # recorded, then replayed
+                found = model(**inputs)
+                assert alive(trace) == wanted_alive
+                close(found.logits[:, -1], output.logits[:, -1])
+                for ours, theirs in zip(caches(found), wanted, strict=True):
+                    for a, b in zip(ours, theirs, strict=True):
+                        close(a, b)
             for _ in range(3):
-                assert torch.equal(model.generate(**inputs, **GREEDY), wanted)
+                assert torch.equal(model.generate(**inputs, **GREEDY), tokens)
+
+
+@pytest.mark.gpu
+def test_a_replay_on_a_gpu_reads_the_inputs_of_its_own_call():
+    """One recording, several prompts: nothing of the call that was recorded is left in it."""
+    model = tiny.llava().cuda()
+    prompts = [{name: part.cuda() for name, part in prompt(*parts, seed=seed).items()}
+               for seed, parts in enumerate([(3, "image", 5), (1, "image", 9), (7, "image", 2)])]  # fmt: skip
+    with torch.no_grad():
+        with fitprune.prune(model, RECIPE) as trace:
+            wanted = [(model(**inputs).logits, alive(trace)) for inputs in prompts]
+        with fitprune.prune(model, RECIPE, graphs=1) as trace:
+            for inputs, (logits, place) in [*zip(prompts, wanted, strict=True)] * 2:
+                close(model(**inputs).logits, logits)
+                assert alive(trace) == place

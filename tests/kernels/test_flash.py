@@ -5,6 +5,8 @@ each sequence by itself, causal and aligned at its last key, and refuses anythin
 misread: 4-D masks, and positions with gaps in an unpadded row, which it takes for packed sequences.
 """
 
+from importlib.util import find_spec
+
 import pytest
 import tiny
 import torch
@@ -16,6 +18,7 @@ from transformers.masking_utils import flash_attention_mask
 
 import fitprune
 from fitprune.decoder.upstream import pass_cache
+from fitprune.kernels import flash_cuda
 
 NAME = "standin_flash"
 calls = []
@@ -153,3 +156,53 @@ def test_zero_recipe(flash):
         with fitprune.prune(flash, fitprune.Recipe.none(LAYERS)):
             assert torch.equal(flash(**batch(ROWS)).logits, wanted)
     assert tiny.LAYERS == LAYERS
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [16, 64, 128])
+def test_the_real_kernel_keeps_the_contract_of_the_stand_in(dtype, size):
+    """PyTorch's own flash kernel on packed rows: causal, aligned at the last key, no row sees another, grouped heads."""
+    lengths = [(9, 9), (3, 17), (1, 40), (33, 64)]  # queries and keys of each row: a prefill, later turns, a decoded token
+    query = torch.randn(sum(q for q, _ in lengths), 4, size, device="cuda", dtype=dtype)
+    key, value = (torch.randn(sum(k for _, k in lengths), 2, size, device="cuda", dtype=dtype) for _ in range(2))
+    starts = [torch.tensor([0, *column], device="cuda").cumsum(0).int() for column in zip(*lengths, strict=True)]
+    found = torch.ops.aten._flash_attention_forward(query, key, value, *starts, 33, 64, 0.0, True, False, scale=0.2)[0]
+    for row, (queries, keys) in enumerate(lengths):
+        q = query[starts[0][row] :][:queries].transpose(0, 1).float()
+        k, v = (part[starts[1][row] :][:keys].transpose(0, 1).float().repeat_interleave(2, 0) for part in (key, value))
+        ahead = torch.ones(queries, keys, dtype=torch.bool, device="cuda").triu(keys - queries + 1)
+        wanted = ((q @ k.transpose(1, 2) * 0.2).masked_fill(ahead, -torch.inf).softmax(-1) @ v).transpose(0, 1)
+        torch.testing.assert_close(found[starts[0][row] :][:queries].float(), wanted, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [64, 128])
+def test_fused_attention_tells_the_right_log_sum_exp(dtype, size):
+    """What `flash_cuda` takes from PyTorch's kernel, wherever it says that it applies; on a prompt of more than one block."""
+    query = torch.randn(2, 333, 4, size, device="cuda", dtype=dtype).transpose(1, 2)
+    key, value = (torch.randn(2, 333, 4, size, device="cuda", dtype=dtype).transpose(1, 2) for _ in range(2))
+    with torch.inference_mode():
+        if not flash_cuda.applies(query, key, value, None):
+            pytest.skip("PyTorch runs another kernel for this on this GPU")
+        output, norms = flash_cuda.attend(query, key, value, 0.1)
+    scores = query.float() @ key.float().transpose(-1, -2) * 0.1
+    scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).triu_(1), -torch.inf)
+    torch.testing.assert_close(norms[..., :333], scores.logsumexp(-1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(output.float(), scores.softmax(-1) @ value.float(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(find_spec("flash_attn") is None, reason="needs the package flash-attn")
+def test_generates_with_the_package_what_sdpa_does():
+    model = tiny.llava().to("cuda", torch.bfloat16)
+    inputs = {name: tensor.cuda() for name, tensor in batch(ROWS).items()}
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    found = []
+    for name in ("sdpa", "flash_attention_2"):
+        model.model.language_model.set_attn_implementation(name)
+        with torch.no_grad(), fitprune.prune(model, RECIPE) as trace:
+            model(**inputs)
+        found.append([[row.numel() for row in rows] for rows in trace.alive])
+    assert found[0] == found[1]  # in 16 bits the two may rank neighbours the other way round

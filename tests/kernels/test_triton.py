@@ -28,7 +28,6 @@ pytestmark = pytest.mark.skipif(
     reason="this Triton's interpreter reads loop bounds in a way that this numpy refuses",
 )
 SMALL = kernel.Tile(16, 16, 4, 1)
-on_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 
 
 def case(seed, batch, groups, share, queries, past, size, dtype, images, kind, strided=False):
@@ -270,7 +269,7 @@ def test_compiles_for_a_gpu_that_is_not_there(tmp_path):
     assert len(run.stdout.split()) == 12
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_runs_inside_a_graph():
     shape = case(3, 2, 2, 2, 150, 7, 64, torch.bfloat16, 2, "flash")
     eager = kernel.received_attention(*shape[:2], 0.1, *shape[2:])  # compiles
@@ -282,10 +281,27 @@ def test_runs_inside_a_graph():
     assert all(torch.equal(*pair) for pair in zip(captured, eager, strict=True))
 
 
-@on_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_takes_the_logsumexp_of_flash_attention(dtype):
     query, key, mask, group, key_group = case(6, 2, 4, 1, 333, 0, 64, dtype, 1, "none", strided=True)
     found = torch.ops.aten._scaled_dot_product_flash_attention(query, key, key, 0.0, True, False, scale=0.1)
     sums = kernel.received_attention(query, key, 0.1, mask, group, key_group, logsumexp=found[1])
     close(sums, wanted(query, key, 0.1, mask, group, key_group))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", [675, 2979])
+@pytest.mark.parametrize("given", [True, False])
+def test_at_the_size_of_a_7b_layer(length, given):
+    """Shapes that fill a device, as `fitprune bench` has them: 32 heads of 128, with the log-sum-exp of flash attention and without."""
+    query, key, _, _, _ = case(length, 1, 32, 1, length, 0, 128, torch.bfloat16, 1, "none", strided=True)
+    group = torch.full((1, length), TEXT, device=DEVICE)
+    group[:, 35:-64] = 1
+    hints = {"rows": (35, length), "columns": (35, length - 64), "images": 1}
+    if given:
+        found = torch.ops.aten._scaled_dot_product_flash_attention(query, key, key, 0.0, True, False, scale=128**-0.5)
+        hints["logsumexp"] = found[1]
+    sums = kernel.received_attention(query, key, 128**-0.5, None, group, group.clamp(min=0), **hints)
+    for ours, theirs in zip(sums, wanted(query, key, 128**-0.5, None, group, group.clamp(min=0)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)

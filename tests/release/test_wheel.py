@@ -8,6 +8,7 @@ It installs some gigabytes, so it runs where it is given a place for them: `make
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PLACE = os.environ.get("WHEEL_ENVIRONMENT")
+EXTRAS = re.findall(
+    r"^([\w-]+) = \[",
+    (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("optional-dependencies]")[1].split("\n[")[0],
+    re.MULTILINE,
+)
 
 pytestmark = pytest.mark.skipif(PLACE is None, reason="installs gigabytes: make test-latest runs it")
 
@@ -38,6 +44,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (wheel,) = built.glob("fitprune-*.whl")
         said(Path(sys.base_prefix) / "bin" / "python3", "-m", "venv", "--clear", place)
         said(place / "bin" / "python", "-m", "pip", "install", "-q", wheel)
+        built.joinpath(wheel.name).rename(place / wheel.name)
         (place / ".done").touch()
     return place / "bin"
 
@@ -56,3 +63,34 @@ def test_a_recipe_is_fitted(programs: Path, tmp_path: Path) -> None:
 def test_nothing_of_the_tree_was_used(programs: Path, tmp_path: Path) -> None:
     where = said(programs / "python", "-c", "import fitprune; print(fitprune.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(programs.parent.resolve())
+
+
+def test_every_command_says_its_help(programs: Path, tmp_path: Path) -> None:
+    names = re.search(r"^  ([a-z]+(?: \| [a-z]+)+)$", said(programs / "fitprune", "--help", cwd=tmp_path), re.MULTILINE)
+    assert names
+    assert len(names[1].split(" | ")) >= 10
+    for name in names[1].split(" | "):
+        assert "examples:" in said(programs / "fitprune", name, "--help", cwd=tmp_path), name
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["draw", "--recipes", "llava-v1.5-7b:0.6", "--output", "r.png"], "draw"),
+        (["demo"], "demo"),
+        (["serve"], "serve"),
+        (["bench", "--plot", "b.png"], "draw"),
+    ],
+)
+def test_what_an_extra_brings_is_said_in_a_line(programs: Path, command: list[str], extra: str, tmp_path: Path) -> None:
+    done = subprocess.run([programs / "fitprune", *command], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2, done.stdout
+    assert f"pip install 'fitprune[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_every_extra_resolves_by_itself(programs: Path, extra: str) -> None:
+    """As pip would install it on top of the wheel; nothing is installed."""
+    (wheel,) = programs.parent.glob("fitprune-*.whl")
+    said(programs / "python", "-m", "pip", "install", "-q", "--dry-run", f"{wheel}[{extra}]")
