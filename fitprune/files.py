@@ -94,8 +94,8 @@ def current_umask() -> int:
 def model_names(path: str | os.PathLike[str]) -> list[str]:
     """What a checkpoint is called, by its path or hub name: what the path says, then what the folder is called that a link leads to.
 
-    That is the last part, or `parent_checkpoint-N` for a step of a training (as LLaVA calls it). In the cache of a hub the folder's name is a
-    hash, or has its dots replaced: the repository's name counts.
+    That is the last part, or `parent_checkpoint-N` for a step of a training (as LLaVA calls it). In the cache of a hub the folder's name is
+    a hash, or has its dots replaced: the repository's name counts.
     """
     said, place = str(path).strip(), Path(path).expanduser()
     found = [name for name in (_name(said), _name(os.path.realpath(place)) if place.is_dir() else None) if name]
