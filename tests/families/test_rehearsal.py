@@ -193,6 +193,30 @@ def test_images_side_by_side_are_told_apart_by_their_size(name: str, tmp_path: P
     assert ImageLengths(vlm.model.config).each == vlm.tokens_for(IMAGES[0])
 
 
+def test_pixtral_in_hand_has_a_budget_for_each_image_whatever_its_rows(tmp_path: Path) -> None:
+    """A `llava` by its model type: images of any size, a mark of its own after each row of patches. Its processor needs torchvision."""
+    tower = T.PixtralVisionConfig(**SMALL, num_hidden_layers=2, image_size=64, patch_size=16, head_dim=8)
+    text = T.MistralConfig(**TEXT, head_dim=8, sliding_window=None)
+    config = T.LlavaConfig(
+        vision_config=tower, text_config=text, image_token_index=4, vision_feature_select_strategy="full", vision_feature_layer=-1
+    )
+    torch.manual_seed(0)
+    model = T.LlavaForConditionalGeneration(config).eval()
+    assert ImageLengths(model.config).each is None
+    images = [[4] * 4 + [9]] * 4, [[4] * 2 + [9]] * 3  # 64 × 64 and 48 × 32 pixels
+    ids = [1, 7, *(token for image in images for row in image for token in row), 20, 21]
+    inputs = {
+        "input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+        "pixel_values": torch.randn(2, 3, 64, 64), "image_sizes": torch.tensor([[64, 64], [48, 32]]),
+    }  # fmt: skip
+    with torch.no_grad(), fitprune.prune(model, fitprune.Recipe.step(layer=0, keep=0.5)) as trace:
+        model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    (places,), (left,) = trace.image_tokens, trace.visual[-1]
+    assert [len(one) for one in places] == [16, 6]
+    assert [int(torch.isin(left.cpu(), one.cpu()).sum()) for one in places] == [8, 3]
+    assert fitprune.observe(model, [inputs], progress=False).visual_tokens.tolist() == [16, 6]
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_what_does_not_go_together_is_refused_before_weights_are_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, said = WRONG[name]
