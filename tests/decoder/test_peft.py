@@ -10,6 +10,7 @@ import tiny
 import torch
 
 import fitprune
+from fitprune.decoder.attach import attachment_of
 from fitprune.decoder.upstream import unwrapped
 from fitprune.errors import FitPruneError, UnsupportedError
 
@@ -192,4 +193,5 @@ def test_adapters_that_are_switched_added_and_merged_under_a_recipe(llava: Any) 
         unloaded = wrapped.merge_and_unload(adapter_names=["other"])
         torch.testing.assert_close(unloaded(**INPUTS[0]).logits, wanted, atol=1e-4, rtol=1e-4)
     assert len(trace.visual[-1][0]) < tiny.IMAGE_TOKENS
-    assert not any("forward" in module.__dict__ for module in unloaded.modules())
+    assert attachment_of(unloaded) is None
+    copy.deepcopy(unloaded)  # nothing that keeps it from being copied is left either
