@@ -91,10 +91,34 @@ def current_umask() -> int:
     return mask
 
 
+def model_names(path: str | os.PathLike[str]) -> list[str]:
+    """What a checkpoint is called, by its path or hub name: what the path says, then what the folder is called that a link leads to.
+
+    That is the last part, or `parent_checkpoint-N` for a step of a training (as LLaVA calls it). In the cache of a hub the folder's name is
+    a hash, or has its dots replaced: the repository's name counts.
+    """
+    said, place = str(path).strip(), Path(path).expanduser()
+    found = [name for name in (_name(said), _name(os.path.realpath(place)) if place.is_dir() else None) if name]
+    return list(dict.fromkeys(found)) or ["model"]
+
+
+def _name(path: str) -> str | None:
+    """As `model_names`, of the path as it is written; None where that says nothing ("..")."""
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
+    if not parts or parts[-1] in ("..", "~"):
+        return None
+    if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):  # …/models--org--name/snapshots/<hash>
+        parts = parts[:-2]
+    if parts[-1].startswith("models--"):
+        return parts[-1].removeprefix("models--").split("--", 1)[-1]
+    if parts[-1].startswith("checkpoint-"):
+        return "_".join(parts[-2:])
+    return parts[-1].replace("___", ".")  # ModelScope's cache
+
+
 def file_name(model: str, ratio: float | None = None, *more: str) -> str:
     """A readable file name stem such as `llava-1.5-7b-hf-r60`."""
-    stem = [part for part in str(model).replace("\\", "/").split("/") if part][-1]
-    return "-".join([stem, *([] if ratio is None else [f"r{round(ratio * 100, 4):g}"]), *more])
+    return "-".join([model_names(model)[0], *([] if ratio is None else [f"r{round(ratio * 100, 4):g}"]), *more])
 
 
 def read_json_lines(path: str | os.PathLike[str], what: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -140,8 +140,12 @@ def test_another_model_is_refused():
 
 
 @pytest.mark.parametrize(
-    "name", ["llava-v1.5-7b", "llava-hf/llava-1.5-7b-hf", "liuhaotian/llava-v1.5-7b", "/some/where/llava-v1.5-7b/", r"C:\x\LLaVA-v1.5-7B"]
-)
+    "name",
+    [
+        "llava-v1.5-7b", "llava-hf/llava-1.5-7b-hf", "liuhaotian/llava-v1.5-7b", "/some/where/llava-v1.5-7b/", r"C:\x\LLaVA-v1.5-7B",
+        "/root/.cache/huggingface/hub/models--liuhaotian--llava-v1.5-7b/snapshots/4481d270cc", "/hub/models--llava-hf--llava-1.5-7b-hf",
+    ],
+)  # fmt: skip
 def test_published_by_any_spelling(name):
     recipe = Recipe.published(name, "60%")
     assert recipe.counts[:3] == (14, 33, 89)

@@ -60,6 +60,8 @@ class Adapter:
             if match is None:
                 raise OtherAdapterError(f"{weights.files[key]}: {key} is not part of a LoRA adapter")
             self.pairs.setdefault(f"{match[1]}.weight", {})[match[2]] = tensor
+        if not self.pairs:
+            raise FitPruneError(f"{name}: its {' or '.join(ADAPTERS)} holds no tensors, so it would change nothing: save the adapter again")
         if lonely := [key for key, pair in self.pairs.items() if len(pair) != 2]:
             raise FitPruneError(f"{name}: the adapter of {lonely[0]} has only one of its two matrices")
         self.unused = set(self.pairs)

@@ -82,6 +82,20 @@ def check_transformers(config: Mapping[str, Any], source: Source, whole: bool = 
         raise FitPruneError(f"{source}: the weights are of the original layout, config.json is not: download it again")
 
 
+def check_whole_precision(source: Source) -> None:
+    """Refuses a checkpoint whose config.json says that its weights are quantised.
+
+    Raises:
+        FitPruneError: naming it, and what to do where the field is all that is left of it.
+    """
+    path = source.get("config.json")
+    if path is not None and read_json(path).get("quantization_config"):
+        raise FitPruneError(
+            f"{source}: config.json has a quantization_config: quantised checkpoints are not supported, give the weights in whole "
+            "precision (if they are, take that field out)"
+        )
+
+
 @dataclass(frozen=True)
 class Original:
     """A checkpoint in its authors' layout, as far as it is needed to write its transformers config.
@@ -183,13 +197,14 @@ def read_original(
     Raises:
         FitPruneError: saying which file or field is wrong or missing.
     """
-    if config.get("quantization_config"):
-        raise FitPruneError(f"{source}: config.json has a quantization_config: quantised checkpoints are not supported")
     if lost := [field for field in NEEDED if not isinstance(config.get(field), int)]:
         raise FitPruneError(f"{source}: config.json lacks {', '.join(lost)}: download it again")
     named = str(config["mm_vision_tower"])
     text_source = Source(base) if base else source
     parts = _parts(source, text_source, family)
+    check_whole_precision(text_source)  # not an adapter's own config.json, which says how it was trained
+    for part in parts:
+        part.weights.check_plain()
     shapes = {plain_name(name): shape for part in reversed(parts) for name, shape in part.weights.shapes.items()}
     tower = find_tower(source, named, vision_tower)
     if not any(name.startswith(TOWER) for name in shapes):

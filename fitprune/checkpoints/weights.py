@@ -25,6 +25,9 @@ from .source import Source, read_json
 
 NAMES = ("model.safetensors", "pytorch_model.bin")  # in this order; each may come in shards, with an index
 LFS = b"version https://git-lfs"
+QUANTISED = re.compile(  # names that bitsandbytes, GPTQ, AWQ and fp8 give what belongs to a quantised weight
+    r"\.(absmax|quant_map|nested_absmax|quant_state\..*|SCB|weight_format|qweight|qzeros|g_idx|weight_scale(_inv)?|weight_packed)$"
+)
 
 
 class Weights:
@@ -38,12 +41,18 @@ class Weights:
         Args:
             paths: Each file, with the names that an index promises in it (an empty set where there is no index).
         Raises:
-            FitPruneError: for a file that is damaged, holds code, or lacks a promised tensor.
+            FitPruneError: for a file that is damaged, holds code, was saved empty, or lacks a promised tensor.
         """
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for path, promised in paths.items():
             shapes, _ = _open(path)
+            if empty := [name for name, shape in shapes.items() if 0 in shape]:
+                raise FitPruneError(
+                    f"{path} was saved empty ({empty[0]} is {list(shapes[empty[0]])}, {len(empty)} of {len(shapes)} tensors are so), as "
+                    "DeepSpeed ZeRO-3 does without gathering: save it again with gathered weights "
+                    "(stage3_gather_16bit_weights_on_model_save, zero_to_fp32.py)"
+                )
             for name, shape in shapes.items():
                 if not promised or name in promised:  # what an index leaves out may be there twice
                     self.files[name], self.shapes[name] = path, shape
@@ -85,6 +94,13 @@ class Weights:
             _, read = _open(path)
             for name in [name for name, file in self.files.items() if file == path]:
                 yield name, read(name)
+
+    def check_plain(self) -> None:
+        """Raises FitPruneError for weights that were saved quantised, which are read by nothing here."""
+        if odd := [name for name in self.shapes if QUANTISED.search(name)]:
+            raise FitPruneError(
+                f"{self.files[odd[0]]} has {odd[0]}: quantised checkpoints are not supported, give the weights in whole precision"
+            )
 
     def dtype(self, name: str) -> torch.dtype:
         """Precision of one tensor."""
@@ -156,5 +172,6 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
             raise FitPruneError(f"{path} has {name!r} where a tensor's name is expected: not a checkpoint")
         if not isinstance(value, Tensor) or not (value.is_floating_point() or name.endswith("position_ids")):
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise FitPruneError(f"{path}: {name} is {kind}, not a tensor of real numbers")
+            quantised = ": quantised checkpoints are not supported" if isinstance(value, Tensor) else ""
+            raise FitPruneError(f"{path}: {name} is {kind}, not a tensor of real numbers{quantised}")
     return values

@@ -35,7 +35,7 @@ from . import cache as kv
 from .attention import check_implementation, listening
 from .block import Block, read_block
 from .layer import LayerForward
-from .model_hooks import ImageSpans, hook_model, put
+from .model_hooks import ImageSpans, hook_model, keep_from_copying, put
 from .refusals import check_images_are_tokens, check_keys_are_not_chosen
 from .state import Prefill, PrefillState, take_deepstack
 from .upstream import (
@@ -80,6 +80,8 @@ def find_decoder(model: nn.Module) -> nn.Module:
     for candidate in (decoder, getattr(decoder, "model", None), getattr(model, "model", None), model):
         if isinstance(getattr(candidate, "layers", None), nn.ModuleList):
             return candidate  # type: ignore[return-value]
+    if isinstance(getattr(model, "module", None), nn.Module):  # DataParallel, DistributedDataParallel, an engine
+        raise UnsupportedError(f"{type(model).__name__} is a wrapper: give the model inside, its .module, and call that or the wrapper")
     raise UnsupportedError(f"{type(model).__name__} has no decoder with `layers`: see docs/new_family.md for what a model must look like")
 
 
@@ -121,6 +123,11 @@ class Attachment:
                 attention = attention_of(layer)
                 self._replace_forward(index, layer, attention, undo)
                 self._listen(attention, undo)
+            inner: Any = unwrapped(model)
+            base = getattr(inner, "base_model", inner)
+            attentions = (attention_of(layer) for layer in self.layers)
+            touched = (caller_of(model), inner, base, *base.children(), self.decoder, *self.layers, *attentions)
+            keep_from_copying((module for module in touched if module is not None), undo)
             self._undo = undo.pop_all()
 
     def detach(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -151,6 +151,20 @@ def put(module: nn.Module, name: str, method: Callable[..., Any], undo: ExitStac
     own = module.__dict__.get(name)
     setattr(module, name, method)
     undo.callback(lambda: setattr(module, name, own) if own is not None else delattr(module, name))
+
+
+def keep_from_copying(modules: Iterable[nn.Module], undo: ExitStack) -> None:
+    """Has modules refuse to be copied, pickled or replicated: what is put in them acts for them and their device, not for a copy."""
+
+    def refuse(*_: Any) -> Any:
+        raise UnsupportedError(
+            "a recipe is attached to this model, which a copy of it (copy, pickle, torch.save, DataParallel) would share: leave the `with` "
+            "block or call detach(model) first, then attach to the copy; save_pretrained and state_dict work as they are"
+        )
+
+    for module in {id(module): module for module in modules}.values():
+        for name in ("__getstate__", "_replicate_for_data_parallel"):  # what Python's copy and pickle call, and PyTorch's replicate
+            put(module, name, refuse, undo)
 
 
 def _shows_hidden_states(module: nn.Module, call: Mapping[str, Any]) -> bool:

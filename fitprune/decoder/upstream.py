@@ -86,24 +86,31 @@ def version_numbers(text: str) -> tuple[int, ...]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The transformers model inside PEFT's wrapper, whose layers hold the adapters; any other model as it is.
+    """The transformers model inside PEFT's wrappers, whose layers hold the adapters; any other model as it is.
 
     Raises:
         UnsupportedError: for adapters that lengthen the prompt, after which no position is where the inputs say.
     """
-    if not callable(getattr(type(model), "get_base_model", None)):
-        return model
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        raise UnsupportedError(
-            f"{type(model).__name__} has an adapter that puts tokens of its own before the prompt: only adapters inside layers (LoRA and "
-            "the like) can be pruned"
-        )
-    return model.get_base_model()  # type: ignore[operator]
+    caller = caller_of(model)
+    return model if caller is None else caller.model  # type: ignore[return-value]
 
 
 def caller_of(model: nn.Module) -> nn.Module | None:
-    """What, in PEFT's wrapper, calls the transformers model (0.18 does so past its hooks); None without a wrapper."""
-    return None if unwrapped(model) is model else model.base_model  # type: ignore[return-value]
+    """What, in the innermost of PEFT's wrappers, calls the transformers model (0.18 does so past its hooks); None without a wrapper.
+
+    Raises:
+        UnsupportedError: as `unwrapped`.
+    """
+    caller: Any = None
+    inner: Any = model
+    while (tuner := getattr(inner, "_modules", {}).get("base_model")) is not None and hasattr(inner, "peft_config"):
+        if getattr(getattr(inner, "active_peft_config", None), "is_prompt_learning", False):
+            raise UnsupportedError(
+                f"{type(inner).__name__} has an adapter that puts tokens of its own before the prompt: only adapters inside layers (LoRA "
+                "and the like) can be pruned"
+            )
+        caller, inner = tuner, tuner.model
+    return caller
 
 
 # ---- caches ---------------------------------------------------------------------------------------------------------

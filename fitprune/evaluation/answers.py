@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import shortuuid
 
 from ..errors import FitPruneError
-from ..files import lock
+from ..files import lock, model_names
 from ..questions import Question
 
 SKIPPED = "skipped"  # in the metadata of a line without an answer: why its question was not asked
@@ -34,10 +34,7 @@ SKIPPED = "skipped"  # in the metadata of a line without an answer: why its ques
 
 def model_id(model_path: str) -> str:
     """The name that answer lines carry for a model: the last part of its path, or `parent_checkpoint-N`."""
-    parts = [part for part in str(model_path).split("/") if part]
-    if not parts:
-        return str(model_path)
-    return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
+    return model_names(model_path)[0]
 
 
 class AnswersFile:

@@ -11,6 +11,7 @@ attaches to any decoder (decoder/attach.py). Nor does most loading: what is not 
     adapter.py       an adapter of PEFT and the base that it names
     processor.py     the family of every other model of transformers;  parts.py: its processor, made without torchvision;
                      chat.py: its chat template;  token_places.py: where its tokens lie in a picture
+    rehearsal.py     whether tower and processor go together, asked before weights are read
     clip.py          what families with a CLIP tower share
     convert.py       an original checkpoint written in transformers layout
 

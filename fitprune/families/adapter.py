@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.lora import ADAPTERS, CONFIG, Adapter, OtherAdapterError
-from ..checkpoints.original import is_original
+from ..checkpoints.original import check_whole_precision, is_original
 from ..checkpoints.source import Source
 from ..checkpoints.weights import Weights
 from ..embedded import MODELS
@@ -31,19 +31,24 @@ def base_of(source: Source, named: str | None) -> str | None:
     Args:
         named: The base that the caller names, which goes before the one that the adapter was trained on.
     Raises:
-        FitPruneError: if there is none, or it is an adapter itself.
+        FitPruneError: if there is none, it is not here, or is an adapter itself or quantised.
     """
     if not _is_adapter(source):
         return None
     base = named or source.json(CONFIG).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise FitPruneError(f"{source} is an adapter, and its {CONFIG} names no base: give it with --model-base")
+    if base in MODELS:
+        return base
     try:
-        again = base not in MODELS and _is_adapter(Source(base))
+        again = _is_adapter(place := Source(base))
+        if not again:
+            place.json("config.json")
     except FitPruneError as error:
         raise FitPruneError(f"{source} is an adapter of {base} ({error}): if that is elsewhere, name the place with --model-base") from None
     if again:
         raise FitPruneError(f"{source} is an adapter of {base}, which is an adapter itself: merge that one with PEFT first")
+    check_whole_precision(place)
     return base
 
 

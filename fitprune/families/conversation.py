@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any, Literal
 
 from ..errors import FitPruneError
+from ..files import model_names
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def template_for(text_model_type: str, tokenizer: Any, name: str) -> str:
     Args:
         text_model_type: `model_type` of the language model's config.
         tokenizer: Anything with `get_vocab()`.
-        name: Hub name or folder; its last part counts.
+        name: Hub name or folder, of which `files.model_names` counts.
     """
     vocabulary = tokenizer.get_vocab()
     if "<|start_header_id|>" in vocabulary:
@@ -98,7 +98,7 @@ def template_for(text_model_type: str, tokenizer: Any, name: str) -> str:
         return "qwen_1_5" if text_model_type.startswith("qwen2") else "chatml_direct"
     if text_model_type == "mistral":
         return "mistral_instruct"
-    return "llava_llama_2" if "llama-2" in PurePath(name).name.lower() else "vicuna_v1"
+    return "llava_llama_2" if any("llama-2" in one.lower() for one in model_names(name)) else "vicuna_v1"
 
 
 def stop_string(template: str) -> str:

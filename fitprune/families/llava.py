@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..checkpoints.original import Original
+from ..checkpoints.source import Source
 from .clip import (
     ASPECTS,
     check_supported,
@@ -26,6 +27,7 @@ from .clip import (
     squared,
 )
 from .encoding import encode, template, token_ids, views, write
+from .parts import image_processor_name, load_image_processor
 from .protocols import Images
 
 __all__ = [
@@ -64,6 +66,8 @@ def configure(original: Original) -> Any:
 
 
 def image_processor(config: Any, source: str | None) -> Any:
+    if source is not None and (name := image_processor_name(Source(source))) and not name.startswith(("CLIP", "Llava")):
+        return load_image_processor(Source(source))  # of another class, with settings of its own
     kind = pillow_processor("clip", "CLIPImageProcessor")
     return kind(**image_settings(config.vision_config.image_size)) if source is None else kind.from_pretrained(source)
 

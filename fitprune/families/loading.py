@@ -20,6 +20,7 @@ from .chat import own_template, say_if_other
 from .chat_template import written_as
 from .placement import dtype_named, from_transformers, read_config, where
 from .protocols import Family, OriginalFamily
+from .rehearsal import check_counts
 from .vlm import VLM
 
 
@@ -81,7 +82,10 @@ def load(
         if family is processor and template:
             raise FitPruneError(f"{path} is asked by the chat template that it brings: leave out --conv-mode {template}")
         kind = family.model_class()
-        maker = _maker(family, read_config(kind, place), place, path)  # what is missing is said before the weights are read
+        wanted = read_config(kind, place)
+        maker = _maker(family, wanted, place, path)  # what is missing or does not go together is said before the weights are read
+        if not zero_stage():  # which makes models in a way of its own
+            check_counts(kind, wanted, family.images(wanted, maker), path)
         model, tokenizer = from_transformers(kind, source, device, dtype, attn, device_map, tensor_parallel)
     if place is None:
         maker = _maker(family, model.config, None, path)

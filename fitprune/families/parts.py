@@ -11,6 +11,7 @@ is there, else something that says so when it is used. Left out: processors that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from ..checkpoints.source import Source, read_json
@@ -71,7 +72,30 @@ def load_processor(source: Source, config: Any) -> Any:
         made = made[0]
     if not hasattr(made, "image_processor") or not hasattr(made, "tokenizer"):
         raise FitPruneError(f"{kind.__name__}, the processor of {source}, does not read images and text: see docs/new_family.md")
+    complete(made, config, settings)
     return made
+
+
+def complete(processor: Any, config: Any, said: Mapping[str, Any]) -> None:
+    """Tells a processor of LLaVA's kin how its tower counts, where its files never did: as older ones, saved before it counted itself.
+
+    Args:
+        config: The model's.
+        said: The settings in the processor's files.
+    """
+    tower: Any = getattr(config, "vision_config", None)
+    side, patch = getattr(tower, "image_size", None), getattr(tower, "patch_size", None)
+    if not isinstance(side, int) or not isinstance(patch, int):
+        return  # a tower of another kind
+    known = {
+        "patch_size": patch,
+        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", "default"),
+        "num_image_tokens": (side // patch) ** 2,
+        "num_additional_image_tokens": int(tower.model_type == "clip_vision_model"),  # its class token
+    }
+    for name, value in known.items():
+        if hasattr(processor, name) and said.get(name) is None:
+            setattr(processor, name, value)
 
 
 def _part(kind: Any, name: str, source: Source) -> Any:
@@ -84,7 +108,7 @@ def _part(kind: Any, name: str, source: Source) -> Any:
             return PreTrainedTokenizerFast.from_pretrained(source.place)
         return AutoTokenizer.from_pretrained(source.place)
     if name == "image_processor":
-        return _image_processor(source)
+        return load_image_processor(source)
     if name == VIDEO:
         return AutoVideoProcessor.from_pretrained(source.place) if has_torchvision() else WithoutVideos()
     if name == "feature_extractor":
@@ -92,15 +116,20 @@ def _part(kind: Any, name: str, source: Source) -> Any:
     raise FitPruneError(f"{kind.__name__} needs a {name}, which is not known here: see docs/new_family.md")
 
 
-def _image_processor(source: Source) -> Any:
+def image_processor_name(source: Source) -> str:
+    """The class that a checkpoint's files name for its image processor, without its implementation; "" if they name none."""
+    said = [read_json(path) for path in map(source.get, FILES[:2]) if path is not None]
+    said += [one["image_processor"] for one in said if isinstance(one.get("image_processor"), dict)]
+    name = next((str(one["image_processor_type"]) for one in said if one.get("image_processor_type")), "")
+    return name.removesuffix("Pil").removesuffix("Fast")
+
+
+def load_image_processor(source: Source) -> Any:
     """The checkpoint's image processor in the implementation that uses Pillow, else the one that there is."""
     import transformers
     from transformers import AutoImageProcessor, BaseImageProcessor
 
-    said = [read_json(path) for path in map(source.get, FILES[:2]) if path is not None]
-    said += [one["image_processor"] for one in said if isinstance(one.get("image_processor"), dict)]
-    name = next((str(one["image_processor_type"]) for one in said if one.get("image_processor_type")), "")
-    name = name.removesuffix("Pil").removesuffix("Fast")
+    name = image_processor_name(source)
     for known in (f"{name}Pil", name) if name else ():  # before the implementations were renamed, the plain name was Pillow's
         kind: Any = getattr(transformers, known, None)
         if isinstance(kind, type) and issubclass(kind, BaseImageProcessor) and not _of_torchvision(kind):

@@ -41,9 +41,15 @@ class ImageLengths:
 
 def _image_size(config: Any) -> int | None:
     """Tokens of every image, from the vision tower's patches, else from what the config states; None if unknown."""
-    side, patch = (getattr(getattr(config, "vision_config", None), name, None) for name in ("image_size", "patch_size"))
-    strategy = getattr(config, "vision_feature_select_strategy", None)
+    tower = getattr(config, "vision_config", None)
+    if getattr(tower, "model_type", None) == "pixtral":
+        return None  # as many as it has patches of its own size
+    side, patch = (getattr(tower, name, None) for name in ("image_size", "patch_size"))
+    strategy = getattr(config, "vision_feature_select_strategy", "default" if getattr(config, "model_type", None) == "vipllava" else None)
     if isinstance(side, int) and isinstance(patch, int) and strategy is not None:
-        return (side // patch) ** 2 + (strategy == "full")
+        classless = getattr(config.vision_config, "model_type", "").startswith(
+            "siglip"
+        )  # the first token is a patch, which "default" drops
+        return (side // patch) ** 2 + (strategy == "full") - classless
     resampled = getattr(getattr(config, "perceiver_config", None), "resampler_n_latents", None)
     return getattr(config, "image_seq_length", None) or resampled

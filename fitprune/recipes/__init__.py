@@ -15,6 +15,7 @@ from importlib import resources
 from typing import Any
 
 from ..errors import FitPruneError
+from ..files import model_names
 
 __all__ = ["published_names", "published_ratios"]
 
@@ -39,9 +40,10 @@ def published_table(name: str) -> dict[str, Any]:
     Raises:
         FitPruneError: when nothing is published for it; lists what is.
     """
-    for model, table in _tables().items():
-        if _plain(model) == _plain(str(name)):
-            return table
+    tables = {_plain(model): table for model, table in _tables().items()}
+    for called in map(_plain, model_names(name)):
+        if called in tables:
+            return tables[called]
     raise FitPruneError(f"no recipe is published for {name}: choose from {', '.join(published_names())}, or fit one")
 
 
@@ -58,6 +60,5 @@ def _tables() -> dict[str, dict[str, Any]]:
 
 
 def _plain(name: str) -> str:
-    """A checkpoint's name without organisation, folder, case, "-hf" and the "v" before its version."""
-    last = re.split(r"[/\\]", name.strip().rstrip("/\\"))[-1].lower()
-    return re.sub(r"-v(?=\d)", "-", last.removesuffix("-hf"))
+    """A checkpoint's name without case, "-hf" and the "v" before its version."""
+    return re.sub(r"-v(?=\d)", "-", name.lower().removesuffix("-hf"))

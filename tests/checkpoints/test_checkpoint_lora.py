@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from multimodal import PARITY, Recorded, forward
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fitprune
@@ -145,3 +145,56 @@ def test_an_adapter_for_another_base_is_refused(tmp_path: Path) -> None:
 )
 def test_prefixes_that_peft_left_are_taken_off(key: str) -> None:
     assert plain_name(key) == "model.mm_projector.0.bias"
+
+
+QLORA = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
+def set_field(folder: Path, **fields: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_how_an_adapter_was_trained_does_not_matter_but_how_its_base_is_saved(tmp_path: Path) -> None:
+    """LLaVA issue 1266: training with --bits 4 leaves its quantization_config in the adapter's config.json."""
+    base, projector = base_and_projector(tmp_path)
+    lora, tower = adapter(tmp_path, projector), str(ORIGINAL / "clip_tower")
+
+    def loaded() -> dict[str, Tensor]:
+        return dict(fitprune.load(str(lora), model_base=str(base), vision_tower=tower, device="cpu").model.named_parameters())
+
+    wanted = loaded()
+    set_field(lora, quantization_config=QLORA)
+    for name, weight in loaded().items():
+        assert torch.equal(weight, wanted[name]), name
+    with pytest.raises(FitPruneError, match="is a LoRA adapter: give its base"):
+        fitprune.load(str(lora), device="cpu")
+    set_field(base, quantization_config=QLORA)
+    with pytest.raises(FitPruneError, match=r"vicuna: config\.json has a quantization_config: quantised .* whole precision"):
+        loaded()
+    set_field(base, quantization_config=None)
+    tensors = load_file(base / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file({**tensors, name: torch.zeros(512, 1, dtype=torch.uint8), f"{name}.absmax": torch.zeros(16)}, base / "model.safetensors")
+    with pytest.raises(FitPruneError, match=r"model\.safetensors has .*q_proj\.weight\.absmax: quantised checkpoints are not supported"):
+        loaded()
+
+
+@pytest.mark.parametrize("file", ["adapter_model.bin", "non_lora_trainables.bin"])
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_files_that_zero_3_saved_empty_are_named(file: str, all_of_them: bool, tmp_path: Path) -> None:
+    base, projector = base_and_projector(tmp_path)
+    lora = adapter(tmp_path, projector)
+    tensors = torch.load(lora / file, weights_only=True)
+    lost = list(tensors) if all_of_them else [max(tensors)]
+    torch.save(tensors | {name: torch.zeros(0) for name in lost}, lora / file)
+    with pytest.raises(FitPruneError, match=rf"{file} was saved empty .*{len(lost)} of {len(tensors)} tensors.*DeepSpeed ZeRO-3"):
+        fitprune.load(str(lora), model_base=str(base), device="cpu")
+
+
+def test_an_adapter_without_a_tensor_is_no_adapter(tmp_path: Path) -> None:
+    _, projector = base_and_projector(tmp_path)
+    lora = adapter(tmp_path, projector)
+    torch.save({}, lora / "adapter_model.bin")
+    with pytest.raises(FitPruneError, match="holds no tensors, so it would change nothing"):
+        find_adapter(Source(lora))

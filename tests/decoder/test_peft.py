@@ -10,6 +10,7 @@ import tiny
 import torch
 
 import fitprune
+from fitprune.decoder.attach import attachment_of
 from fitprune.decoder.upstream import unwrapped
 from fitprune.errors import FitPruneError, UnsupportedError
 
@@ -155,3 +156,42 @@ def test_adapters_that_lengthen_the_prompt_are_refused(llama: Any) -> None:
     wrapped = peft.get_peft_model(copy.deepcopy(llama), config).eval()
     with pytest.raises(UnsupportedError, match="before the prompt"):
         fitprune.attach(wrapped, tiny.RECIPE, visual_mask=torch.ones(1, 8, dtype=torch.bool))
+
+
+def test_wrappers_that_hold_adapters_of_several_kinds_or_each_other(llava: Any) -> None:
+    """`PeftMixedModel`, which is no `PeftModel`; a wrapper around a wrapper; several adapters at once."""
+    lora = peft.LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False)
+    mixed = peft.get_peft_model(copy.deepcopy(llava), lora, mixed=True)
+    mixed.add_adapter("other", peft.LoHaConfig(r=4, target_modules=TARGETS, init_weights=False))
+    mixed.set_adapter(["default", "other"])
+    two = peft.get_peft_model(copy.deepcopy(llava), lora)
+    two.add_adapter("other", peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    two.base_model.set_adapter(["default", "other"])
+    first = peft.get_peft_model(copy.deepcopy(llava), lora)
+    nested = peft.get_peft_model(first, peft.LoraConfig(r=2, target_modules=["k_proj"], init_lora_weights=False))
+    for wrapped in (mixed, two, nested):
+        model = wrapped.eval()
+        merged = copy.deepcopy(unwrapped(model))
+        for layer in [part for part in merged.modules() if isinstance(part, peft.tuners.tuners_utils.BaseTunerLayer)]:
+            layer.merge(adapter_names=getattr(layer, "active_adapters", None))
+        with torch.no_grad(), fitprune.prune(model, tiny.RECIPE) as ours, fitprune.prune(merged, tiny.RECIPE):
+            torch.testing.assert_close(model(**INPUTS[0]).logits, merged(**INPUTS[0]).logits, atol=1e-4, rtol=1e-4)
+        assert len(ours.visual[-1][0]) < tiny.IMAGE_TOKENS
+        assert fitprune.observe(model, INPUTS[:1], progress=False).visual_tokens.tolist() == [tiny.IMAGE_TOKENS]
+
+
+def test_adapters_that_are_switched_added_and_merged_under_a_recipe(llava: Any) -> None:
+    wrapped = adapted(llava)
+    wrapped.add_adapter("other", peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj"], init_lora_weights=False))
+    wrapped.eval()
+    other = copy.deepcopy(wrapped).merge_and_unload(adapter_names=["other"])
+    with torch.no_grad(), fitprune.prune(other, tiny.RECIPE):
+        wanted = other(**INPUTS[0]).logits
+    with torch.no_grad(), fitprune.prune(wrapped, tiny.RECIPE) as trace:
+        wrapped.set_adapter("other")
+        torch.testing.assert_close(wrapped(**INPUTS[0]).logits, wanted, atol=1e-4, rtol=1e-4)
+        unloaded = wrapped.merge_and_unload(adapter_names=["other"])
+        torch.testing.assert_close(unloaded(**INPUTS[0]).logits, wanted, atol=1e-4, rtol=1e-4)
+    assert len(trace.visual[-1][0]) < tiny.IMAGE_TOKENS
+    assert attachment_of(unloaded) is None
+    copy.deepcopy(unloaded)  # nothing that keeps it from being copied is left either

@@ -115,6 +115,33 @@ def test_a_base_elsewhere(base: VLM, tmp_path: Path) -> None:
     assert_weights(vlm, by_hand(weights_of(base), made))
 
 
+def test_a_base_that_is_not_here_or_is_quantised(base: VLM, tmp_path: Path) -> None:
+    weights = weights_of(base)
+    folder = tmp_path / "llava"
+    folder.mkdir()
+    made = adapter(tmp_path / "lora", weights, base_model_name_or_path=str(folder))
+    with pytest.raises(FitPruneError, match=r"lora is an adapter of .*llava \(.*config\.json is not in this folder\).*--model-base"):
+        fitprune.load(str(made))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "llava", "text_config": {}, "quantization_config": {"load_in_4bit": True}})
+    )
+    with pytest.raises(FitPruneError, match=r"llava: config\.json has a quantization_config.*whole precision"):
+        fitprune.load(str(made))
+    assert fitprune.load(str(made), model_base="embedded", device="cpu").name == str(made)
+
+
+def test_an_adapter_that_was_saved_empty(base: VLM, tmp_path: Path) -> None:
+    made = adapter(tmp_path / "lora", weights_of(base))
+    file = made / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: torch.zeros(0) for name in tensors}, file)
+    with pytest.raises(FitPruneError, match=r"adapter_model\.safetensors was saved empty .*ZeRO-3"):
+        fitprune.load(str(made), device="cpu")
+    save_file({}, file)
+    with pytest.raises(FitPruneError, match="holds no tensors, so it would change nothing"):
+        fitprune.load(str(made), device="cpu")
+
+
 def test_a_base_in_the_original_layout(tmp_path: Path) -> None:
     original = str(PARITY / "llava15" / "checkpoint")
     weights = weights_of(fitprune.load(original, device="cpu"))

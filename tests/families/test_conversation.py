@@ -163,6 +163,7 @@ class Vocabulary:
         ("llama", [], "liuhaotian/llava-llama-2-13b-chat-lightning-preview", "llava_llama_2"),
         ("llama", [], "models/LLaVA-Llama-2-7b/", "llava_llama_2"),
         ("llama", [], "models/llama-2-based/llava-v1.5-7b", "vicuna_v1"),
+        ("llama", [], "hub/models--liuhaotian--llava-llama-2-13b-chat-lightning-preview/snapshots/0a1b2c", "llava_llama_2"),
         ("mistral", [], "liuhaotian/llava-v1.6-mistral-7b", "mistral_instruct"),
         ("mistral", [], "renamed", "mistral_instruct"),
         ("llama", [], "mistral-is-only-its-name", "vicuna_v1"),
