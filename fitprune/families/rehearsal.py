@@ -7,7 +7,7 @@ the model is made without storage, on PyTorch's meta device, and shown images of
 
 Left out: models whose counts follow from values, which nothing on that device has (Pixtral): transformers compares in each forward.
 
-    pytest tests/families/test_rehearsal.py
+    pytest tests/families/test_family_rehearsal.py
 """
 
 from __future__ import annotations
