@@ -41,7 +41,7 @@ def test_a_containers_share_bounds_the_threads(tmp_path: Path, monkeypatch: pyte
     assert environment["OMP_NUM_THREADS"] == "5"
 
 
-@pytest.mark.parametrize("module", ["fitprune.cli", "fitprune.evaluation.loader", "fitprune.cli.fit"])
+@pytest.mark.parametrize("module", ["fitprune.cli", pytest.param("fitprune.evaluation.loader", marks=pytest.mark.rest), "fitprune.cli.fit"])
 def test_every_way_into_a_command_sets_it_before_torch_is_there(module: str) -> None:
     code = (
         "import builtins, os, sys\nreal = builtins.__import__\n"

@@ -68,7 +68,9 @@ def texts(path: Path) -> list[str]:
 # The embedded models
 
 
-@pytest.mark.parametrize("place", [V15, NEXT, HR], ids=lambda place: place.folder)
+@pytest.mark.parametrize(
+    "place", [V15, *(pytest.param(place, marks=pytest.mark.rest) for place in (NEXT, HR))], ids=lambda place: place.folder
+)
 def test_textvqa_sh_with_nothing_given(place: Place, tmp_path: Path) -> None:
     done = call(place, "bash", place.script, OUTPUT=str(tmp_path), EXTRA="--limit 10 --samples 6")
     assert done.returncode == 0, done.stderr
@@ -197,7 +199,9 @@ for place in sys.argv[1:]:
     assert done.stdout.splitlines() == ["True True fitprune.prune fitprune.prune"] * 3, done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--reduction_ratio", "1.7"], ["--question-file", "missing.jsonl"]])
+@pytest.mark.parametrize(
+    "arguments", [["--reduction_ratio", "1.7"], pytest.param(["--question-file", "missing.jsonl"], marks=pytest.mark.rest)]
+)
 def test_bad_input_exits_with_2(arguments: list[str], tmp_path: Path) -> None:
     done = call(V15, sys.executable, "-m", "llava.eval.model_vqa_loader", "--answers-file", tmp_path / "a", *arguments)
     assert done.returncode == 2

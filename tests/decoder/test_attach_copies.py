@@ -101,6 +101,7 @@ def test_a_wrapper_of_pytorch_is_told_from_a_strange_model(llava: Any) -> None:
     assert len(trace.visual[-1][0]) < tiny.IMAGE_TOKENS
 
 
+@pytest.mark.rest
 def test_a_model_compiled_before_or_after_is_pruned(llava: Any) -> None:
     model = copy.deepcopy(llava)
     compiled = torch.compile(model, backend="eager")

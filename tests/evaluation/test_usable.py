@@ -104,6 +104,7 @@ def test_eval_answers_the_others_and_goes_on_where_it_was_cut(folder: Path, caps
     assert "2.jpg" in capsys.readouterr().err
 
 
+@pytest.mark.rest
 def test_report_fit_and_the_authors_script_go_on_with_the_others(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--samples", "10", "--batch-size", "4"]
     assert run("report", "--reduction-ratio", "0.5", "--max-new-tokens", "2", *few, folder=folder) == 0

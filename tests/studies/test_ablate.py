@@ -76,6 +76,7 @@ def test_the_distance_by_hand() -> None:
     assert schedule_distance(all_at_once, never, 10) == 1
 
 
+@pytest.mark.rest
 def test_recipes_are_compared_with_the_base(stats: AttentionStats) -> None:
     made = recipes(stats, [*methods(AXES, SAMPLES), *CONTROLS], [0.4, 0.6])
     found = differences(stats, AXES, made)

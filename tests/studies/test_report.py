@@ -163,6 +163,7 @@ def test_deleting_more_drifts_more(followed: list[list[Drift]], small: VLM) -> N
         assert all(a < b for a, b in zip(less, more, strict=True))
 
 
+@pytest.mark.rest
 def test_deleting_at_random_drifts_more(small: VLM) -> None:
     questions, rows = read_questions(embedded().questions)[:24], []
     recipe = Recipe.from_deletions([80, 0, 30, 0, 0, 10, 0, 0, 0], visual_tokens=144)
