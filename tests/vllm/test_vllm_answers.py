@@ -47,6 +47,18 @@ def test_answers_and_survivors_are_those_of_prune(score: str) -> None:
     assert found.as_dense < 28
 
 
+def test_one_picture_asked_about_by_many_at_once() -> None:
+    """vLLM encodes it once; what survives depends on the question."""
+    (image, text), *others = small.pictures()
+    asked = [Asked(text, [image], 12) for _ in range(6)] + [Asked(other, [image], 12) for _, other in others[:10]]
+    with engine(HARSH, "last") as llm:
+        seen = watched(llm)
+        answer(llm, asked)
+    found = compare(asked, HARSH, "last", seen=seen)
+    assert (found.answers, found.survivors) == ([], {})
+    assert len({str(layers) for layers in seen.values()}) > 1
+
+
 def test_without_cache_groups() -> None:
     with engine(HARSH, "last", fitprune={"kv_groups": False}) as llm:
         asked, seen = mixed(32, seed=4, images=2), watched(llm)
