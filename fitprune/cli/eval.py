@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     if chunked and workers.size > 1:
         raise FitPruneError("--num-chunks is for processes that are started one by one: under torchrun or accelerate leave it out")
     vlm = load(args.model_path, **arguments.load_options(args))
-    questions = screen(vlm, questions, args.image_folder, args.strict, workers.leads)
+    questions = screen(vlm, questions, args.image_folder, args.strict, workers)
     calibration = screened(vlm, calibration, args.strict, workers.leads)
 
     def judge() -> DriftJudge:

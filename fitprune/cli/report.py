@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if not questions:
         raise FitPruneError(f"{args.question_file} has no question with an image, so there is nothing to prune: give others")
     vlm = load(args.model_path, **arguments.load_options(args))
-    screening = screen(vlm, questions, args.image_folder, args.strict, workers.leads)
+    screening = screen(vlm, questions, args.image_folder, args.strict, workers)
     questions = [question for question in screening if question.visual]
     calibration = screened(vlm, arguments.calibration(args), args.strict, workers.leads)
     choices = resolve(

@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     for name, benchmark in benchmarks.items():
         settings = {"batch_size": args.batch_size, "overwrite": args.overwrite, **decoding}
         settings["max_new_tokens"] = args.max_new_tokens or benchmark.max_new_tokens
-        questions = screen(vlm, asked[name], folders[name] / benchmark.images, args.strict, workers.leads)
+        questions = screen(vlm, asked[name], folders[name] / benchmark.images, args.strict, workers)
         if skipped := skipped_line(questions, "answered with nothing, which counts as wrong"):
             notes.append(f"{name}: {skipped}")
         points += run_benchmark(vlm, benchmark, folders[name], questions, runs, output, notes, settings, workers)

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_
     calibration = arguments.calibration(args)
     if calibration.question_file == args.question_file:  # fitted on the questions themselves: read alike
         calibration = replace(calibration, read=with_pictures(read, images, images))
-    questions = screen(vlm, questions, args.image_folder, args.strict, args.workers.leads)
+    questions = screen(vlm, questions, args.image_folder, args.strict, args.workers)
     calibration = screened(vlm, calibration, args.strict, args.workers.leads)
     (choice,) = resolve(
         vlm, [ratio], calibration, recipe_file=args.recipe, refit=args.overwrite, workers=args.workers,

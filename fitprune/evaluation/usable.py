@@ -10,11 +10,13 @@ instead. None is left out of a score without a word: `fitprune eval` answers it 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..distributed.workers import SINGLE, WorkerGroup
 from ..errors import FitPruneError, first_line
 from ..questions import Calibration, Question, prompt_of, shown
 
@@ -24,32 +26,38 @@ if TYPE_CHECKING:
 LISTED = 10  # skipped questions that are named
 
 
-def screen(vlm: VLM, questions: Sequence[Question], image_folder: str | Path, strict: bool = False, tell: bool = True) -> list[Question]:
+def screen(
+    vlm: VLM, questions: Sequence[Question], image_folder: str | Path, strict: bool = False, workers: WorkerGroup = SINGLE
+) -> list[Question]:
     """The same questions, those whose pictures cannot be used with the reason in `unusable`; lines about them are printed.
 
     Args:
-        strict: Raise at the first one. tell: Whether this process prints.
+        strict: Raise at the first one. workers: Processes that share the run: what one of them cannot read is skipped by all.
     Raises:
         FitPruneError: for the first one where strict, and if no picture at all can be used.
     """
     read: set[tuple[str | None, str | None]] = set()  # what was decoded already: of further questions only sizes are read
-    found: list[Question] = []
-    for question in questions:
-        reason = ""
-        if question.visual:
-            key = question.image, question.video
-            try:
-                vlm.token_ids(prompt_of(vlm, question), shown(question, image_folder, question.content is not None or key not in read))
-                read.add(key)
-            except FitPruneError as error:
-                if strict:
-                    raise
-                reason = first_line(error)
-        found.append(replace(question, unusable=reason) if reason else question)
+    reasons: dict[str, str] = {}  # by place
+    for place, question in enumerate(questions):
+        if not question.visual:
+            continue
+        key = question.image, question.video
+        try:
+            vlm.token_ids(prompt_of(vlm, question), shown(question, image_folder, question.content is not None or key not in read))
+            read.add(key)
+        except FitPruneError as error:
+            if strict and workers.size == 1:
+                raise
+            reasons[str(place)] = first_line(error)
+    for others in workers.gather(json.dumps(reasons).encode()):
+        reasons = {**json.loads(others), **reasons}
+    found = [replace(one, unusable=reasons[str(place)]) if str(place) in reasons else one for place, one in enumerate(questions)]
     skipped = [question for question in found if question.unusable]
+    if skipped and strict:
+        raise FitPruneError(skipped[0].unusable)
     if skipped and not any(question.visual for question in found):
         raise FitPruneError(f"no picture of these questions can be used, beginning with: {skipped[0].unusable}")
-    if tell:
+    if workers.leads:
         for question in skipped[:LISTED]:
             print(f"skipped: question {question.question_id}: {question.unusable}")
         if len(skipped) > LISTED:
@@ -58,13 +66,17 @@ def screen(vlm: VLM, questions: Sequence[Question], image_folder: str | Path, st
 
 
 def screened(vlm: VLM, calibration: Calibration, strict: bool = False, tell: bool = True) -> Calibration:
-    """The same calibration without the questions whose pictures cannot be used; they are looked at when the first question is asked for."""
+    """The same calibration without the questions whose pictures cannot be used; they are looked at when the first question is asked for.
+
+    Each process looks by itself, as not all of them ask; that they observe the same questions is checked later. tell: Whether it prints.
+    """
     known: list[list[Question]] = []
 
     def read(_: Path) -> list[Question]:
         if not known:
             chosen = calibration.questions()
-            known.append([question for question in screen(vlm, chosen, calibration.image_folder, strict, tell) if question.visual])
+            alone = WorkerGroup(rank=0 if tell else 1)
+            known.append([question for question in screen(vlm, chosen, calibration.image_folder, strict, alone) if question.visual])
             if tell and len(known[0]) < len(chosen):
                 print(f"{len(chosen) - len(known[0])} of {len(chosen)} calibration questions skipped: fitted on the others")
         return known[0]

@@ -206,7 +206,9 @@ def test_processes_with_other_questions_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.rest
-def test_with_one_model_a_picture_that_one_cannot_read_stops_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--tensor-parallel"]], ids=["data", "tensor"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_picture_that_one_process_cannot_read_is_skipped_by_all(strict: bool, more: list[str], tmp_path: Path) -> None:
     name = json.loads(embedded().questions.read_text().splitlines()[2])["image"]
     for rank in range(2):
         (tmp_path / str(rank)).mkdir()
@@ -215,12 +217,17 @@ def test_with_one_model_a_picture_that_one_cannot_read_stops_all(tmp_path: Path)
                 (tmp_path / str(rank) / picture.name).symlink_to(picture)
 
     def run(rank: int) -> tuple[int, str, str]:
-        given = ["--question-file", str(embedded().questions), "--image-folder", str(tmp_path / str(rank)), "--tensor-parallel"]
-        return ran([*EVAL, str(tmp_path / "out"), *given, "--reduction-ratio", "0"])
+        given = ["--question-file", str(embedded().questions), "--image-folder", str(tmp_path / str(rank)), *more, *["--strict"] * strict]
+        return ran([*EVAL, str(tmp_path / "out"), *given, "--reduction-ratio", "0", "--limit", "6"])
 
     found = together(2, run)
-    assert [code for code, _, _ in found] == [2, 2]
-    assert "".join(errors for _, _, errors in found).count("error: no image") == 1
+    assert [code for code, _, _ in found] == [2 * strict] * 2
+    said, errors = ("".join(found[rank][part] for rank in range(2)) for part in (1, 2))
+    if strict:
+        assert errors.count("no image") == 1
+    else:
+        assert said.count("skipped: question") == 3  # all are about it
+        assert said.count("skipped: 3 of 6 questions") == 1
 
 
 @pytest.mark.rest
