@@ -245,7 +245,7 @@ def test_a_picture_that_one_process_cannot_read_is_skipped_by_all(strict: bool, 
         ([*EVAL, "OUT", "--question-file", "nowhere.jsonl"], "nowhere.jsonl"),
         ([*EVAL, "OUT", "--reduction-ratio", "1.7"], "1.7"),
         ([*EVAL, str(ROOT / "README.md")], "is a file"),
-        ([*EVAL, "OUT", "--question-file", "QUESTIONS", "--image-folder", "IMAGES"], "no image"),
+        ([*EVAL, "OUT", "--question-file", "QUESTIONS", "--image-folder", "IMAGES", "--strict"], "no image"),
     ],
 )
 def test_bad_input_is_said_once(argv: list[str], said: str, tmp_path: Path) -> None:
