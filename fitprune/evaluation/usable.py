@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import FitPruneError, first_line
 from ..questions import Calibration, Question, prompt_of, shown
+from .layout import placed
 
 if TYPE_CHECKING:
     from ..families import VLM
@@ -63,7 +64,10 @@ def screened(vlm: VLM, calibration: Calibration, strict: bool = False, tell: boo
 
     def read(_: Path) -> list[Question]:
         if not known:
-            chosen = calibration.questions()
+            folder = Path(calibration.image_folder)
+            chosen, notes = placed(calibration.questions(), folder, folder, refuse="nothing")
+            if tell and notes:
+                print(*notes, sep="\n")
             known.append([question for question in screen(vlm, chosen, calibration.image_folder, strict, tell) if question.visual])
             if tell and len(known[0]) < len(chosen):
                 print(f"{len(chosen) - len(known[0])} of {len(chosen)} calibration questions skipped: fitted on the others")
