@@ -2,7 +2,7 @@
 
 Archives are unpacked into a folder of their name (`val2014/val2014`), beside the folder that is expected (`coco/val2014`), by a
 Mac (`__MACOSX`, `._a.jpg`) or with other spellings of a file's ending (`.JPG`, `.jpeg`). `placed` finds the pictures all the
-same, if only one place has them, says so, and names what is missing before a model is loaded.
+same, if only one place has most of a folder, says so, and names what is missing before a model is loaded.
 
 Left out: pictures of other names or formats, and archives that are not unpacked.
 

@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 LISTED = 10  # skipped questions that are named
 
 
-def screen(vlm: VLM, questions: Sequence[Question], image_folder: str | Path, strict: bool = False, tell: bool = True) -> list[Question]:
+def screen(
+    vlm: VLM, questions: Sequence[Question], image_folder: str | Path, strict: bool = False, tell: bool = True, whole: bool = True
+) -> list[Question]:
     """The same questions, those whose pictures cannot be used with the reason in `unusable`; lines about them are printed.
 
     Args:
-        strict: Raise at the first one. tell: Whether this process prints.
+        strict: Raise at the first one. tell: Whether this process prints. whole: Whether these are all questions of a run, not a chunk that
+            may be made of few pictures.
     Raises:
-        FitPruneError: for the first one where strict, and if no picture at all can be used.
+        FitPruneError: for the first one where strict, and if of the whole no picture at all can be used.
     """
     read: set[tuple[str | None, str | None]] = set()  # what was decoded already: of further questions only sizes are read
     found: list[Question] = []
@@ -48,7 +51,7 @@ def screen(vlm: VLM, questions: Sequence[Question], image_folder: str | Path, st
                 reason = first_line(error)
         found.append(replace(question, unusable=reason) if reason else question)
     skipped = [question for question in found if question.unusable]
-    if skipped and not any(question.visual for question in found):
+    if whole and skipped and not any(question.visual for question in found):
         raise FitPruneError(f"no picture of these questions can be used, beginning with: {skipped[0].unusable}")
     if tell:
         for question in skipped[:LISTED]:

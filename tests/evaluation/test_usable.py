@@ -147,3 +147,12 @@ def test_pictures_a_folder_deeper_or_spelled_otherwise_are_found(folder: Path, c
     assert run("report", "--limit", "4", "--reduction-ratio", "0.5", "--by", "mass", folder=folder) == 0
     assert "skipped: 1 of 4" in capsys.readouterr().out
     assert run("report", "--limit", "4", "--reduction-ratio", "0.5", folder=folder / "images") == 2
+
+
+def test_a_chunk_may_hold_none_but_bad_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--question-file", str(folder / "q.jsonl"), "--image-folder", str(folder / "images"), "--device", "cpu"]
+    for chunk, said in ((2, "torn"), (7, "lost")):
+        file = folder / f"{said}.jsonl"
+        assert loader.main([*flags, "--num-chunks", "10", "--chunk-idx", str(chunk), "--answers-file", str(file)]) == 0
+        assert [(line["question_id"], line["text"], "skipped" in line["metadata"]) for line in lines(file)] == [(chunk, "", True)]
+        assert "skipped: 1 of 1" in capsys.readouterr().out
