@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{row.name}:", row.report.rstrip(), sep="\n", end="\n\n")
     print(f"{vlm.name} on {len(questions)} questions of {args.question_file}")
     print(table(rows))
-    if skipped := skipped_line(questions, COUNTED):
+    if skipped := skipped_line(questions, COUNTED if benchmark else "answered with nothing"):
         print(skipped)
     return 0
 

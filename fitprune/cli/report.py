@@ -64,6 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; returns the exit code."""
+    from ..evaluation.layout import placed
     from ..evaluation.usable import screen, screened, skipped_line
     from ..families import load
     from ..resolve import resolve
@@ -79,6 +80,10 @@ def run(args: argparse.Namespace) -> int:
     questions = [question for question in given if question.visual]
     if not questions:
         raise FitPruneError(f"{args.question_file} has no question with an image, so there is nothing to prune: give others")
+    images = Path(args.image_folder)
+    questions, notes = placed(questions, images, images, "any" if args.strict else "folders")
+    if workers.leads:
+        print(*notes, sep="\n", end="\n" if notes else "")
     vlm = load(args.model_path, **arguments.load_options(args))
     screening = screen(vlm, questions, args.image_folder, args.strict, workers)
     questions = [question for question in screening if question.visual]

@@ -2,7 +2,7 @@
 
 Archives are unpacked into a folder of their name (`val2014/val2014`), beside the folder that is expected (`coco/val2014`), by a
 Mac (`__MACOSX`, `._a.jpg`) or with other spellings of a file's ending (`.JPG`, `.jpeg`). `placed` finds the pictures all the
-same, if only one place has them, says so, and names what is missing before a model is loaded.
+same, if only one place has most of a folder, says so, and names what is missing before a model is loaded.
 
 Left out: pictures of other names or formats, and archives that are not unpacked.
 
@@ -81,19 +81,46 @@ def placed(questions: Sequence[Question], images: Path, data: Path, refuse: Miss
         return None if name is None else str(image.parent / name)
 
     @cache
-    def root_of(parent: PurePosixPath, example: PurePosixPath) -> Path:
-        """Where the pictures are that the question file has in a folder, going by the first of them."""
-        if there(images, example):
+    def folders(depth: int) -> dict[str, list[tuple[Path, int]]]:
+        """The folders below which pictures are looked for by their name, each once, and how far below."""
+        once = {folder.resolve(): (folder, top) for top in (images, data) for folder in folders_below(top, depth)}
+        found: dict[str, list[tuple[Path, int]]] = {}
+        for folder, top in once.values():
+            found.setdefault(folder.name, []).append((folder, len(folder.parts) - len(top.parts)))
+        return found
+
+    def roots(parent: PurePosixPath) -> list[Path]:
+        """Folders that may take the image folder's place for a folder of the question file: those that have such a one."""
+        deep = len(parent.parts)
+        if not deep:
+            return [folder for named in folders(DEPTH).values() for folder, _ in named]
+        ends = [(one, below) for one, below in folders(DEPTH + deep).get(parent.name, []) if one.parts[-deep:] == parent.parts]
+        return [folder.parents[deep - 1] for folder, below in ends if deep <= below <= DEPTH + deep]
+
+    wanted: dict[PurePosixPath, set[PurePosixPath]] = {}
+    for question in questions:
+        if question.image and question.content is None:
+            wanted.setdefault(PurePosixPath(question.image).parent, set()).add(PurePosixPath(question.image))
+
+    @cache
+    def root_of(parent: PurePosixPath) -> Path:
+        """Where the pictures are that the question file has in a folder, or most of them: one may be lost, another lie elsewhere."""
+        pictures = sorted(wanted[parent])
+
+        def most(root: Path) -> bool:
+            return 2 * sum(there(root, image) is not None for image in pictures) > len(pictures)
+
+        if most(images):
             return images
-        found = [root for root in _roots(images, data) if there(root, example)]
+        found = [root for root in roots(parent) if most(root)]
         if len(found) > 1:
-            raise FitPruneError(f"image {example} is in {found[0] / parent} and in {found[1] / parent}: leave one of them there")
+            both = next(image for image in pictures if there(found[0], image) and there(found[1], image))
+            raise FitPruneError(f"image {both} is in {found[0] / parent} and in {found[1] / parent}: leave one of them there")
         return found[0] if found else images
 
     result: list[Question] = []
     missing: dict[PurePosixPath, list[str]] = {}  # by the question file's folder
     found: set[PurePosixPath] = set()
-    examples: dict[PurePosixPath, PurePosixPath] = {}
     elsewhere: dict[Path, int] = {}
     respelled = 0
     for question in questions:
@@ -101,8 +128,9 @@ def placed(questions: Sequence[Question], images: Path, data: Path, refuse: Miss
             result.append(question)
             continue
         image = PurePosixPath(question.image)
-        root = root_of(image.parent, examples.setdefault(image.parent, image))
-        path = there(root, image)
+        root = root_of(image.parent)
+        if (path := there(root, image)) is None:
+            root, path = images, there(images, image)  # a lone one where all were expected
         if path is None:
             missing.setdefault(image.parent, []).append(question.image)
             result.append(question)
@@ -121,11 +149,6 @@ def placed(questions: Sequence[Question], images: Path, data: Path, refuse: Miss
         )
     notes = [f"{count} images are in {root}, not in {images}" for root, count in elsewhere.items()]
     return result, notes + ([f"{respelled} images have another spelling of their ending than in the question file"] if respelled else [])
-
-
-def _roots(images: Path, data: Path) -> list[Path]:
-    """Folders that may take the place of the image folder, each once."""
-    return list({path.resolve(): path for folder in (images, data) for path in folders_below(folder)}.values())
 
 
 def _spelling(name: str) -> str:

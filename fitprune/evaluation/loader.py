@@ -49,7 +49,8 @@ def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_
     read = as_stored(read)
     images = Path(args.image_folder)
     missing: Missing = "any" if args.strict else "folders"
-    questions, notes = placed(chunk(read(Path(args.question_file)), args.num_chunks, args.chunk_idx), images, images, missing)
+    asked, notes = placed(read(Path(args.question_file)), images, images, missing)
+    questions = chunk(asked, args.num_chunks, args.chunk_idx)
     if args.workers.leads:
         print(*notes, sep="\n", end="\n" if notes else "")
     vlm = load(args.model_path, **arguments.load_options(args))
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_
     calibration = arguments.calibration(args)
     if calibration.question_file == args.question_file:  # fitted on the questions themselves: read alike
         calibration = replace(calibration, read=with_pictures(read, images, images))
-    questions = screen(vlm, questions, args.image_folder, args.strict, args.workers)
+    questions = screen(vlm, questions, args.image_folder, args.strict, args.workers, whole=len(questions) == len(asked))
     calibration = screened(vlm, calibration, args.strict, args.workers.leads)
     (choice,) = resolve(
         vlm, [ratio], calibration, recipe_file=args.recipe, refit=args.overwrite, workers=args.workers,

@@ -45,7 +45,8 @@ def read_answers(path: Path, by_prompt: bool = False) -> list[Answer]:
     answers = []
     needs = "question_id, prompt and text" if by_prompt else "question_id and text"
     for number, line in read_json_lines(path, "answers file"):
-        question_id, prompt, text = line.get("question_id"), line.get("prompt", None if by_prompt else ""), line.get("text")
+        question_id, prompt, text = line.get("question_id"), line.get("prompt"), line.get("text")
+        prompt = "" if prompt is None and not by_prompt else prompt
         where = f"answers file {path} line {number}"
         if not (is_question_id(question_id) and isinstance(prompt, str) and isinstance(text, str)):
             raise FitPruneError(f"{where} needs {needs}: score a file that model_vqa_loader wrote")

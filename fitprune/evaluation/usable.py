@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ..distributed.workers import SINGLE, WorkerGroup
 from ..errors import FitPruneError, first_line
 from ..questions import Calibration, Question, prompt_of, shown
+from .layout import placed
 
 if TYPE_CHECKING:
     from ..families import VLM
@@ -27,14 +28,20 @@ LISTED = 10  # skipped questions that are named
 
 
 def screen(
-    vlm: VLM, questions: Sequence[Question], image_folder: str | Path, strict: bool = False, workers: WorkerGroup = SINGLE
+    vlm: VLM,
+    questions: Sequence[Question],
+    image_folder: str | Path,
+    strict: bool = False,
+    workers: WorkerGroup = SINGLE,
+    whole: bool = True,
 ) -> list[Question]:
     """The same questions, those whose pictures cannot be used with the reason in `unusable`; lines about them are printed.
 
     Args:
         strict: Raise at the first one. workers: Processes that share the run: what one of them cannot read is skipped by all.
+        whole: Whether these are all questions of a run, not a chunk that may be made of few pictures.
     Raises:
-        FitPruneError: for the first one where strict, and if no picture at all can be used.
+        FitPruneError: for the first one where strict, and if of the whole no picture at all can be used.
     """
     read: set[tuple[str | None, str | None]] = set()  # what was decoded already: of further questions only sizes are read
     reasons: dict[str, str] = {}  # by place
@@ -55,7 +62,7 @@ def screen(
     skipped = [question for question in found if question.unusable]
     if skipped and strict:
         raise FitPruneError(skipped[0].unusable)
-    if skipped and not any(question.visual for question in found):
+    if whole and skipped and not any(question.visual for question in found):
         raise FitPruneError(f"no picture of these questions can be used, beginning with: {skipped[0].unusable}")
     if workers.leads:
         for question in skipped[:LISTED]:
@@ -74,8 +81,10 @@ def screened(vlm: VLM, calibration: Calibration, strict: bool = False, tell: boo
 
     def read(_: Path) -> list[Question]:
         if not known:
-            chosen = calibration.questions()
-            alone = WorkerGroup(rank=0 if tell else 1)
+            folder, alone = Path(calibration.image_folder), WorkerGroup(rank=0 if tell else 1)
+            chosen, notes = placed(calibration.questions(), folder, folder, refuse="nothing")
+            if tell and notes:
+                print(*notes, sep="\n")
             known.append([question for question in screen(vlm, chosen, calibration.image_folder, strict, alone) if question.visual])
             if tell and len(known[0]) < len(chosen):
                 print(f"{len(chosen) - len(known[0])} of {len(chosen)} calibration questions skipped: fitted on the others")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..checkpoints.tokenize import IMAGE
 from ..cost import CostModel
 from ..decoder.attach import find_decoder
 from ..decoder.visual_tokens import visual_ids
+from ..errors import FitPruneError
 from ..images.reading import as_rgb, read_image
 from ..images.video import FPS, MOST, Video, read_video
 from .chat import VIDEO
@@ -127,6 +129,11 @@ class VLM:
         Raises:
             FitPruneError: unreadable image or video, a video for a model that knows none.
         """
+        others = [image for image in images if not (isinstance(image, str | PathLike | Image.Image) or hasattr(image, "read"))]
+        if others:
+            raise FitPruneError(
+                f"an image is a file's path or an open Pillow image, not {type(others[0]).__name__} (Image.fromarray makes one of an array)"
+            )
         shown: list[Visual] = [as_rgb(image) if isinstance(image, Image.Image) else read_image(image) for image in images]
         marks = [IMAGE] * len(shown)
         if video is not None:

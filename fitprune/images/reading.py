@@ -62,7 +62,15 @@ def as_rgb(image: Image.Image, stored: bool = False) -> Image.Image:
     """An open image as RGB, turned upright by its EXIF orientation unless it is to stay as it is stored.
 
     What comes out says nothing of an orientation any more, so that nobody turns it again.
+
+    Raises:
+        FitPruneError: for one that is damaged, which Pillow finds out where its pixels are first wanted.
     """
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        name = getattr(image, "filename", "")
+        raise FitPruneError(f"cannot read image{name and f' {name}'} ({type(error).__name__}): replace it, or leave it out") from None
     if not stored and _orientation(image) > 1:
         image = ImageOps.exif_transpose(image)
     if not stored and image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):

@@ -110,7 +110,8 @@ def test_the_script(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     file = answers(tmp_path / "a.jsonl", (101669, "A"))
     flags = ["--annotation-file", str(truth), "--result-file", str(file)]
     assert main(flags) == 0
-    assert "Total accuracy: 20.00%\nimage accuracy: 25.00%\nvideo accuracy: 0.00%\n" in capsys.readouterr().out
+    assert "Total accuracy: 20.00%\nimage accuracy: 25.00%\nvideo accuracy: 0.00%\n" in (out := capsys.readouterr().out)
+    assert out.endswith("\n1 of 5 questions are answered; the others count as wrong\n")
     assert main([*flags, "--result-upload-file", str(tmp_path / "u.jsonl")]) == 2  # as the original: figures, then stops
     printed = capsys.readouterr()
     assert "Total accuracy: 20.00%" in printed.out

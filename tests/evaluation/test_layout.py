@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from os import scandir as listed
 from pathlib import Path
 
 import pytest
 
 from fitprune.errors import FitPruneError
+from fitprune.evaluation import layout
 from fitprune.evaluation.layout import Missing, folders_below, placed
 from fitprune.questions import Question
 
@@ -81,6 +83,36 @@ def test_lone_pictures_may_be_lost_but_not_whole_folders(tmp_path: Path) -> None
             found(tmp_path, *images, folder=".", refuse="folders")
     with pytest.raises(FitPruneError, match=r"no image .*a/2\.jpg"):
         found(tmp_path, *lone, folder=".")
+
+
+def test_a_lost_picture_and_one_elsewhere_do_not_hide_the_others(tmp_path: Path) -> None:
+    make(*(tmp_path / f"val2014/val2014/{name}.jpg" for name in "bcd"))
+    there = [str(tmp_path / f"val2014/val2014/{name}.jpg") for name in "bcd"]
+    for refuse in ("folders", "nothing"):
+        assert found(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg", refuse=refuse)[0] == ["a.jpg", *there]
+    make(tmp_path / "val2014/a.jpg")
+    assert found(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg")[0] == ["a.jpg", *there]
+    make(*(tmp_path / f"thumbnails/{name}.jpg" for name in "abcde"), *(tmp_path / f"train/{name}.jpg" for name in "abcd"))
+    assert found(tmp_path, "a.jpg", "e.jpg", "a.jpg", refuse="folders")[1] == [
+        f"3 images are in {tmp_path}/thumbnails, not in {tmp_path}/val2014"
+    ]
+    make(*(tmp_path / f"val2014/{name}.jpg" for name in "bcd"))
+    assert found(tmp_path, *(f"{name}.jpg" for name in "abcde"), refuse="folders") == ([f"{name}.jpg" for name in "abcde"], [])
+
+
+def test_a_folder_for_every_picture_is_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(*(tmp_path / f"test/{number}/image.png" for number in range(60)), *(tmp_path / f"train/{n}/image.png" for n in range(60, 200)))
+    scans = []
+
+    def scan(path: Path) -> object:
+        scans.append(path)
+        return listed(path)
+
+    monkeypatch.setattr(layout.os, "scandir", scan)
+    images, notes = found(tmp_path, *(f"{number}/image.png" for number in range(60)), folder="images/test")
+    assert images[7] == str(tmp_path / "test/7/image.png")
+    assert len(notes) == 1
+    assert len(scans) < 1000  # not folders × questions
 
 
 def test_folders_come_nearest_first_and_only_so_deep(tmp_path: Path) -> None:

@@ -227,3 +227,10 @@ def test_runs_as_a_module(tmp_path, annotations):
     failed = subprocess.run([*command, "--result-file", "nowhere"], capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.count("\n") == 1
+
+
+def test_a_skipped_question_is_wrong_also_where_people_said_next_to_nothing(tmp_path):
+    truth = tmp_path / "annotations.json"
+    truth.write_text(json.dumps({"data": [annotation("What is written?", ["a"] * 10)]}))  # spelled as VQA's evaluations compare: nothing
+    lines = [answer("What is written?", ""), answer("What is written?", "") | {"metadata": {"skipped": "torn"}}]
+    assert evaluate(truth, write(tmp_path / "r.jsonl", *lines)).per_answer == [1.0, 0.0]

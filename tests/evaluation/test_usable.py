@@ -133,3 +133,26 @@ def test_pope_takes_no_skipped_question_for_a_yes(tmp_path: Path) -> None:
         ]
         (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, answers)))
         assert pope.evaluate(tmp_path, tmp_path / "q.jsonl", tmp_path / "a.jsonl")[1] == worth
+
+
+def test_pictures_a_folder_deeper_or_spelled_otherwise_are_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "images").rename(folder / "unpacked")
+    (folder / "images").mkdir()
+    (folder / "unpacked").rename(folder / "images" / "images")
+    (folder / "images" / "images" / "3.jpg").rename(folder / "images" / "images" / "3.JPG")
+    llava = fitprune.load("embedded", device="cpu")
+    kept = screened(llava, Calibration(folder / "q.jsonl", folder / "images", 10)).questions()
+    assert [question.question_id for question in kept] == [0, 1, 3, 4, 5, 6, 8, 9]
+    assert f"9 images are in {folder}/images/images" in capsys.readouterr().out
+    assert run("report", "--limit", "4", "--reduction-ratio", "0.5", "--by", "mass", folder=folder) == 0
+    assert "skipped: 1 of 4" in capsys.readouterr().out
+    assert run("report", "--limit", "4", "--reduction-ratio", "0.5", folder=folder / "images") == 2
+
+
+def test_a_chunk_may_hold_none_but_bad_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--question-file", str(folder / "q.jsonl"), "--image-folder", str(folder / "images"), "--device", "cpu"]
+    for chunk, said in ((2, "torn"), (7, "lost")):
+        file = folder / f"{said}.jsonl"
+        assert loader.main([*flags, "--num-chunks", "10", "--chunk-idx", str(chunk), "--answers-file", str(file)]) == 0
+        assert [(line["question_id"], line["text"], "skipped" in line["metadata"]) for line in lines(file)] == [(chunk, "", True)]
+        assert "skipped: 1 of 1" in capsys.readouterr().out

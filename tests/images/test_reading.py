@@ -143,3 +143,26 @@ def test_panoramas_and_slivers_are_answered(tmp_path: Path, name: str) -> None:
         assert llava.ask("What color is it?", tmp_path / "wide.png", max_new_tokens=8) == llava.ask(
             "What color is it?", Image.new("RGB", size, "red"), max_new_tokens=8
         )
+
+
+def test_an_open_picture_that_is_torn_is_named(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    Image.effect_noise((90, 90), 50).convert("RGB").save(whole, "JPEG")
+    (tmp_path / "torn.jpg").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    with (
+        Image.open(tmp_path / "torn.jpg") as torn,
+        pytest.raises(FitPruneError, match=r"cannot read image .*torn\.jpg \(OSError\): replace"),
+    ):
+        as_rgb(torn)
+    with (
+        Image.open(io.BytesIO(whole.getvalue()[: len(whole.getvalue()) // 2])) as torn,
+        pytest.raises(FitPruneError, match=r"image \(OSErr"),
+    ):
+        as_rgb(torn)
+
+
+def test_what_is_no_picture_is_said() -> None:
+    llava = fitprune.load("embedded", device="cpu")
+    for other in (np.zeros((4, 4, 3), "uint8"), None, [embedded().picture]):
+        with pytest.raises(FitPruneError, match=f"Pillow image, not {type(other).__name__}"):
+            llava.ask("What?", other)  # type: ignore[arg-type]

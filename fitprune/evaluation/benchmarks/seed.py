@@ -104,13 +104,18 @@ def upload(annotations: Path, answers: Path) -> bytes:
     return "".join(lines).encode()
 
 
+def _notes(annotations: Path, answers: Path) -> list[str]:
+    """What is said of answers to other questions and of questions without an answer; errors as `evaluate`."""
+    texts = {one.question_id: one.text for one in read_annotations(annotations)[1]}
+    return check_known(read_answers(answers), texts, annotations, "the others count as wrong")
+
+
 def score(data: Path, answers: Path, out: Path) -> Result:
     """Scores, and writes the upload file to `out` if every question is answered; says how many answers are no letter."""
     result = evaluate(data / ANNOTATIONS, answers)
     asked = {one.question_id: one for one in read_annotations(data / ANNOTATIONS)[1]}
-    given = said(lines := read_answers(answers))
-    texts = {key: one.text for key, one in asked.items()}
-    result = noted(result, check_known(lines, texts, data / ANNOTATIONS, "the others count as wrong"))
+    given = said(read_answers(answers))
+    result = noted(result, _notes(data / ANNOTATIONS, answers))
     result = with_words(result, [(text, asked[key].choice) for key, text in given.items() if key in asked and text not in LETTERS])
     try:
         content = upload(data / ANNOTATIONS, answers)
@@ -122,8 +127,8 @@ def score(data: Path, answers: Path, out: Path) -> Result:
 
 
 def reports(args: argparse.Namespace) -> Iterator[str]:
-    """The original's lines, before the upload file is written."""
-    yield evaluate(args.annotation_file, args.result_file).report
+    """The original's lines and what is not answered, before the upload file is written."""
+    yield noted(evaluate(args.annotation_file, args.result_file), _notes(args.annotation_file, args.result_file)).report
     if args.result_upload_file is not None:
         write_atomically(args.result_upload_file, upload(args.annotation_file, args.result_file))
 

@@ -138,12 +138,17 @@ def _index(parsed: str, choices: int, letters: str) -> int:
     return letters[:choices].find(parsed) if len(parsed) == 1 else -1
 
 
+def _notes(base: Path, answers: Path, summary: dict[str, Any]) -> list[str]:
+    """What is said of answers to other problems and of problems without an answer."""
+    asked = dict.fromkeys(summary["results"], "")
+    return check_known(read_answers(answers), asked, base / "pid_splits.json", "the others count as wrong")
+
+
 def score(data: Path, answers: Path, out: Path, any_start: bool = False) -> Result:
     """Scores the test split; writes the two files of `eval_science_qa` to `out`; says how many answers name no letter."""
     result, sides, summary = analyse(data, answers, any_start=any_start)
     problems = read_json(data / "problems.json", "ScienceQA's problems")
-    asked = dict.fromkeys(summary["results"], "")
-    result = noted(result, check_known(read_answers(answers), asked, data / "pid_splits.json", "the others count as wrong"))
+    result = noted(result, _notes(data, answers, summary))
     unparsed = [one for one in sides["incorrect"] if one["parsed_ans"] == FAILED != one["pred"]]
     words = [str(problems[one["question_id"]]["choices"][LETTERS.index(one["ground_truth"])]) for one in unparsed]
     files = {out / f"{answers.stem}_output.jsonl": sides, out / f"{answers.stem}_result.json": summary}
@@ -154,9 +159,9 @@ def score(data: Path, answers: Path, out: Path, any_start: bool = False) -> Resu
 
 
 def reports(args: argparse.Namespace) -> Iterator[str]:
-    """The original's line, before the files that were asked for are written."""
+    """The original's line and what is not answered, before the files that were asked for are written."""
     result, sides, summary = analyse(args.base_dir, args.result_file, split=args.split, letters=args.options, any_start=args.any_start)
-    yield result.report
+    yield noted(result, _notes(args.base_dir, args.result_file, summary)).report
     for path, content in ((args.output_file, sides), (args.output_result, summary)):
         if path is not None:
             write_json(path, content, indent=2)

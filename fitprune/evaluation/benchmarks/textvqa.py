@@ -101,7 +101,7 @@ def evaluate(annotations: Annotations, answers: Path) -> Result:
             asked = answer.question_id, question_of(answer.prompt)
             if asked not in annotations:
                 raise FitPruneError(f"image {asked[0]!r} with question {shortened(asked[1])} is not in the annotation file")
-            worth.append(soft_accuracy(answer.text, annotations[asked]))
+            worth.append(0.0 if answer.skipped else soft_accuracy(answer.text, annotations[asked]))
         except FitPruneError as problem:
             raise FitPruneError(f"{answer.where}: {problem}") from None
     accuracy = 100.0 * (sum(worth) / len(worth))
