@@ -27,6 +27,20 @@ def python(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
 
 
+ABSENT = ("shortuuid", "deepspeed", "gradio", "openpyxl", "peft")  # what a machine with torch, transformers and pytest need not have
+
+
+def without(packages: tuple[str, ...], folder: Path) -> dict[str, str]:
+    """An environment in which these packages are not installed, whichever are."""
+    code = f"""
+from importlib.machinery import PathFinder
+found = PathFinder.find_spec
+PathFinder.find_spec = classmethod(lambda _, name, *more: None if name.partition(".")[0] in {packages} else found(name, *more))
+"""
+    (folder / "sitecustomize.py").write_text(code)
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
 WRITES = python("import sys; open(sys.argv[1], 'w').write('{\"notes\": [\"a note\"]}')")
 
 
@@ -114,6 +128,15 @@ def test_a_rehearsal_has_the_same_parts_and_nine_minutes_are_enough_for_most() -
     assert not [word for part in rehearsed for word in part.command if word.startswith("llava-")]
 
 
+@pytest.mark.parametrize("module", ["fitprune bench", "fitprune.bench.scoring"])
+def test_what_is_timed_needs_no_package_that_only_answers_need(tmp_path: Path, module: str) -> None:
+    environment = without(ABSENT, tmp_path)
+    absent = subprocess.run([sys.executable, "-c", "import shortuuid"], env=environment, capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError" in absent.stderr
+    command = [sys.executable, "-m", *module.split(), "--help"]
+    subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+
+
 def test_pytests_file_becomes_counts_and_names(tmp_path: Path) -> None:
     file = tmp_path / "figures"
     cases = '<testcase classname="tests.a" name="x"/><testcase classname="tests.a" name="y"><failure message="no"/></testcase>'
@@ -146,16 +169,17 @@ def test_prefills_are_told_with_what_they_are_compared_with() -> None:
 
 def test_it_is_rehearsed(tmp_path: Path) -> None:
     """The command itself, on this machine's CPU: every part is begun, done, and has figures in the tables."""
-    environment = {**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [BASH, str(ROOT / "scripts" / "gpu_check.sh"), str(tmp_path), "--rehearse", "--budget", "900"]
+    environment = {**without(ABSENT, tmp_path), "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "out"
+    command = [BASH, str(ROOT / "scripts" / "gpu_check.sh"), str(out), "--rehearse", "--budget", "900"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1000)
-    assert done.returncode == 0, done.stdout + (tmp_path / "gpu_check.log").read_text()[-3000:]
-    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert done.returncode == 0, done.stdout + (out / "gpu_check.log").read_text()[-3000:]
+    found = json.loads((out / "gpu_check.json").read_text())
     assert found["rehearsed"]
     assert [part["ended"] for part in found["parts"]] == [DONE] * len(gpu_check.parts(True))
     assert all(part["figures"] for part in found["parts"])
-    page = (tmp_path / "gpu_check.md").read_text()
+    page = (out / "gpu_check.md").read_text()
     for title in ("## Prefill", "## Scoring of one layer", "## Parts"):
         assert title in page
     assert "rehearsed on a CPU" in page
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu_check.json", "gpu_check.log", "gpu_check.md"]
+    assert sorted(path.name for path in out.iterdir()) == ["gpu_check.json", "gpu_check.log", "gpu_check.md"]
