@@ -8,8 +8,8 @@ that a run that is cut off leaves what it had found:
     OUT/gpu_check.md      the figures that matter, as tables
     OUT/gpu_check.log     what the parts printed
 
-Nothing is installed or fetched: it runs with the torch, transformers and pytest that are there. Left out: several GPUs, which
-docs/devices.md tries on CPUs.
+Nothing is installed or fetched: it needs torch, transformers, accelerate and pytest, and runs with those that are there. Left out:
+several GPUs, which docs/devices.md tries on CPUs.
 
     bash scripts/gpu_check.sh OUT
     bash scripts/gpu_check.sh OUT --rehearse        the same parts on a CPU, with tiny shapes
@@ -61,7 +61,7 @@ class Part:
 def tests(*what: str) -> tuple[str, ...]:
     """A command that runs tests, in several processes where pytest-xdist is there: most of the time goes into compiling kernels."""
     many = ("-n", str(min(8, os.cpu_count() or 1))) if find_spec("xdist") else ()
-    return (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *many, *what, "--junitxml")
+    return (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--continue-on-collection-errors", *many, *what, "--junitxml")
 
 
 def needing_a_gpu() -> list[str]:

@@ -150,6 +150,16 @@ def test_pytests_file_becomes_counts_and_names(tmp_path: Path) -> None:
     assert gpu_check.read_figures(file) is None
 
 
+def test_a_test_file_that_cannot_be_imported_does_not_stop_the_others(tmp_path: Path) -> None:
+    (tmp_path / "test_here.py").write_text("def test_it(): pass")
+    (tmp_path / "test_gone.py").write_text("import a_package_that_is_not_there")
+    files = [str(tmp_path / name) for name in ("test_gone.py", "test_here.py")]
+    found = gpu_check.run_part(Part("tests", 60, gpu_check.tests(*files)), 60, tmp_path / "log")
+    assert found["ended"] == FAILED
+    assert found["figures"]["passed"] == 1
+    assert found["figures"]["failed"] == 1
+
+
 def test_prefills_are_told_with_what_they_are_compared_with() -> None:
     row = {
         "seconds": SPREAD,
