@@ -83,6 +83,17 @@ def read(path: Path) -> bytes:
         return b""
 
 
+def test_tests_that_are_cut_off_leave_what_they_had_found(tmp_path: Path) -> None:
+    """In one process: how fast several are gone depends on what else runs here."""
+    file = tmp_path / "test_these.py"
+    file.write_text("import time\ndef test_quick(): pass\ndef test_wrong(): assert 0\ndef test_hangs(): time.sleep(1000)\n")
+    command = (sys.executable, "-m", "pytest", str(file), "--junitxml")
+    found = gpu_check.run_part(Part("tests", 12, command), 12, tmp_path / "log")
+    assert found["ended"] == CUT
+    assert 12 <= found["seconds"] < 12 + gpu_check.GRACE + 3
+    assert (found["figures"]["passed"], found["figures"]["failed"]) == (1, 1)  # the one that hung is neither
+
+
 def test_results_are_there_while_later_parts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     looks = python(f"import json, sys; found = json.load(open({str(out / 'gpu_check.json')!r})); json.dump(found, open(sys.argv[1], 'w'))")
@@ -141,7 +152,7 @@ def test_pytests_file_becomes_counts_and_names(tmp_path: Path) -> None:
     file = tmp_path / "figures"
     cases = '<testcase classname="tests.a" name="x"/><testcase classname="tests.a" name="y"><failure message="no"/></testcase>'
     skipped = '<testcase classname="tests.b" name="z"><skipped message="needs the package"/></testcase>'
-    file.write_text(f"<testsuites><testsuite>{cases}{skipped}</testsuite></testsuites>")
+    file.write_text(f'<testsuites><testsuite tests="3">{cases}{skipped}</testsuite></testsuites>')
     found = gpu_check.read_figures(file)
     assert found == {"passed": 1, "failed": 1, "skipped": 1, "names": ["tests.a::y"], "reasons": ["needs the package"]}
     page = gpu_check.page([{"name": "tests", "ended": FAILED, "seconds": 2.0, "figures": found}], rehearsed=False)
