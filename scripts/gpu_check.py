@@ -8,8 +8,8 @@ that a run that is cut off leaves what it had found:
     OUT/gpu_check.md      the figures that matter, as tables
     OUT/gpu_check.log     what the parts printed
 
-Nothing is installed or fetched: it runs with the torch, transformers and pytest that are there. Left out: several GPUs, which
-docs/devices.md tries on CPUs.
+Nothing is installed or fetched: it needs torch, transformers, accelerate and pytest, and runs with those that are there. Left out:
+several GPUs, which docs/devices.md tries on CPUs.
 
     bash scripts/gpu_check.sh OUT
     bash scripts/gpu_check.sh OUT --rehearse        the same parts on a CPU, with tiny shapes
@@ -43,6 +43,7 @@ from fitprune.files import write_atomically  # noqa: E402
 from fitprune.tables import markdown  # noqa: E402
 
 BUDGET = 9 * 60 - 10  # seconds for all parts; the rest of nine minutes is for beginning and ending
+GRACE = 5  # seconds for a part that is out of time to write what it has: pytest does, when it is interrupted
 LEAST = 12  # seconds below which a part is not begun: it would do nothing but import
 TEXT = "29"  # tokens after the image, which with the 35 before it make 640 and 2944 of 576 and 2880
 PATIENCE = 5  # times as long for each part of a rehearsal, beside whatever else runs on a CPU
@@ -61,7 +62,7 @@ class Part:
 def tests(*what: str) -> tuple[str, ...]:
     """A command that runs tests, in several processes where pytest-xdist is there: most of the time goes into compiling kernels."""
     many = ("-n", str(min(8, os.cpu_count() or 1))) if find_spec("xdist") else ()
-    return (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *many, *what, "--junitxml")
+    return (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--continue-on-collection-errors", *many, *what, "--junitxml")
 
 
 def needing_a_gpu() -> list[str]:
@@ -133,6 +134,9 @@ def run_part(part: Part, seconds: float, log: Path) -> dict[str, Any]:
             code: int | None = process.wait(seconds)
         except subprocess.TimeoutExpired:
             code = None
+            os.killpg(process.pid, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
         finally:  # also when this process is told to stop: nothing goes on by itself
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -148,12 +152,13 @@ def read_figures(file: Path) -> Any:
         text = file.read_text(encoding="utf-8")
         if not text.startswith("<"):
             return json.loads(text)
-        cases = list(xml.fromstring(text).iter("testcase"))
+        tree = xml.fromstring(text)
+        cases, ended = list(tree.iter("testcase")), sum(int(suite.get("tests", 0)) for suite in tree.iter("testsuite"))
         kinds = {kind: [case for case in cases if case.find(kind) is not None] for kind in ("failure", "error", "skipped")}
         wrong = [*kinds["failure"], *kinds["error"]]
         skipped = sorted({str(case.find("skipped").get("message")) for case in kinds["skipped"]})  # type: ignore[union-attr]
         names = [f"{case.get('classname')}::{case.get('name')}" for case in wrong]
-        passed = len(cases) - len(wrong) - len(kinds["skipped"])
+        passed = ended - len(wrong) - len(kinds["skipped"])  # a test that was cut off is a case, and has not ended
         return {"passed": passed, "failed": len(wrong), "skipped": len(kinds["skipped"]), "names": names, "reasons": skipped}
     return None
 

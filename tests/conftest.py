@@ -7,7 +7,9 @@ import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never waits for a hub
-if not torch.cuda.is_available():
+if torch.cuda.is_available():
+    torch.backends.cudnn.allow_tf32 = False  # convolutions are compared with those of the CPU
+else:
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels run on the CPU
 
 torch.set_num_threads(1)

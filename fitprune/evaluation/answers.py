@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
-
-import shortuuid
 
 from ..errors import FitPruneError
 from ..files import lock, model_names
@@ -65,7 +63,10 @@ class AnswersFile:
             FitPruneError: if a line answers another question or comes from another model or run, or the file cannot
                 be opened. The file is then as it was.
         """
+        from shortuuid import uuid  # here, so that commands that answer nothing run without it
+
         self.path = Path(path)
+        self._new_id: Callable[[], str] = uuid
         self.questions = list(questions)
         self.done = self.mended = 0
         self._model_id = model_id
@@ -143,7 +144,7 @@ class AnswersFile:
             "prompt": question.saved,
             "text": text or "",
             **dict(question.more),
-            "answer_id": shortuuid.uuid(),
+            "answer_id": self._new_id(),
             "model_id": self._model_id,
             "metadata": self._metadata if text is not None else {**self._metadata, SKIPPED: question.unusable},
         }

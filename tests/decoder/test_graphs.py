@@ -11,6 +11,7 @@ from test_generate import GREEDY
 from test_prune import ROWS, close
 from tiny import IMAGE_TOKENS, RECIPE, batch, embedded, prompt
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 import fitprune
@@ -221,6 +222,29 @@ def test_a_score_that_asks_the_host_is_refused_in_words(llava):
         fitprune.prune(llava, RECIPE, graphs=Graphs(1, recorder=fails)),
     ):
         llava(**prompt(3, "image", 5, seed=1))
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1, 3]])
+@pytest.mark.parametrize("score", RECORDED)
+def test_no_number_comes_from_the_host_while_a_prefill_is_recorded(llava, score, rows):
+    """Which `meta` lets pass: a tensor made of Python numbers is copied to the device, and that ends a recording."""
+    made = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "lift_fresh" in str(func) and args[0].numel():
+                made.append(args[0])
+            return func(*args, **(kwargs or {}))
+
+    def watched(run, inputs):
+        with Watch():
+            torch.tensor([1])
+            output = run(inputs)
+        return lambda: output
+
+    with torch.no_grad(), fitprune.prune(llava, RECIPE, graphs=Graphs(1, recorder=watched), score=score):
+        llava(**batch([ROWS[row] for row in rows]))
+    assert [tensor.tolist() for tensor in made] == [[1]]  # the one that shows that they are seen
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, Recipe.step(layer=1, keep=0.25), Recipe.none(tiny.LAYERS)])

@@ -27,6 +27,20 @@ def python(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
 
 
+ABSENT = ("shortuuid", "deepspeed", "gradio", "openpyxl", "peft")  # what a machine with torch, transformers and pytest need not have
+
+
+def without(packages: tuple[str, ...], folder: Path) -> dict[str, str]:
+    """An environment in which these packages are not installed, whichever are."""
+    code = f"""
+from importlib.machinery import PathFinder
+found = PathFinder.find_spec
+PathFinder.find_spec = classmethod(lambda _, name, *more: None if name.partition(".")[0] in {packages} else found(name, *more))
+"""
+    (folder / "sitecustomize.py").write_text(code)
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
 WRITES = python("import sys; open(sys.argv[1], 'w').write('{\"notes\": [\"a note\"]}')")
 
 
@@ -67,6 +81,17 @@ def read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
+
+
+def test_tests_that_are_cut_off_leave_what_they_had_found(tmp_path: Path) -> None:
+    """In one process: how fast several are gone depends on what else runs here."""
+    file = tmp_path / "test_these.py"
+    file.write_text("import time\ndef test_quick(): pass\ndef test_wrong(): assert 0\ndef test_hangs(): time.sleep(1000)\n")
+    command = (sys.executable, "-m", "pytest", str(file), "--junitxml")
+    found = gpu_check.run_part(Part("tests", 12, command), 12, tmp_path / "log")
+    assert found["ended"] == CUT
+    assert 12 <= found["seconds"] < 12 + gpu_check.GRACE + 3
+    assert (found["figures"]["passed"], found["figures"]["failed"]) == (1, 1)  # the one that hung is neither
 
 
 def test_results_are_there_while_later_parts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,17 +139,36 @@ def test_a_rehearsal_has_the_same_parts_and_nine_minutes_are_enough_for_most() -
     assert not [word for part in rehearsed for word in part.command if word.startswith("llava-")]
 
 
+@pytest.mark.parametrize("module", ["fitprune bench", "fitprune.bench.scoring"])
+def test_what_is_timed_needs_no_package_that_only_answers_need(tmp_path: Path, module: str) -> None:
+    environment = without(ABSENT, tmp_path)
+    absent = subprocess.run([sys.executable, "-c", "import shortuuid"], env=environment, capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError" in absent.stderr
+    command = [sys.executable, "-m", *module.split(), "--help"]
+    subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+
+
 def test_pytests_file_becomes_counts_and_names(tmp_path: Path) -> None:
     file = tmp_path / "figures"
     cases = '<testcase classname="tests.a" name="x"/><testcase classname="tests.a" name="y"><failure message="no"/></testcase>'
     skipped = '<testcase classname="tests.b" name="z"><skipped message="needs the package"/></testcase>'
-    file.write_text(f"<testsuites><testsuite>{cases}{skipped}</testsuite></testsuites>")
+    file.write_text(f'<testsuites><testsuite tests="3">{cases}{skipped}</testsuite></testsuites>')
     found = gpu_check.read_figures(file)
     assert found == {"passed": 1, "failed": 1, "skipped": 1, "names": ["tests.a::y"], "reasons": ["needs the package"]}
     page = gpu_check.page([{"name": "tests", "ended": FAILED, "seconds": 2.0, "figures": found}], rehearsed=False)
     assert "| tests | failed | 2 | 1 / 1 / 1 | tests.a::y |" in page
     file.write_text("<testsuites><testsuite>")  # cut off
     assert gpu_check.read_figures(file) is None
+
+
+def test_a_test_file_that_cannot_be_imported_does_not_stop_the_others(tmp_path: Path) -> None:
+    (tmp_path / "test_here.py").write_text("def test_it(): pass")
+    (tmp_path / "test_gone.py").write_text("import a_package_that_is_not_there")
+    files = [str(tmp_path / name) for name in ("test_gone.py", "test_here.py")]
+    found = gpu_check.run_part(Part("tests", 60, gpu_check.tests(*files)), 60, tmp_path / "log")
+    assert found["ended"] == FAILED
+    assert found["figures"]["passed"] == 1
+    assert found["figures"]["failed"] == 1
 
 
 def test_prefills_are_told_with_what_they_are_compared_with() -> None:
@@ -146,16 +190,17 @@ def test_prefills_are_told_with_what_they_are_compared_with() -> None:
 
 def test_it_is_rehearsed(tmp_path: Path) -> None:
     """The command itself, on this machine's CPU: every part is begun, done, and has figures in the tables."""
-    environment = {**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [BASH, str(ROOT / "scripts" / "gpu_check.sh"), str(tmp_path), "--rehearse", "--budget", "900"]
+    environment = {**without(ABSENT, tmp_path), "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "out"
+    command = [BASH, str(ROOT / "scripts" / "gpu_check.sh"), str(out), "--rehearse", "--budget", "900"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1000)
-    assert done.returncode == 0, done.stdout + (tmp_path / "gpu_check.log").read_text()[-3000:]
-    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert done.returncode == 0, done.stdout + (out / "gpu_check.log").read_text()[-3000:]
+    found = json.loads((out / "gpu_check.json").read_text())
     assert found["rehearsed"]
     assert [part["ended"] for part in found["parts"]] == [DONE] * len(gpu_check.parts(True))
     assert all(part["figures"] for part in found["parts"])
-    page = (tmp_path / "gpu_check.md").read_text()
+    page = (out / "gpu_check.md").read_text()
     for title in ("## Prefill", "## Scoring of one layer", "## Parts"):
         assert title in page
     assert "rehearsed on a CPU" in page
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu_check.json", "gpu_check.log", "gpu_check.md"]
+    assert sorted(path.name for path in out.iterdir()) == ["gpu_check.json", "gpu_check.log", "gpu_check.md"]
