@@ -19,6 +19,12 @@ if importlib.util.find_spec("torchvision"):  # `make test-video`
 
     torchvision_ops.declare()
 
+if importlib.util.find_spec("hypothesis"):  # a busy machine is no fault of the code: no test has a deadline
+    from hypothesis import settings
+
+    settings.register_profile("untimed", settings.default, deadline=None)
+    settings.load_profile("untimed")
+
 REST = ("docs", "embedded", "release", "web")  # folders that `make test` leaves to `make test-all`
 
 
