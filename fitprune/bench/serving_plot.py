@@ -12,6 +12,8 @@ from ..draw import style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+DENSE = "dense"  # the server without the plugin
+
 
 def plot(results: dict[str, Any]) -> Figure:
     """Two panels, from what `serving.measure` returns; the ideal is dense times the speed-up by FLOPs."""
@@ -19,12 +21,12 @@ def plot(results: dict[str, Any]) -> Figure:
     rate, first = figure.subplots(1, 2)
     servers = results["servers"]
     for (name, rows), colour, mark in zip(servers.items(), style.COLOURS, style.MARKS, strict=False):
-        label = "dense (vLLM as it is)" if name == "dense" else f"pruned, ranked by {name}"
+        label = "dense (vLLM as it is)" if name == DENSE else f"pruned, ranked by {name}"
         at = [row["concurrency"] for row in rows]
         rate.plot(at, [row["request_throughput"] for row in rows], color=colour, marker=mark, label=label)
         first.plot(at, [row["mean_ttft_ms"] / 1000 for row in rows], color=colour, marker=mark)
-    if "dense" in servers:
-        rows = servers["dense"]
+    if DENSE in servers:
+        rows = servers[DENSE]
         promised = [row["request_throughput"] * results["ideal"]["request"] for row in rows]
         rate.plot([row["concurrency"] for row in rows], promised, color="black", linestyle="--", label="ideal by FLOPs")
     rate.set_ylabel("requests a second")

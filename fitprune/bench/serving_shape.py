@@ -1,4 +1,4 @@
-"""A LLaVA-1.5 with random weights for serving: 576 visual tokens, 16 layers × 1024, with the embedded model's tokenizer and template.
+"""A LLaVA-1.5 with random weights for serving: half of the layers of `bench`'s small shape, the embedded model's tokenizer and template.
 
 The decoder is what is measured: its vision tower is the embedded model's size, on images of 336 pixels.
 
@@ -13,10 +13,12 @@ from pathlib import Path
 
 from ..embedded import model_path
 from ..families.convert import save
+from .shapes import SHAPES
 
-SIDE, VISUAL, LAYERS, HIDDEN, INTERMEDIATE, HEADS, ANSWER = 336, 576, 16, 1024, 2752, 16, 16
+SHAPE = SHAPES["small"].altered(layers=16)
+SIDE, ANSWER = 336, 16  # pixels of an image, whose patches are the visual tokens; tokens of an answer
 STEPS = {1: 260, 3: 120, 7: 80}  # layer: visual tokens that it deletes
-DELETIONS = [STEPS.get(layer, 0) for layer in range(LAYERS)]
+DELETIONS = [STEPS.get(layer, 0) for layer in range(SHAPE.cost.layers)]
 COPIED = ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -29,11 +31,11 @@ def random_llava(folder: Path) -> Path:
         return folder
     own = Path(model_path("embedded"))
     config = json.loads((own / "config.json").read_text())
-    config["image_seq_length"] = VISUAL
+    cost, config["image_seq_length"] = SHAPE.cost, SHAPE.visual
     config["vision_config"]["image_size"] = SIDE
     config["text_config"] |= {
-        "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "head_dim": HIDDEN // HEADS,
+        "hidden_size": cost.hidden, "intermediate_size": cost.intermediate, "num_hidden_layers": cost.layers,
+        "num_attention_heads": cost.heads, "num_key_value_heads": cost.kv_heads, "head_dim": cost.head_dim,
     }  # fmt: skip
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(LlavaConfig.from_dict(config)).to(torch.float32)

@@ -29,8 +29,8 @@ from ..evaluation.benchmarks.sqa import AS_LLAVA_HR
 from ..evaluation.benchmarks.sqa import BENCHMARK as SCIENCE_QA
 from ..evaluation.benchmarks.textvqa import BENCHMARK as TEXTVQA
 from ..evaluation.benchmarks.textvqa import scored_with
-from ..evaluation.layout import placed
-from ..evaluation.rehearsal import rehearse, with_pictures
+from ..evaluation.layout import find_pictures, with_pictures
+from ..evaluation.rehearsal import rehearse
 from ..files import check_writable
 from ..questions import read_questions
 
@@ -45,7 +45,6 @@ EXAMPLES = """examples:
   fitprune eval --benchmark gqa --scores fitprune cross random
   fitprune eval --benchmark mme --model-path llava-hf/llava-1.5-7b-hf --reduction-ratio 60 --data playground/data/eval/MME
 """
-COUNTED = "answered with nothing, which counts as wrong"
 SHARED = True  # the processes of torchrun or accelerate launch share the work
 
 
@@ -98,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     """Answers, scores and prints; returns the exit code."""
     from ..evaluation.compare import answer_chunk, compare, plan
     from ..evaluation.rows import table
-    from ..evaluation.usable import screen, screened, skipped_line
+    from ..evaluation.usable import EMPTY, WRONG, screen, screened, skipped_line
     from ..families import load
     from ..studies.judge import DriftJudge, journal_in
 
@@ -112,11 +111,9 @@ def run(args: argparse.Namespace) -> int:
     questions = benchmark.first(given, args.limit) if benchmark else given[: args.limit]
     images = Path(args.image_folder)
     among = images if own_images or benchmark is None else data
-    questions, notes = placed(questions, images, among, "any" if args.strict else "folders")
+    questions = find_pictures(questions, images, among, args.strict, workers.leads)
     if benchmark:
         workers.first(partial(rehearse, benchmark, data, questions))
-    if workers.leads:
-        print(*notes, sep="\n", end="\n" if notes else "")
     if args.scores and args.score:
         raise FitPruneError("give either --score or --scores, not both")
     by = arguments.ways(args)
@@ -131,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         raise FitPruneError("--num-chunks is for processes that are started one by one: under torchrun or accelerate leave it out")
     vlm = load(args.model_path, **arguments.load_options(args))
     questions = screen(vlm, questions, args.image_folder, args.strict, workers)
-    calibration = screened(vlm, calibration, args.strict, workers.leads)
+    calibration = screened(vlm, calibration, args.strict, workers)
 
     def judge() -> DriftJudge:
         return DriftJudge(vlm, calibration, journal=journal_in(output, vlm, calibration), workers=workers)
@@ -158,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{row.name}:", row.report.rstrip(), sep="\n", end="\n\n")
     print(f"{vlm.name} on {len(questions)} questions of {args.question_file}")
     print(table(rows))
-    if skipped := skipped_line(questions, COUNTED if benchmark else "answered with nothing"):
+    if skipped := skipped_line(questions, WRONG if benchmark else EMPTY):
         print(skipped)
     return 0
 

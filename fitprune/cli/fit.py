@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         if by == "drift":
             check_enough(len(calibration.questions()))  # before the model is loaded
         vlm = load(args.model_path, **arguments.load_options(args))
-        calibration = screened(vlm, calibration, args.strict, workers.leads)
+        calibration = screened(vlm, calibration, args.strict, workers)
         stats, seconds = observe_timed(vlm, calibration, workers=workers)
         recipes = fit_all(stats, None, args.reduction_ratio, args.criterion or CRITERIA[0], absorb=args.absorb)
     chosen: dict[float, Chosen] = {}

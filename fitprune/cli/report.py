@@ -64,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; returns the exit code."""
-    from ..evaluation.layout import placed
+    from ..evaluation.layout import find_pictures
     from ..evaluation.usable import screen, screened, skipped_line
     from ..families import load
     from ..resolve import resolve
@@ -81,13 +81,11 @@ def run(args: argparse.Namespace) -> int:
     if not questions:
         raise FitPruneError(f"{args.question_file} has no question with an image, so there is nothing to prune: give others")
     images = Path(args.image_folder)
-    questions, notes = placed(questions, images, images, "any" if args.strict else "folders")
-    if workers.leads:
-        print(*notes, sep="\n", end="\n" if notes else "")
+    questions = find_pictures(questions, images, images, args.strict, workers.leads)
     vlm = load(args.model_path, **arguments.load_options(args))
     screening = screen(vlm, questions, args.image_folder, args.strict, workers)
     questions = [question for question in screening if question.visual]
-    calibration = screened(vlm, arguments.calibration(args), args.strict, workers.leads)
+    calibration = screened(vlm, arguments.calibration(args), args.strict, workers)
     choices = resolve(
         vlm, sorted(args.reduction_ratio), calibration, recipe_file=args.recipe, by=by, score=None if args.score else RECOMMENDED,
         judge=lambda: DriftJudge(vlm, calibration, workers=workers), workers=workers,

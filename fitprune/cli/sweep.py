@@ -18,8 +18,8 @@ from ..errors import FitPruneError
 from ..evaluation.benchmark import PLAYGROUND, Benchmark
 from ..evaluation.benchmarks import BENCHMARKS, default_data
 from ..evaluation.benchmarks import find as find_benchmark
-from ..evaluation.layout import placed
-from ..evaluation.rehearsal import rehearse, with_pictures
+from ..evaluation.layout import find_pictures, with_pictures
+from ..evaluation.rehearsal import rehearse
 from ..files import check_writable
 from ..questions import Calibration, Question
 from ..studies import ablate
@@ -84,23 +84,21 @@ def run(args: argparse.Namespace) -> int:
     for name, benchmark in benchmarks.items():
         benchmark.check(data := folders[name])
         given = benchmark.first(benchmark.asked(data / benchmark.questions), args.limit)
-        asked[name], notes = placed(given, data / benchmark.images, data, "any" if args.strict else "folders")
+        asked[name] = find_pictures(given, data / benchmark.images, data, args.strict, args.workers.leads)
         args.workers.first(partial(rehearse, benchmark, data, asked[name]))
-        if args.workers.leads:
-            print(*notes, sep="\n", end="\n" if notes else "")
     decoding = arguments.generation(args)
     args.samples = ablate.most_samples(args.ablate, args.samples)
     calibration = _calibration(args, next(iter(benchmarks.values())), next(iter(folders.values())))
     methods = _methods(args, calibration)
     from ..calibrate import kept_statistics
-    from ..evaluation.usable import screen, screened, skipped_line
+    from ..evaluation.usable import WRONG, screen, screened, skipped_line
     from ..families import load
     from ..studies.sweep import run_benchmark, schedule_runs
     from ..studies.sweep_table import markdown, write
 
     vlm = load(args.model_path, **arguments.load_options(args))
     workers: WorkerGroup = args.workers
-    calibration = screened(vlm, calibration, args.strict, workers.leads)
+    calibration = screened(vlm, calibration, args.strict, workers)
     pruned = [ratio for ratio in dict.fromkeys(args.ratios) if ratio]
     stats = kept_statistics(vlm, calibration, output, args.overwrite, workers) if pruned else None
     suffix = f"-first{args.limit}" if args.limit else ""
@@ -112,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         settings = {"batch_size": args.batch_size, "overwrite": args.overwrite, **decoding}
         settings["max_new_tokens"] = args.max_new_tokens or benchmark.max_new_tokens
         questions = screen(vlm, asked[name], folders[name] / benchmark.images, args.strict, workers)
-        if skipped := skipped_line(questions, "answered with nothing, which counts as wrong"):
+        if skipped := skipped_line(questions, WRONG):
             notes.append(f"{name}: {skipped}")
         points += run_benchmark(vlm, benchmark, folders[name], questions, runs, output, notes, settings, workers)
         workers.first(partial(write, output, points, notes, about, compared))  # as far as it goes

@@ -12,7 +12,7 @@ Left out: pictures of other names or formats, and archives that are not unpacked
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -149,6 +149,19 @@ def placed(questions: Sequence[Question], images: Path, data: Path, refuse: Miss
         )
     notes = [f"{count} images are in {root}, not in {images}" for root, count in elsewhere.items()]
     return result, notes + ([f"{respelled} images have another spelling of their ending than in the question file"] if respelled else [])
+
+
+def find_pictures(questions: Sequence[Question], images: Path, data: Path, strict: bool, tell: bool) -> list[Question]:
+    """`placed` for a command: what it has to say is printed where `tell`, and one picture that is not there is an error where strict."""
+    found, notes = placed(questions, images, data, "any" if strict else "folders")
+    if tell and notes:
+        print(*notes, sep="\n")
+    return found
+
+
+def with_pictures(read: Callable[[Path], list[Question]], images: Path, data: Path) -> Callable[[Path], list[Question]]:
+    """How a question file is read, with its pictures where they are (`placed`); those that are nowhere stay as they are."""
+    return lambda path: placed(read(path), images, data, refuse="nothing")[0]
 
 
 def _spelling(name: str) -> str:

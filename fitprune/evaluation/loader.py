@@ -20,9 +20,8 @@ from ..families import load
 from ..questions import Question, as_stored, chunk, read_questions
 from ..resolve import resolve
 from .answer import answer
-from .layout import Missing, placed
-from .rehearsal import with_pictures
-from .usable import screen, screened, skipped_line
+from .layout import find_pictures, with_pictures
+from .usable import EMPTY, screen, screened, skipped_line
 
 
 def parser(model: str = MODEL_NAME) -> argparse.ArgumentParser:
@@ -48,18 +47,15 @@ def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_
     """Answers the questions, reading their file with `read`; returns the exit code."""
     read = as_stored(read)
     images = Path(args.image_folder)
-    missing: Missing = "any" if args.strict else "folders"
-    asked, notes = placed(read(Path(args.question_file)), images, images, missing)
+    asked = find_pictures(read(Path(args.question_file)), images, images, args.strict, args.workers.leads)
     questions = chunk(asked, args.num_chunks, args.chunk_idx)
-    if args.workers.leads:
-        print(*notes, sep="\n", end="\n" if notes else "")
     vlm = load(args.model_path, **arguments.load_options(args))
     ratio = args.reduction_ratio if any(question.visual for question in questions) else 0.0  # text has nothing to prune
     calibration = arguments.calibration(args)
     if calibration.question_file == args.question_file:  # fitted on the questions themselves: read alike
         calibration = replace(calibration, read=with_pictures(read, images, images))
     questions = screen(vlm, questions, args.image_folder, args.strict, args.workers, whole=len(questions) == len(asked))
-    calibration = screened(vlm, calibration, args.strict, args.workers.leads)
+    calibration = screened(vlm, calibration, args.strict, args.workers)
     (choice,) = resolve(
         vlm, [ratio], calibration, recipe_file=args.recipe, refit=args.overwrite, workers=args.workers,
         keep_at=lambda ratio, _: f"{args.answers_file}.r{100 * ratio:.6g}.recipe.json",
@@ -71,7 +67,7 @@ def run(args: argparse.Namespace, read: Callable[[Path], list[Question]] = read_
     )  # fmt: skip
     again = f", {done.resumed} were there already" if done.resumed else ""
     print(f"{done.path}: {done.answered} answers written{again}")
-    if skipped := skipped_line(questions, "answered with nothing"):
+    if skipped := skipped_line(questions, EMPTY):
         print(skipped)
     return 0
 

@@ -1,4 +1,4 @@
-"""What a run on a benchmark needs, tried before a model is loaded: its pictures found, its scoring gone through once.
+"""The scoring of a benchmark, gone through once before a model is loaded.
 
 Missing truth, labels of another revision or a library that a submission needs would otherwise be found after the last answer.
 The rehearsal scores empty answers to the very questions, so a benchmark needs no check of its own for it.
@@ -10,14 +10,13 @@ The rehearsal scores empty answers to the very questions, so a benchmark needs n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..errors import FitPruneError
 from ..questions import Question
 from .benchmark import Benchmark
-from .layout import placed
 
 
 def rehearse(benchmark: Benchmark, data: Path, questions: Sequence[Question]) -> None:
@@ -36,8 +35,3 @@ def rehearse(benchmark: Benchmark, data: Path, questions: Sequence[Question]) ->
             asked = str(data / benchmark.questions)
             said = str(error).replace(f"answers file {answers}", asked).replace(str(answers), asked)
             raise FitPruneError(f"{benchmark.title} could not be scored afterwards: {said}") from None
-
-
-def with_pictures(read: Callable[[Path], list[Question]], images: Path, data: Path) -> Callable[[Path], list[Question]]:
-    """How a question file is read, with its pictures where they are (`placed`); those that are nowhere stay as they are."""
-    return lambda path: placed(read(path), images, data, refuse="nothing")[0]

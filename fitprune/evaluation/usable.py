@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ..families import VLM
 
 LISTED = 10  # skipped questions that are named
+EMPTY = "answered with nothing"  # how skipped questions count
+WRONG = f"{EMPTY}, which counts as wrong"
 
 
 def screen(
@@ -72,21 +74,21 @@ def screen(
     return found
 
 
-def screened(vlm: VLM, calibration: Calibration, strict: bool = False, tell: bool = True) -> Calibration:
+def screened(vlm: VLM, calibration: Calibration, strict: bool = False, workers: WorkerGroup = SINGLE) -> Calibration:
     """The same calibration without the questions whose pictures cannot be used; they are looked at when the first question is asked for.
 
-    Each process looks by itself, as not all of them ask; that they observe the same questions is checked later. tell: Whether it prints.
+    Each process looks by itself, as not all of them ask; that they observe the same questions is checked later.
     """
     known: list[list[Question]] = []
 
     def read(_: Path) -> list[Question]:
         if not known:
-            folder, alone = Path(calibration.image_folder), WorkerGroup(rank=0 if tell else 1)
+            folder, alone = Path(calibration.image_folder), WorkerGroup(workers.rank)
             chosen, notes = placed(calibration.questions(), folder, folder, refuse="nothing")
-            if tell and notes:
+            if workers.leads and notes:
                 print(*notes, sep="\n")
             known.append([question for question in screen(vlm, chosen, calibration.image_folder, strict, alone) if question.visual])
-            if tell and len(known[0]) < len(chosen):
+            if workers.leads and len(known[0]) < len(chosen):
                 print(f"{len(chosen) - len(known[0])} of {len(chosen)} calibration questions skipped: fitted on the others")
         return known[0]
 

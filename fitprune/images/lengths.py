@@ -47,9 +47,7 @@ def _image_size(config: Any) -> int | None:
     side, patch = (getattr(tower, name, None) for name in ("image_size", "patch_size"))
     strategy = getattr(config, "vision_feature_select_strategy", "default" if getattr(config, "model_type", None) == "vipllava" else None)
     if isinstance(side, int) and isinstance(patch, int) and strategy is not None:
-        classless = getattr(config.vision_config, "model_type", "").startswith(
-            "siglip"
-        )  # the first token is a patch, which "default" drops
+        classless = getattr(tower, "model_type", "").startswith("siglip")  # its first token is a patch, which "default" drops
         return (side // patch) ** 2 + (strategy == "full") - classless
     resampled = getattr(getattr(config, "perceiver_config", None), "resampler_n_latents", None)
     return getattr(config, "image_seq_length", None) or resampled

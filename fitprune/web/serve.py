@@ -32,9 +32,8 @@ from .sampling import CutQueue, Sampling
 from .turns import conversation, of_input
 from .untrusted import MAX_BYTES
 
-ROUTES = (  # one is closed until what it does with a request was looked at: later ones decode sound, or open what a client names
-    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/health", "/load_model", "/reset"),
-)
+# a route is closed until what it does with a request was looked at: later ones decode sound, or open what a client names
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/health", "/load_model", "/reset")
 MAX_REQUEST_BYTES = 3 * MAX_BYTES  # two of the largest images in base64 (4 bytes for 3), and some around them
 MAX_LINE = 400  # characters of an error
 UNUSABLE = "these generation settings cannot be used"

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import fitprune
 from fitprune.bench import serving
 from fitprune.bench.serving_plot import plot
-from fitprune.bench.serving_shape import DELETIONS, VISUAL, random_llava
+from fitprune.bench.serving_shape import DELETIONS, SHAPE, random_llava
 from fitprune.cost import CostModel
 from fitprune.decoder.upstream import cache_in, pass_cache
 
@@ -48,9 +48,9 @@ def test_flops_of_a_request_are_those_that_pytorch_counts() -> None:
 
 def test_the_promise_of_the_shape_that_the_docs_tell_of(tmp_path: Path) -> None:
     """16 layers of 1024: 2.91 for the prompt less for a request that also decodes."""
-    recipe = fitprune.Recipe.from_deletions(DELETIONS, visual_tokens=VISUAL)
+    recipe = fitprune.Recipe.from_deletions(DELETIONS, visual_tokens=SHAPE.visual)
     folder = random_llava(tmp_path)
-    ideal = serving.ideal(folder, recipe, row(1, 1.0), VISUAL)
+    ideal = serving.ideal(folder, recipe, row(1, 1.0), SHAPE.visual)
     assert ideal["text"] == 12
     assert ideal["prefill"] == pytest.approx(2.91, abs=0.005)
     assert 2.7 < ideal["request"] < ideal["prefill"]

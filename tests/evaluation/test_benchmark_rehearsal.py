@@ -12,7 +12,8 @@ from fitprune.cli import main
 from fitprune.embedded import embedded
 from fitprune.errors import FitPruneError
 from fitprune.evaluation.benchmarks import BENCHMARKS
-from fitprune.evaluation.rehearsal import rehearse, with_pictures
+from fitprune.evaluation.layout import with_pictures
+from fitprune.evaluation.rehearsal import rehearse
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

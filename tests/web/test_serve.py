@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from multimodal import Recorded
 from PIL import Image
+from served import served
 
 import fitprune
 from fitprune import FitPruneError, Recipe
@@ -28,18 +29,11 @@ from fitprune.images.reading import read_image
 from fitprune.questions import read_questions
 from fitprune.scores import SCORES
 from fitprune.web import serve
-from fitprune.web.serve import Prompts, needed, server
+from fitprune.web.serve import Prompts, server
 from fitprune.web.turns import conversation
 
 QUESTIONS = [question for question in read_questions(embedded().questions) if question.category == "number"][:3]
 RECIPE = Recipe.step(layer=1, keep=0.5)
-
-try:
-    needed()
-    MISSING = ""
-except FitPruneError as error:
-    MISSING = str(error)
-served = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
 def data_url(image: Image.Image) -> str:

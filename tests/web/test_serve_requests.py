@@ -14,19 +14,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from served import served
 
 import fitprune
-from fitprune import FitPruneError, Recipe
+from fitprune import Recipe
 from fitprune.embedded import embedded
 from fitprune.web.fields import RULES
-from fitprune.web.serve import needed, server
+from fitprune.web.serve import server
 
-try:
-    needed()
-    MISSING = ""
-except FitPruneError as error:
-    MISSING = str(error)
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+pytestmark = served
 
 JSON = "application/json"
 PICTURE = "data:image/jpeg;base64," + base64.b64encode(embedded().picture.read_bytes()).decode()

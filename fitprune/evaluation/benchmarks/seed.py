@@ -61,10 +61,19 @@ def read_annotations(path: Path) -> tuple[dict[int, str], list[Asked]]:
 
 
 def evaluate(annotations: Path, answers: Path) -> Result:
-    """Accuracy by kind, by data type and in total; errors as `read_annotations`, `read_answers` and `check_known`."""
+    """Accuracy by kind, by data type and in total, as the original prints it; errors as `analyse`."""
+    return analyse(annotations, answers)[0]
+
+
+def analyse(annotations: Path, answers: Path) -> tuple[Result, list[str]]:
+    """The same, and what is to be said of answers to other questions and of questions without an answer.
+
+    Raises:
+        FitPruneError: as `read_annotations`, `read_answers` and `check_known`.
+    """
     names, asked = read_annotations(annotations)
     lines = read_answers(answers)
-    check_known(lines, {one.question_id: one.text for one in asked}, annotations)
+    notes = check_known(lines, {one.question_id: one.text for one in asked}, annotations, "the others count as wrong")
     given = said(lines)
     right = [float(given.get(one.question_id) == one.answer) for one in asked]
     kinds: dict[int, list[float]] = {}
@@ -76,12 +85,13 @@ def evaluate(annotations: Path, answers: Path) -> Result:
     shares["Total accuracy"] = _percent(right)
     shares |= {f"{name} accuracy": _percent(types[name]) for name in ("image", "video")}
     letters = {one.question_id: one.answer for one in asked}
-    return Result(
+    result = Result(
         headline=shares["Total accuracy"],
         details={name: value for name, value in shares.items() if value is not None},
         report="\n".join(f"{name}: {'nan' if value is None else f'{value:.2f}'}%" for name, value in shares.items()),
         per_answer=[float(letters.get(line.question_id) == line.text) for line in lines],
     )
+    return result, notes
 
 
 def _percent(values: Sequence[float]) -> float | None:
@@ -104,18 +114,11 @@ def upload(annotations: Path, answers: Path) -> bytes:
     return "".join(lines).encode()
 
 
-def _notes(annotations: Path, answers: Path) -> list[str]:
-    """What is said of answers to other questions and of questions without an answer; errors as `evaluate`."""
-    texts = {one.question_id: one.text for one in read_annotations(annotations)[1]}
-    return check_known(read_answers(answers), texts, annotations, "the others count as wrong")
-
-
 def score(data: Path, answers: Path, out: Path) -> Result:
     """Scores, and writes the upload file to `out` if every question is answered; says how many answers are no letter."""
-    result = evaluate(data / ANNOTATIONS, answers)
+    result = noted(*analyse(data / ANNOTATIONS, answers))
     asked = {one.question_id: one for one in read_annotations(data / ANNOTATIONS)[1]}
     given = said(read_answers(answers))
-    result = noted(result, _notes(data / ANNOTATIONS, answers))
     result = with_words(result, [(text, asked[key].choice) for key, text in given.items() if key in asked and text not in LETTERS])
     try:
         content = upload(data / ANNOTATIONS, answers)
@@ -128,7 +131,7 @@ def score(data: Path, answers: Path, out: Path) -> Result:
 
 def reports(args: argparse.Namespace) -> Iterator[str]:
     """The original's lines and what is not answered, before the upload file is written."""
-    yield noted(evaluate(args.annotation_file, args.result_file), _notes(args.annotation_file, args.result_file)).report
+    yield noted(*analyse(args.annotation_file, args.result_file)).report
     if args.result_upload_file is not None:
         write_atomically(args.result_upload_file, upload(args.annotation_file, args.result_file))
 

@@ -78,13 +78,14 @@ def analyse(
     Args:
         base: Folder of `pid_splits.json` and `problems.json`.
     Returns:
-        The result; the analyses of correct and incorrect answers; the summary (both as the original writes them).
+        The result, whose report ends with what is to be said of unknown and missing answers; the analyses of correct and
+        incorrect answers; the summary (both as the original writes them).
     Raises:
         FitPruneError: for files that are missing, torn or of another kind, an unknown split, an answer beyond `letters`.
     """
     truth = _truth(base, split, len(letters))
     lines = read_answers(answers)
-    check_known(lines, dict.fromkeys(truth, ""), base / "pid_splits.json")
+    notes = check_known(lines, dict.fromkeys(truth, ""), base / "pid_splits.json", "the others count as wrong")
     given: dict[int | str, tuple[str, str]] = {}  # by question id: answer, saved prompt
     per_answer = []
     for line in lines:
@@ -109,7 +110,7 @@ def analyse(
         shown = f"{figures['IMG-Accuracy']:.2f}"
     report = f"Total: {count}, Correct: {correct}, Accuracy: {figures['Accuracy']:.2f}%, IMG-Accuracy: {shown}%"
     summary = {"acc": figures["Accuracy"], "correct": correct, "count": count, "results": chosen, "outputs": outputs}
-    return Result(figures.get("IMG-Accuracy"), figures, report, per_answer), sides, summary
+    return noted(Result(figures.get("IMG-Accuracy"), figures, report, per_answer), notes), sides, summary
 
 
 def _truth(base: Path, split: str, most: int) -> dict[int | str, tuple[int, int]]:
@@ -138,17 +139,10 @@ def _index(parsed: str, choices: int, letters: str) -> int:
     return letters[:choices].find(parsed) if len(parsed) == 1 else -1
 
 
-def _notes(base: Path, answers: Path, summary: dict[str, Any]) -> list[str]:
-    """What is said of answers to other problems and of problems without an answer."""
-    asked = dict.fromkeys(summary["results"], "")
-    return check_known(read_answers(answers), asked, base / "pid_splits.json", "the others count as wrong")
-
-
 def score(data: Path, answers: Path, out: Path, any_start: bool = False) -> Result:
     """Scores the test split; writes the two files of `eval_science_qa` to `out`; says how many answers name no letter."""
     result, sides, summary = analyse(data, answers, any_start=any_start)
     problems = read_json(data / "problems.json", "ScienceQA's problems")
-    result = noted(result, _notes(data, answers, summary))
     unparsed = [one for one in sides["incorrect"] if one["parsed_ans"] == FAILED != one["pred"]]
     words = [str(problems[one["question_id"]]["choices"][LETTERS.index(one["ground_truth"])]) for one in unparsed]
     files = {out / f"{answers.stem}_output.jsonl": sides, out / f"{answers.stem}_result.json": summary}
@@ -161,7 +155,7 @@ def score(data: Path, answers: Path, out: Path, any_start: bool = False) -> Resu
 def reports(args: argparse.Namespace) -> Iterator[str]:
     """The original's line and what is not answered, before the files that were asked for are written."""
     result, sides, summary = analyse(args.base_dir, args.result_file, split=args.split, letters=args.options, any_start=args.any_start)
-    yield noted(result, _notes(args.base_dir, args.result_file, summary)).report
+    yield result.report
     for path, content in ((args.output_file, sides), (args.output_result, summary)):
         if path is not None:
             write_json(path, content, indent=2)
